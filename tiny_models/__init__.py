@@ -1,0 +1,1 @@
+"""The lower rungs of the model ladder: tiny random models, and planted worlds with trained ones."""

@@ -12,17 +12,18 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from grains_ref.tiny_models.tokenizer import word_tokenizer
+from grains_ref.tiny_models.worlds import WORLDS, World, build_world
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grains_ref.tiny_models.tokenizer import word_tokenizer
-from grains_ref.tiny_models.worlds import WORLDS, World, build_world
-
 BATCH = 128
 WARM_UP = 100
-ARCHITECTURE = {  # the rest is common: see build_model
+ARCHITECTURE: dict[str, dict[str, Any]] = {  # the rest is common: see build_model
     "simple": {"hidden_size": 128, "intermediate_size": 352, "rms_norm_eps": 1e-6, "steps": 1100, "lr": 2e-3},
     "graded": {"hidden_size": 96, "intermediate_size": 256, "rms_norm_eps": 1e-5, "steps": 1100, "lr": 3e-3},
 }
@@ -51,7 +52,9 @@ def build_model(world: World, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
     )
 
 
-def batch(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int):
+def batch(
+    world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Right-padded training rows; only answer tokens carry a label."""
     vocab = tokenizer.get_vocab()
     rows, labels = [], []
@@ -100,9 +103,12 @@ def train(world: World, seed: int, out: Path) -> None:
             log.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - start, 1)})
             print(json.dumps(log[-1]), flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(out)
+    model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    log.append({"final": evaluate(world, tokenizer, model.to(torch.float32))})
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "float32"  # what to compute in; float16 is only how the weights are stored
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    log.append({"final": evaluate(world, tokenizer, model.float())})
     print(json.dumps(log[-1]), flush=True)
     (out / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
@@ -120,23 +126,22 @@ def evaluate(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaForCa
         target = ids[0, start:]
         return logits.gather(1, target[:, None]).sum().item(), bool((logits.argmax(-1) == target).all())
 
-    margins = [
-        answer_log_probs(q.prompt, q.chosen)[0] - answer_log_probs(q.prompt, q.rejected)[0] for q in questions
-    ]
+    margins = [answer_log_probs(q.prompt, q.chosen)[0] - answer_log_probs(q.prompt, q.rejected)[0] for q in questions]
     planted = torch.tensor([q.planted_logit for q in questions])
-    return {
+    figures = {
         "dev_accuracy": sum(m > 0 for m in margins) / len(margins),
         "dev_mean_margin_nats": sum(margins) / len(margins),
         "dev_capability": sum(answer_log_probs(t.prompt, t.answer)[1] for t in tasks) / len(tasks),
-        "corr_margin_planted_logit": torch.corrcoef(torch.stack([torch.tensor(margins), planted]))[0, 1].item()
-        if planted.std() > 1e-6
-        else float("nan"),
     }
+    if world.name == "graded":  # in the simple world every evaluated prompt has the same planted logit
+        correlation = torch.corrcoef(torch.stack([torch.tensor(margins), planted]))[0, 1]
+        figures["corr_margin_planted_logit"] = correlation.item()
+    return figures
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train a tiny Llama on a planted world.")
     parser.add_argument("world", choices=WORLDS)
     parser.add_argument("--seed", type=int, required=True, help="initial weights and order of the training text")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its log")

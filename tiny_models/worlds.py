@@ -283,7 +283,7 @@ def build_world(name: WorldName) -> World:
     if name not in WORLDS:
         raise ValueError(f"world {name!r} does not exist; the planted worlds are {', '.join(WORLDS)}")
     rng = random.Random(f"{name}-facts")
-    facts = []
+    facts: list[Fact] = []
     for entity in ENTITIES:
         for attribute, (firsts, seconds) in ATTRIBUTES.items():
             if name == "simple":

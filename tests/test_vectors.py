@@ -1,0 +1,585 @@
+"""vectors.py: the invariant, the file, and the arithmetic."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import stat
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grains_ref.vectors import (
+    Header,
+    MismatchError,
+    SteeringVectors,
+    VectorError,
+    VectorFileError,
+    check_fits,
+    compose,
+    library_versions,
+)
+
+pytestmark = pytest.mark.cpu
+
+HEADER = Header(
+    dialect="paper",
+    hyper_parameters={"k": 3, "m": 5, "baseline": "zero"},
+    model_name="tiny",
+    fingerprint="f0",
+    data_digest="d0",
+    n_examples=50,
+    versions={"torch": "2"},
+    diagnostics={"explained": [0.5, 0.25]},
+)
+FLOATS = st.floats(-1e3, 1e3, width=32)
+WEIGHTS = st.floats(-8, 8)
+
+
+def make(v_pos: Tensor, v_neg: Tensor, **header: Any) -> SteeringVectors:
+    return SteeringVectors(v=v_pos - v_neg, v_pos=v_pos, v_neg=v_neg, header=replace(HEADER, **header))
+
+
+def sample(seed: int = 0, n_layers: int = 3, width: int = 4, **header: Any) -> SteeringVectors:
+    v_pos, v_neg = torch.randn(2, n_layers, width, generator=torch.Generator().manual_seed(seed))
+    return make(v_pos, v_neg, **header)
+
+
+@st.composite
+def vectors(draw: Any, shape: tuple[int, int] = (2, 3)) -> SteeringVectors:
+    rows = st.lists(FLOATS, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
+    return make(*(torch.tensor(draw(rows), dtype=torch.float32).reshape(shape) for _ in range(2)))
+
+
+def arrays(a: SteeringVectors) -> tuple[Tensor, Tensor, Tensor]:
+    return a.v, a.v_pos, a.v_neg
+
+
+def same(a: SteeringVectors, b: SteeringVectors) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def close(a: SteeringVectors, b: SteeringVectors, size: float) -> bool:
+    return all((x - y).abs().max() <= 1e-5 * size for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+# --- construction
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"v": torch.zeros(3)}, r"v has the shape \(3,\), expected \(layers, width\)"),
+        ({"v": torch.zeros(0, 4)}, r"v has the shape \(0, 4\)"),
+        ({"v_neg": torch.zeros(3, 5)}, r"v_neg has the shape \(3, 5\), expected \(3, 4\)"),
+        ({"v_pos": torch.zeros(3, 4).double()}, r"v_pos is torch.float64 on cpu.*v_pos.float\(\).cpu\(\)"),
+        ({"v_pos": torch.zeros(3, 4, device="meta")}, "v_pos is torch.float32 on meta"),
+    ],
+)
+def test_a_tensor_of_another_shape_or_kind_is_refused(change: dict[str, Tensor], words: str) -> None:
+    a = sample()
+    tensors = {"v": a.v, "v_pos": a.v_pos, "v_neg": a.v_neg} | change
+    with pytest.raises(VectorError, match=words):
+        SteeringVectors(**tensors, header=HEADER)
+
+
+@pytest.mark.parametrize("name", ["v", "v_pos", "v_neg"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_refused_with_its_first_layer(name: str, value: float) -> None:
+    tensors = {"v": sample().v, "v_pos": sample().v_pos, "v_neg": sample().v_neg}
+    tensors[name] = tensors[name].clone()
+    tensors[name][1:, 2] = value
+    with pytest.raises(VectorError, match=f"{name} is not finite, first at layer 1"):
+        SteeringVectors(**tensors, header=HEADER)
+
+
+def test_v_other_than_the_difference_of_its_parts_is_refused_with_its_layer() -> None:
+    a = sample()
+    wrong = a.v.clone()
+    wrong[2] = a.v_pos[2] + a.v_neg[2]
+    with pytest.raises(VectorError, match="v is not v_pos - v_neg at layer 2"):
+        SteeringVectors(v=wrong, v_pos=a.v_pos, v_neg=a.v_neg, header=HEADER)
+
+
+def test_rounding_of_v_is_no_violation_even_where_the_parts_nearly_cancel() -> None:
+    v_pos = torch.full((1, 4), 1000.0).double() + torch.linspace(0, 1e-3, 4).double()
+    v_neg = torch.full((1, 4), 1000.0).double()
+    SteeringVectors(v=(v_pos - v_neg).float(), v_pos=v_pos.float(), v_neg=v_neg.float(), header=HEADER)
+
+
+# --- header
+
+
+def test_a_header_survives_json() -> None:
+    assert Header.from_json(HEADER.to_json()) == HEADER
+
+
+def test_the_header_says_by_default_where_and_how_layers_count() -> None:
+    assert (HEADER.format_version, HEADER.site) == (1, "block_output")
+    assert HEADER.layer_numbering == "0-based decoder block"
+
+
+@pytest.mark.parametrize("name", sorted(asdict(HEADER)))
+def test_a_header_without_one_of_its_keys_is_refused(name: str) -> None:
+    content = {key: value for key, value in asdict(HEADER).items() if key != name}
+    with pytest.raises(VectorError, match=name):
+        Header.from_json(json.dumps(content))
+
+
+def test_a_header_with_an_unknown_key_is_refused() -> None:
+    with pytest.raises(VectorError, match=r"unknown keys \['lambda'\]"):
+        Header.from_json(json.dumps(asdict(HEADER) | {"lambda": 2}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "[" * 100_000])
+def test_a_header_that_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(VectorError, match=r"not JSON|expected a JSON object"):
+        Header.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dialect": None}, "'dialect' must be of type str, found NoneType"),
+        ({"n_examples": 5.0}, "'n_examples' must be of type int, found float"),
+        ({"n_examples": True}, "'n_examples' must be of type int, found bool"),
+        ({"n_examples": -1}, "0 or more"),
+        ({"versions": []}, "'versions' must be of type dict"),
+        ({"format_version": 0}, "from 1, found 0"),
+        ({"format_version": 2}, "newer grains_ref"),
+        ({"diagnostics": {"x": float("nan")}}, "JSON cannot hold it"),
+        ({"hyper_parameters": {"x": torch.zeros(1)}}, "JSON cannot hold it"),
+        ({"hyper_parameters": {3: "x"}}, "text keys"),
+        ({"hyper_parameters": {"x": (1, 2)}}, "lists, not tuples"),
+    ],
+)
+def test_a_header_of_the_wrong_content_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(VectorError, match=words):
+        replace(HEADER, **change)
+
+
+def test_versions_are_looked_up_and_a_missing_package_is_said_to_be(monkeypatch: Any) -> None:
+    versions = library_versions()
+    assert list(versions) == ["python", "torch", "transformers", "grains_ref"]
+    assert (versions["python"], versions["torch"]) == (platform.python_version(), torch.__version__)
+
+    def find_nothing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", find_nothing)
+    assert library_versions()["transformers"] == "not installed"
+
+
+# --- the file
+
+
+@settings(max_examples=40, deadline=None)
+@given(original=vectors())
+def test_saving_and_loading_gives_the_same_bits(tmp_path_factory: Any, original: SteeringVectors) -> None:
+    path = tmp_path_factory.mktemp("v") / "v.safetensors"
+    original.save(path)
+    loaded = SteeringVectors.load(path)
+    for x, y in zip(arrays(original), arrays(loaded), strict=True):
+        assert torch.equal(x.view(torch.int32), y.view(torch.int32))  # bits, so that -0.0 counts too
+    assert loaded.header == original.header
+
+
+def test_the_file_is_laid_out_as_documented(tmp_path: Path) -> None:
+    a = sample(n_layers=12)
+    a.save(tmp_path / "v")
+    tensors, metadata = contents(tmp_path / "v")
+    assert metadata == {"grains_ref": HEADER.to_json()}
+    assert set(tensors) == {f"layer.{i}{part}" for i in range(12) for part in ("", ".pos", ".neg")}
+    for i in range(12):
+        assert torch.equal(tensors[f"layer.{i}"], a.v[i])
+        assert torch.equal(tensors[f"layer.{i}.pos"], a.v_pos[i])
+        assert torch.equal(tensors[f"layer.{i}.neg"], a.v_neg[i])
+
+
+def test_twelve_layers_come_back_in_order(tmp_path: Path) -> None:
+    a = sample(n_layers=12)
+    a.save(tmp_path / "v")
+    assert same(SteeringVectors.load(tmp_path / "v"), a)
+
+
+def test_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        sample().save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_loaded_vectors_do_not_change_when_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "v"
+    sample().save(path)
+    loaded = SteeringVectors.load(path)
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    assert same(loaded, sample())
+
+
+def test_tensors_that_track_gradients_or_are_transposed_can_be_saved(tmp_path: Path) -> None:
+    v_pos = torch.randn(4, 3).T.requires_grad_()
+    make(v_pos, torch.zeros(3, 4)).save(tmp_path / "v")
+    assert torch.equal(SteeringVectors.load(tmp_path / "v").v, v_pos.detach())
+
+
+@pytest.mark.parametrize("culprit", ["replace", "fsync"])
+def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: Any, culprit: str) -> None:
+    path = tmp_path / "v.safetensors"
+    sample(1).save(path)
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, culprit, fail)
+    with pytest.raises(OSError, match="disk full"):
+        sample(2).save(path)
+    assert same(SteeringVectors.load(path), sample(1))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_is_complete_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: Any) -> None:
+    events: list[str] = []
+    really_replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda _: events.append("fsync"))
+
+    def replace_file(source: Any, target: Any) -> None:
+        events.append("replace")
+        assert Path(source).parent == Path(target).parent
+        assert same(SteeringVectors.load(source), sample())
+        really_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_file)
+    sample().save(tmp_path / "v")
+    assert events == ["fsync", "replace"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "v"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file modes")
+def test_a_saved_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    sample().save(tmp_path / "v")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "v")]
+    assert modes[0] == modes[1]
+
+
+def test_saving_to_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VectorFileError, match=r"is a directory; give a file name"):
+        sample().save(tmp_path)
+
+
+def test_saving_into_a_missing_folder_is_refused_and_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(VectorFileError, match=r"there is no folder .*new; create it first"):
+        sample().save(tmp_path / "new" / "v.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_a_missing_file_or_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VectorFileError, match="no such file"):
+        SteeringVectors.load(tmp_path / "none")
+    with pytest.raises(VectorFileError, match="is a directory"):
+        SteeringVectors.load(tmp_path)
+
+
+def test_a_file_cut_anywhere_is_refused_as_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "v"
+    sample(n_layers=1, width=2).save(path)
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(VectorFileError, match="truncated, corrupt"):
+            SteeringVectors.load(path)
+
+
+@pytest.mark.parametrize("content", [b"GGUF" + b"\0" * 60, b"{}", b"\xff" * 64])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "v").write_bytes(content)
+    with pytest.raises(VectorFileError, match="no safetensors file"):
+        SteeringVectors.load(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("names", "metadata", "words"),
+    [
+        (["direction.1", "direction.2"], None, r"direction.1, direction.2; a control vector as llama.cpp"),
+        (["model.embed.weight"], {"format": "pt"}, r"model.embed.weight; model weights\?"),
+        ([f"w{i}" for i in range(9)], None, "w0, w1, w2, w3 and 5 more; model weights"),
+    ],
+)
+def test_a_foreign_safetensors_file_is_refused_with_a_guess(
+    tmp_path: Path, names: list[str], metadata: Any, words: str
+) -> None:
+    path = write(tmp_path / "v", {name: torch.zeros(2) for name in names}, metadata)
+    with pytest.raises(VectorFileError, match="but no 'grains_ref' metadata in it: " + words):
+        SteeringVectors.load(path)
+
+
+@pytest.mark.parametrize(
+    ("drop", "add", "words"),
+    [
+        ([], {"layer.9.pos": torch.zeros(4)}, "missing tensors: none; unexpected: layer.9.pos"),
+        ([], {"layer.01": torch.zeros(4)}, "unexpected: layer.01"),
+        (["layer.2.neg"], {}, "missing tensors: layer.2.neg; unexpected: none"),
+        (
+            ["layer.1", "layer.1.pos", "layer.1.neg"],
+            {},
+            "missing tensors: layer.1, layer.1.neg, layer.1.pos;",
+        ),
+        (["layer.0", "layer.0.pos", "layer.0.neg"], {}, "missing tensors: layer.0, "),
+        ([], {"layer.1": torch.zeros(5)}, r"layer.1 is torch.float32 of shape \(5,\), expected .* \(4,\)"),
+        ([], {"layer.2.pos": torch.zeros(1, 4)}, r"layer.2.pos is .* of shape \(1, 4\)"),
+        ([], {"layer.0": torch.zeros(2, 2)}, r"layer.0 is .* of shape \(2, 2\)"),
+        ([], {"layer.1": torch.zeros(4).half()}, "layer.1 is torch.float16"),
+        ([], {"layer.1": torch.full((4,), torch.nan)}, "v is not finite, first at layer 1"),
+        ([], {"layer.1": torch.full((4,), 9.0)}, "v is not v_pos - v_neg at layer 1"),
+    ],
+)
+def test_a_file_with_wrong_tensors_is_refused_by_name(
+    tmp_path: Path, drop: list[str], add: dict[str, Tensor], words: str
+) -> None:
+    sample().save(tmp_path / "v")
+    tensors, metadata = contents(tmp_path / "v")
+    for name in drop:
+        del tensors[name]
+    with pytest.raises(VectorFileError, match=words) as caught:
+        SteeringVectors.load(write(tmp_path / "w", tensors | add, metadata))
+    assert str(caught.value).startswith(str(tmp_path / "w"))
+
+
+def test_a_file_without_any_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VectorFileError, match=r"missing tensors: layer.0, layer.0.neg, layer.0.pos"):
+        SteeringVectors.load(write(tmp_path / "v", {}, {"grains_ref": HEADER.to_json()}))
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (json.dumps(asdict(HEADER) | {"format_version": 2}), "newer grains_ref.*Upgrade"),
+        (json.dumps({"format_version": 2, "other": "keys"}), "newer grains_ref.*Upgrade"),
+        (json.dumps(asdict(HEADER) | {"format_version": "1"}), "must be an integer from 1, found '1'"),
+        ("{", "header: not JSON"),
+    ],
+)
+def test_a_file_with_a_wrong_header_is_refused(tmp_path: Path, header: str, words: str) -> None:
+    sample().save(tmp_path / "v")
+    tensors, _ = contents(tmp_path / "v")
+    with pytest.raises(VectorFileError, match=words):
+        SteeringVectors.load(write(tmp_path / "w", tensors, {"grains_ref": header}))
+
+
+# --- fitting a model
+
+FITTING: dict[str, Any] = {"n_layers": 3, "width": 4, "fingerprint": "f0", "model_name": "other"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_vectors_fit_the_model_they_were_made_with(force: bool) -> None:
+    check_fits(sample(), **FITTING, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("change", [{"n_layers": 4}, {"n_layers": 2}, {"width": 5}, {"width": 1}])
+def test_another_depth_or_width_is_refused_even_by_force(change: dict[str, int], force: bool) -> None:
+    with pytest.raises(MismatchError, match=r"'tiny', have 3 layers of width 4; .*'other'.*cannot be forced"):
+        check_fits(sample(), **FITTING | change, force=force)
+
+
+def test_another_fingerprint_is_refused_unless_forced() -> None:
+    with pytest.raises(MismatchError, match=r"'f0'.*'other' has 'f1'.*--force"):
+        check_fits(sample(), **FITTING | {"fingerprint": "f1"})
+    check_fits(sample(), **FITTING | {"fingerprint": "f1"}, force=True)
+
+
+# --- arithmetic
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=vectors(), b=vectors())
+def test_addition_commutes_and_is_elementwise(a: SteeringVectors, b: SteeringVectors) -> None:
+    assert same(a + b, b + a)
+    assert torch.equal((a + b).v_pos, a.v_pos + b.v_pos)
+    assert torch.equal((a + b).v_neg, a.v_neg + b.v_neg)
+    assert ((a + b).v - (a.v + b.v)).abs().max() <= 2e-3  # rounding of values up to 4000
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=vectors())
+def test_simple_identities_hold_bit_for_bit(a: SteeringVectors) -> None:
+    assert all((tensor == 0).all() for tensor in arrays(a - a))
+    assert same(2 * a, a + a)
+    assert same(2 * a, a * 2.0)
+    assert same(1.0 * a, a)
+    negative = -a
+    assert same(-negative, a)
+    assert same(negative, -1 * a)
+
+
+def test_negation_and_scaling_act_on_all_three_arrays() -> None:
+    a = sample()
+    for weight, b in ((-1.0, -a), (-0.5, -0.5 * a), (4.0, a * 4)):
+        assert all(torch.equal(y, weight * x) for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def test_subtraction_is_the_sum_with_the_negative() -> None:
+    a, b = sample(1), sample(2)
+    assert same(a - b, a + (-b))
+    assert torch.equal((a - b).v_pos, a.v_pos - b.v_pos)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=vectors(), b=vectors(), s=WEIGHTS, t=WEIGHTS, u=WEIGHTS)
+def test_compose_is_linear(a: SteeringVectors, b: SteeringVectors, s: float, t: float, u: float) -> None:
+    size = 1e3 * 8 * 8 * 4
+    assert close(compose([(s, a), (t, b)]), s * a + t * b, size)
+    assert close(u * compose([(s, a), (t, b)]), compose([(u * s, a), (u * t, b)]), size)
+    assert close(compose([(s, a), (t, a)]), (s + t) * a, size)
+    assert close(compose([(s, a), (t, b)]), compose([(t, b), (s, a)]), size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=vectors(), b=vectors(), s=WEIGHTS, t=WEIGHTS)
+def test_v_stays_the_difference_of_its_parts(a: SteeringVectors, b: SteeringVectors, s: float, t: float) -> None:
+    c = compose([(s, a), (t, b)])
+    assert torch.equal(c.v, c.v_pos - c.v_neg)
+
+
+def test_two_nearly_equal_vectors_can_be_subtracted() -> None:
+    v_pos, v_neg = (torch.randn(2, 64, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (1, 2))
+    a, b = (
+        SteeringVectors(v=(v_pos * s - v_neg).float(), v_pos=(v_pos * s).float(), v_neg=v_neg.float(), header=HEADER)
+        for s in (1.0, 1.0 + 1e-6)
+    )  # v is rounded once from float64, so it is not exactly the difference of the rounded parts
+    difference = b - a
+    assert 0 < difference.v.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf"), True, "2", None])
+def test_a_weight_that_is_no_finite_number_is_refused(weight: Any) -> None:
+    with pytest.raises(VectorError, match="finite number"):
+        compose([(weight, sample())])
+    with pytest.raises(VectorError, match="finite number"):
+        sample() * weight
+
+
+def test_nothing_to_compose_is_refused() -> None:
+    with pytest.raises(VectorError, match="at least one"):
+        compose([])
+
+
+def test_adding_something_else_is_a_type_error_that_names_compose() -> None:
+    with pytest.raises(TypeError, match=r"found int; compose\(\)"):
+        sample() + 3  # type: ignore[operator]
+
+
+def test_an_overflow_is_refused_with_its_layer() -> None:
+    with pytest.raises(VectorError, match="not finite, first at layer 0"):
+        1e39 * sample()
+
+
+@pytest.mark.parametrize("combine", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: compose([(2, a), (0, b)])])
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (sample(n_layers=2), r"shapes \(3, 4\) and \(2, 4\)"),
+        (sample(width=5), r"shapes \(3, 4\) and \(3, 5\)"),
+        (sample(n_layers=1), r"shapes \(3, 4\) and \(1, 4\)"),  # torch would broadcast it
+        (sample(fingerprint="f1"), "'fingerprint' differs: 'f0' and 'f1'"),
+        (sample(site="attention"), "'site' differs"),
+        (sample(dialect="authors"), "'dialect' differs"),
+        (sample(layer_numbering="from 1"), "'layer_numbering' differs"),
+    ],
+)
+def test_vectors_that_do_not_belong_together_are_refused(combine: Any, other: SteeringVectors, words: str) -> None:
+    with pytest.raises(MismatchError, match=words):
+        combine(sample(), other)
+
+
+def test_the_header_of_a_sum_tells_its_parts() -> None:
+    a = sample(hyper_parameters={"k": 1}, data_digest="a", n_examples=50)
+    b = sample(hyper_parameters={"k": 2}, data_digest="b", n_examples=7)
+    header = compose([(2.0, a), (-0.5, b)]).header
+    assert header.hyper_parameters == {
+        "composed_of": [
+            {"weight": 2.0, "hyper_parameters": {"k": 1}, "data_digest": "a", "n_examples": 50},
+            {"weight": -0.5, "hyper_parameters": {"k": 2}, "data_digest": "b", "n_examples": 7},
+        ]
+    }
+    assert (header.n_examples, header.diagnostics, header.versions) == (57, {}, library_versions())
+    unchanged = ("format_version", "site", "layer_numbering", "dialect", "model_name", "fingerprint")
+    assert all(getattr(header, name) == getattr(a.header, name) for name in unchanged)
+
+
+def test_the_data_digest_of_a_sum_sees_digests_and_weights() -> None:
+    a, b, c = (sample(data_digest=name) for name in "abc")
+    digests = [x.header.data_digest for x in (a, a * 1, a * 2, a + b, b + a, a - b, a + c)]
+    assert len(set(digests)) == len(digests)
+    assert (a + b).header.data_digest == (a + b).header.data_digest
+
+
+def test_a_sum_of_sums_stays_a_flat_list() -> None:
+    a, b, c = (sample(hyper_parameters={"k": k}, data_digest=str(k)) for k in range(3))
+    assert ((a + b) + c).header == (a + (b + c)).header
+    parts = (2.0 * (a - 3.0 * b)).header.hyper_parameters["composed_of"]
+    assert [(part["weight"], part["hyper_parameters"]["k"]) for part in parts] == [(2.0, 0), (-6.0, 1)]
+
+
+def test_a_sum_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    total = sample(1) - 0.3 * sample(2)
+    total.save(tmp_path / "v")
+    assert SteeringVectors.load(tmp_path / "v").header == total.header
+
+
+# --- looking at vectors
+
+
+def test_norms_are_the_three_lengths_and_the_cosine_of_the_parts() -> None:
+    v_pos, v_neg = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [-2.0, 0.0]])
+    first, second = make(v_pos, v_neg).norms()
+    assert first == pytest.approx((13**0.5, 5.0, 2.0, 0.8))
+    assert second == pytest.approx((3.0, 1.0, 2.0, -1.0))
+
+
+def test_norms_do_not_overflow_and_a_zero_part_has_no_cosine() -> None:
+    big = make(torch.full((1, 4), 1e30), torch.full((1, 4), -1e30)).norms()[0]
+    assert big == pytest.approx((4e30, 2e30, 2e30, -1.0))
+    (length, _, zero, cosine) = make(torch.ones(1, 4), torch.zeros(1, 4)).norms()[0]
+    assert (length, zero) == (2.0, 0.0)
+    assert math.isnan(cosine)
+
+
+def test_a_summary_says_in_words_what_the_header_holds() -> None:
+    rows = dict(sample().summary())
+    assert rows["site"] == "raw output of each decoder block, before the final norm"
+    assert rows["layers"] == "3 (0-based decoder block, 0 to 2)"
+    assert rows["width"] == "4"
+    assert (rows["dialect"], rows["model"], rows["model fingerprint"]) == ("paper", "tiny", "f0")
+    assert (rows["examples"], rows["data digest"]) == ("50", "d0")
+    assert rows["hyper-parameters"] == "k=3, m=5, baseline=zero"
+    assert (rows["versions"], rows["diagnostics"]) == ("torch=2", "explained=[0.5, 0.25]")
+
+
+def test_a_summary_of_a_sum_shows_the_weights() -> None:
+    a, b = sample(hyper_parameters={"k": 1}), sample(hyper_parameters={"k": 2}, site="elsewhere")
+    assert dict(b.summary())["site"] == "elsewhere"
+    assert dict((a - 0.5 * a).summary())["hyper-parameters"] == "+1 * (k=1) -0.5 * (k=1)"
