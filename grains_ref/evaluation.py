@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.models import HuggingFaceModel
+from grains_ref.models import HuggingFaceModel, TokenRow
 
 Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of successes with its 95 % Wilson interval."""
+    """A share of successes, or a mean of shares, with its 95 % interval."""
 
     value: float
     low: float
@@ -28,7 +29,7 @@ class Rate:
 
 
 def rate(successes: Iterable[bool]) -> Rate:
-    """The share of True, with interval.
+    """The share of True with its Wilson interval.
 
     Raises:
         ValueError: nothing to count.
@@ -40,10 +41,39 @@ def rate(successes: Iterable[bool]) -> Rate:
     return Rate(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
 
 
+def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Rate:
+    """The mean of values that come in clusters (several prompts about one fact), with a bootstrap over clusters.
+
+    The bootstrap is seeded; n is the number of clusters.
+
+    Raises:
+        ValueError: fewer than two clusters, or values and clusters differ in number.
+    """
+    names = sorted(set(clusters))
+    if len(names) < 2 or len(values) != len(clusters):
+        raise ValueError(f"need values in at least two clusters; got {len(values)} values in {len(names)} clusters")
+    means = np.array([np.mean([v for v, c in zip(values, clusters, strict=True) if c == name]) for name in names])
+    if np.ptp(means) == 0:
+        return Rate(float(means[0]), float(means[0]), float(means[0]), len(names))
+    interval = bootstrap((means,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
+    return Rate(float(means.mean()), float(interval.low), float(interval.high), len(names))
+
+
+# ------------------------------------------------------------------------------------- measures
 def margins(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[float]:
     """log P(chosen) - log P(rejected) of each pair, in nats."""
-    scored = model.score([(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
-    n = len(pairs)
+    return row_margins(model, pair_rows(model, pairs))
+
+
+def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
+    """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
+    return model.tokenise([(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
+
+
+def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[float]:
+    """`margins` of the rows that `pair_rows` made; a sweep tokenises once and scores often."""
+    scored = model.score_rows(rows)
+    n = len(rows) // 2
     return [scored[i].log_prob - scored[n + i].log_prob for i in range(n)]
 
 
@@ -58,67 +88,65 @@ def multiple_choice_accuracy(model: HuggingFaceModel, pairs: Sequence[Preference
     Raises:
         ValueError: a pair has no choices.
     """
-    without = [p.where for p in pairs if not p.choices]
+    without = [p.where for p in pairs if p.label is None]
     if without:
-        raise ValueError(
-            f"{len(without)} rows have no 'choices' and 'label', first {without[0]}; use preference accuracy"
-        )
+        raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
     scored = iter(model.score([(p.prompt, choice) for p in pairs for choice in p.choices]))
     outcomes = []
     for pair in pairs:
         scores = [next(scored).log_prob for _ in pair.choices]
-        right = scores.pop(pair.label)  # type: ignore[arg-type]  # checked on reading: choices come with a label
+        right = scores.pop(pair.label or 0)
         outcomes.append(all(right > other for other in scores))
     return rate(outcomes)
 
 
-def exact_match(model: HuggingFaceModel, items: Sequence[tuple[str, str]]) -> Rate:
-    """Share of (prompt, response) whose whole response greedy decoding would give, from one teacher-forced pass."""
-    return rate(scored.is_greedy for scored in model.score(items))
+def exact_matches(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[bool]:
+    """Whether greedy decoding would give each response, whole and exact; one teacher-forced pass tells."""
+    return [scored.is_greedy for scored in model.score_rows(rows)]
 
 
 def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
     """Share of tasks answered exactly by greedy decoding."""
-    return exact_match(model, [(task.prompt, task.answer) for task in tasks])
+    return rate(exact_matches(model, task_rows(model, tasks)))
 
 
-@dataclass(frozen=True)
-class Candidate(Generic[Setting]):
-    """One setting tried on dev."""
-
-    setting: Setting
-    accuracy: Rate
+def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
+    """Token rows of tasks, for `exact_matches` and `keeps_capability`."""
+    return model.tokenise((task.prompt, task.answer) for task in tasks)
 
 
+def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> bool:
+    """Whether at most `allowed` rows are answered wrongly; stops as soon as there are more."""
+    failed = 0
+    for start in range(0, len(rows), chunk):
+        failed += sum(not right for right in exact_matches(model, rows[start : start + chunk]))
+        if failed > allowed:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------- choice on dev
 @dataclass(frozen=True)
 class Choice(Generic[Setting]):
-    """The chosen setting with its dev figures, and everything that was tried."""
+    """The chosen setting, and the dev accuracy of everything that was tried."""
 
-    best: Candidate[Setting]
-    capability: Rate
-    tried: tuple[Candidate[Setting], ...]
+    best: Setting
+    tried: tuple[tuple[Setting, float], ...]
 
 
 def choose(
-    settings: Sequence[Setting],
-    *,
-    accuracy: Callable[[Setting], Rate],
-    capability: Callable[[Setting], Rate],
-    floor: float,
+    settings: Sequence[Setting], *, accuracy: Callable[[Setting], float], admissible: Callable[[Setting], bool]
 ) -> Choice[Setting]:
-    """The setting with the highest dev accuracy whose capability is at least `floor`.
+    """The admissible setting with the highest dev accuracy.
 
-    Ties go to the earlier setting, so list the gentlest first.  Capability is measured only for settings that would
-    win, best first, until one is admissible; put the unsteered model first and it always is.
+    Ties go to the earlier setting, so list the gentlest first.  Admissibility (usually: capability is kept) is asked
+    only of settings that would win, best first; put the unsteered model first and there is always one.
 
     Raises:
         ValueError: no setting is admissible.
     """
-    tried = tuple(Candidate(setting, accuracy(setting)) for setting in settings)
-    for candidate in sorted(tried, key=lambda c: -c.accuracy.value):  # stable: ties keep their order
-        kept = capability(candidate.setting)
-        if kept.value >= floor:
-            return Choice(candidate, kept, tried)
-    raise ValueError(
-        f"none of {len(settings)} settings keeps capability at {floor:.3f} or more; add strength 0 or weaker settings"
-    )
+    tried = tuple((setting, accuracy(setting)) for setting in settings)
+    for setting, _ in sorted(tried, key=lambda one: -one[1]):  # stable: ties keep their order
+        if admissible(setting):
+            return Choice(setting, tried)
+    raise ValueError(f"none of the {len(settings)} settings keeps the capability floor; add strength 0 or weaker ones")

@@ -47,6 +47,11 @@ Function: TypeAlias = Callable[[Tensor], Tensor]  # (B, T, d) -> (B,)
 
 
 # ------------------------------------------------------------------------------------- what goes in
+def _one_of(name: str, value: str, options: Sequence[str]) -> None:
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
+
+
 @dataclass(frozen=True)
 class HyperParameters:
     """Every number of the method, with the paper's value as the default; `lam` is chosen per task, on dev data."""
@@ -74,15 +79,16 @@ class HyperParameters:
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"sigma is {self.sigma!r}; expected a positive number")
+        if not isinstance(self.eligible, tuple):
+            raise ValueError(f"eligible is {self.eligible!r}; expected a tuple of rules, for instance ('no_special',)")
         for rule in self.eligible:
             _one_of("eligible rule", rule, get_args(EligibleRule))
+        if self.components > 1 and self.aggregation not in ("pca", "uncentred"):
+            raise ValueError(f"components = {self.components} needs the aggregation pca or uncentred")
 
 
-PRESETS = {
-    "paper_llm": HyperParameters(),
-    "paper_vlm": HyperParameters(k=20),
-    "paper_gemma": HyperParameters(k=20, m=10),
-}
+PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": HyperParameters(k=20)}
+PRESETS["paper_gemma"] = HyperParameters(k=20, m=10)
 
 
 @dataclass(frozen=True)
@@ -157,9 +163,10 @@ def preference(model: Model, encoded: Encoded, embeds: Tensor, *, y_pos: Tensor,
 
 def objective(model: Model, example: Example, hp: HyperParameters) -> Function:
     """The f of one example as a function of the prompt's embeddings, (B, T, d) -> (B,) nats."""
+    x, y_pos, y_neg = example.encoded, example.y_pos, example.y_neg
     if hp.objective == "likelihood":
-        return lambda embeds: log_prob(model, example.encoded, embeds, y=example.y_pos)
-    return lambda embeds: preference(model, example.encoded, embeds, y_pos=example.y_pos, y_neg=example.y_neg)
+        return lambda embeds: log_prob(model, x, embeds, y=y_pos)
+    return lambda embeds: preference(model, x, embeds, y_pos=y_pos, y_neg=y_neg)
 
 
 # ----------------------------------------------------------------------------- 3.1 attribution, eq. (2)
@@ -306,7 +313,7 @@ class Selection:
 def eligible_tokens(encoded: Encoded, rules: Sequence[EligibleRule]) -> Tensor:
     """Which tokens may be selected, (T,) bool: all but padding, narrowed by each rule.
 
-    text, image: only that kind (table 7; the template counts as text).  content: only the user's own words and images.
+    text, image: no tokens of the other kind (table 7).  content: only the user's own words and images.
     no_special: no BOS, separators and the like.  not_last: not the last prompt token, whose own state is h_last.
 
     Convention: by the letter of eq. (3) every prompt token is a candidate, BOS and template included.
@@ -366,14 +373,14 @@ def contrast(model: Model, encoded: Encoded, selection: Selection, baseline: Ten
 
     baseline: (T, d).  Returns two (L, d), in float32 or wider.
 
-    Convention: h is the raw output of decoder block l = 0..L-1, before the final norm; an empty set gives zero.
+    Convention: h is block l's raw output, l = 0..L-1, before the final norm; an empty set gives 0, no rounding errors.
     Released code differs: reads `hidden_states` (the last is after the final norm) at the end of prompt + response.
     """
     x = encoded.embeds
     versions = torch.stack([x, mask(x, selection.pos, baseline), mask(x, selection.neg, baseline)])  # (3, T, d)
     with torch.no_grad():
         h, h_without_pos, h_without_neg = model.residuals(encoded, versions).to(_wide(x))  # 3 x (L, d)
-    return h - h_without_pos, h - h_without_neg
+    return (h - h_without_pos) * bool(selection.pos), (h - h_without_neg) * bool(selection.neg)
 
 
 # ------------------------------------------------------------------------ 3.2 aggregation, eq. (5), (6)
@@ -386,7 +393,7 @@ class Aggregation:
     """One direction per layer, and how well the shifts defined it."""
 
     v: Tensor  # (L, d) float64, unit length
-    explained: tuple[float, ...]  # L: share of the variance on the first component
+    explained: tuple[float, ...]  # L: s1^2 / sum of s^2
     gap: tuple[float, ...]  # L: (s1 - s2) / s1 of the singular values; near 0 the component is arbitrary
     cos_mean: tuple[float, ...]  # L: cosine of v with the mean shift
 
@@ -473,6 +480,8 @@ def steer_hidden(h: Tensor, v: Tensor, *, lam: float) -> Tensor:
       |h| * h~ overflows float16. A zero h stays zero; where h~ is zero there is no direction left and h is kept.
     Released code differs: multiplies v by 10 * alpha; norms over the sequence, or steers only row 0 of a batch.
     """
+    if v.shape != h.shape[-1:]:
+        raise ValueError(f"v must have the width of h; got {tuple(v.shape)} for h of shape {tuple(h.shape)}")
     wide = h.to(_wide(h))
     shifted = wide + lam * v.to(wide)  # eq. (7)
     norm, shifted_norm = (z.norm(dim=-1, keepdim=True) for z in (wide, shifted))  # (..., 1)
@@ -526,11 +535,10 @@ class Steering:
 @torch.no_grad()
 def generate_greedy(model: Model, encoded: Encoded, *, n: int) -> list[int]:
     """The n most likely next tokens, each from a full recomputation: no cache to be wrong. Ties go to the lower id."""
-    generated: list[int] = []
-    for _ in range(n):
-        upcoming = torch.tensor([*generated, 0])  # the last id is only a place-holder: row r never sees token r
-        generated.append(int(model.logits(encoded, encoded.embeds[None], upcoming)[0, -1].argmax()))
-    return generated
+    ids: list[int] = []
+    for _ in range(n):  # the appended 0 is only a place-holder: row r never sees token r
+        ids.append(int(model.logits(encoded, encoded.embeds[None], torch.tensor([*ids, 0]))[0, -1].argmax()))
+    return ids
 
 
 # --------------------------------------------------------------------------------- figure 2, all stages
@@ -538,7 +546,7 @@ def generate_greedy(model: Model, encoded: Encoded, *, n: int) -> list[int]:
 class Shift:
     """What one example contributes: its scores, its tokens, and its two shifts (L, d)."""
 
-    attribution: Attribution
+    a: Tensor  # (T,)
     selection: Selection
     delta_pos: Tensor
     delta_neg: Tensor
@@ -553,12 +561,12 @@ class Fit:
     v: Tensor
 
 
-def shift(model: Model, example: Example, attribution: Attribution, hp: HyperParameters) -> Shift:
+def shift(model: Model, example: Example, a: Tensor, hp: HyperParameters) -> Shift:
     """From the scores of one example to its two shifts: eq. (3) and (4)."""
-    selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     baseline = model.baseline(example.encoded, hp.mask_baseline)
     delta_pos, delta_neg = contrast(model, example.encoded, selection, baseline)
-    return Shift(attribution, selection, delta_pos.cpu(), delta_neg.cpu())
+    return Shift(a.cpu(), selection, delta_pos.cpu(), delta_neg.cpu())
 
 
 def vectors(shifts: Sequence[Shift], hp: HyperParameters) -> Fit:
@@ -568,7 +576,7 @@ def vectors(shifts: Sequence[Shift], hp: HyperParameters) -> Fit:
 
     def side(sign: Literal["pos", "neg"]) -> Aggregation:
         deltas = torch.stack([getattr(s, f"delta_{sign}") for s in shifts])  # (N, L, d)
-        scores = [s.attribution.a[list(getattr(s.selection, sign))].abs().sum().item() for s in shifts]
+        scores = [s.a[list(getattr(s.selection, sign))].abs().sum().item() for s in shifts]
         weights = scores if hp.aggregation == "weighted_mean" else []
         return aggregate(deltas, method=hp.aggregation, components=hp.components, weights=weights)
 
@@ -578,16 +586,11 @@ def vectors(shifts: Sequence[Shift], hp: HyperParameters) -> Fit:
 
 def fit(model: Model, examples: Sequence[Example], hp: HyperParameters) -> Fit:
     """Figure 2: preference pairs in, steering vectors out. Steer with `Steering(model.blocks, fit.v, lam=...)`."""
-    shifts = [shift(model, example, attribute(model, example, hp), hp) for example in examples]  # eq. (1) to (4)
+    shifts = [shift(model, example, attribute(model, example, hp).a, hp) for example in examples]  # eq. (1) to (4)
     return vectors(shifts, hp)  # eq. (5) and (6)
 
 
 # -------------------------------------------------------------------------------------------- helpers
-def _one_of(name: str, value: str, options: Sequence[str]) -> None:
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
-
-
 def _wide(t: Tensor) -> torch.dtype:
     """float32 for half precision, the tensor's own type otherwise."""
     return torch.promote_types(t.dtype, torch.float32)

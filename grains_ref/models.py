@@ -12,11 +12,13 @@ of this module treats an image token like any other.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import transformers
@@ -31,6 +33,13 @@ FAMILIES = ("llama", "qwen2")  # model_type of the configurations that have been
 
 class UnsupportedModelError(ValueError):
     """The model is not one whose decoder blocks this package knows how to find and hook."""
+
+
+class TokenRow(NamedTuple):
+    """Token ids of one prompt and one response."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,9 @@ class HuggingFaceModel:
         self.tokenizer = tokenizer
         self.name = name
         self.text_config = hf.config.get_text_config()
+        # `all_special_ids` alone leaves out tokens such as Llama 3's <|start_header_id|>.
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = added | set(tokenizer.all_special_ids)
         self.embed: nn.Embedding = hf.get_input_embeddings()  # type: ignore[assignment]
         self.blocks: Sequence[nn.Module] = _decoder_blocks(hf, self.text_config.num_hidden_layers)
         self._check_hooks()
@@ -113,7 +125,8 @@ class HuggingFaceModel:
     def fingerprint(self) -> str:
         """A hash of the architecture and the embedding weights.
 
-        Weights are rounded to bfloat16 first, so that a model has one fingerprint in every dtype it is loaded in.
+        Weights are rounded to bfloat16 first, so that a model loaded as bfloat16, float32 or float64 has one
+        fingerprint.  Block weights do not count: a fine-tune that leaves the embeddings alone looks the same.
         """
         shape = {
             key: getattr(self.text_config, key)
@@ -130,7 +143,8 @@ class HuggingFaceModel:
         """Token ids, embeddings and kinds of a prompt: plain text, or chat messages through the chat template.
 
         Plain text gets the special tokens that the tokenizer adds (usually BOS); a template brings its own. BOS is
-        never doubled.  left_padding puts that many unattended tokens in front; it changes no result.
+        never doubled.  left_padding puts that many unattended tokens in front; it changes no result except the noise
+        that SmoothGrad and random scores draw.
 
         Raises:
             ValueError: an empty prompt, a missing chat template, or an image for a text model.
@@ -138,16 +152,10 @@ class HuggingFaceModel:
         if image is not None:
             raise ValueError(f"{self.name} is a text model ({self.text_config.model_type}) and cannot take an image")
         text, spans = self._render(prompt)
-        batch = self.tokenizer(text, add_special_tokens=isinstance(prompt, str), return_offsets_mapping=True)
-        ids, offsets = list(batch["input_ids"]), list(batch["offset_mapping"])
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            ids, offsets = ids[1:], offsets[1:]
-        if not ids:
-            raise ValueError("the prompt has no tokens; give at least one word")
+        ids, offsets = self._tokenise(text, add_special_tokens=isinstance(prompt, str))
         kinds: list[Kind] = ["pad"] * left_padding
         for token, (start, stop) in zip(ids, offsets, strict=True):
-            if token in self.tokenizer.all_special_ids:
+            if token in self._special_ids:
                 kinds.append("special")
             else:
                 in_content = any(start < span_stop and stop > span_start for span_start, span_stop in spans)
@@ -245,23 +253,37 @@ class HuggingFaceModel:
                 handle.remove()
         return torch.stack(last, dim=1)  # (B, L, d)
 
-    @torch.no_grad()
-    def score(self, items: Iterable[tuple[Prompt, str]], *, batch_size: int = 64) -> list[Scored]:
+    def tokenise(self, items: Iterable[tuple[Prompt, str]]) -> list[TokenRow]:
+        """Token ids of many (prompt, response) pairs, for `score_rows`.
+
+        Raises:
+            ValueError: a prompt or a response has no tokens.
+        """
+        rows = []
+        for prompt, response in items:
+            ids, _ = self._tokenise(self._render(prompt)[0], add_special_tokens=isinstance(prompt, str))
+            rows.append(TokenRow(tuple(ids), tuple(self.response_ids(prompt, response).tolist())))
+            if not rows[-1].response:
+                raise ValueError(f"the response {response!r} has no tokens; nothing can be scored")
+        return rows
+
+    def score(self, items: Iterable[tuple[Prompt, str]], *, batch_size: int = 128) -> list[Scored]:
         """Score many (prompt, response) pairs in left-padded batches; order is kept.
 
         Raises:
             ValueError: a prompt or a response has no tokens.
         """
-        rows = [(self.encode(prompt).ids.tolist(), self.response_ids(prompt, text).tolist()) for prompt, text in items]
-        empty = [i for i, (_, response) in enumerate(rows) if not response]
-        if empty:
-            raise ValueError(f"responses {empty} have no tokens; nothing can be scored")
+        return self.score_rows(self.tokenise(items), batch_size=batch_size)
+
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[TokenRow], *, batch_size: int = 128) -> list[Scored]:
+        """`score` for pairs that are tokenised already, as sweeps score the same pairs again and again."""
         scored: dict[int, Scored] = {}
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
-            ids, attention_mask, position_ids = self._left_pad([rows[i][0] + rows[i][1] for i in batch])
-            longest = max(len(rows[i][1]) for i in batch)
+            ids, attention_mask, position_ids = self._left_pad([rows[i].prompt + rows[i].response for i in batch])
+            longest = max(len(rows[i].response) for i in batch)
             logits = self.hf(
                 input_ids=ids,
                 attention_mask=attention_mask,
@@ -274,7 +296,7 @@ class HuggingFaceModel:
             picked = log_p.gather(2, target[..., None])[..., 0]
             right = logits.argmax(-1) == target
             for row, i in enumerate(batch):
-                n = len(rows[i][1])
+                n = len(rows[i].response)
                 scored[i] = Scored(picked[row, -n:].sum().item(), bool(right[row, -n:].all()))
         return [scored[i] for i in range(len(rows))]
 
@@ -299,6 +321,17 @@ class HuggingFaceModel:
         with torch.no_grad():
             return self.embed(ids.to(self.device))
 
+    def _tokenise(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character spans of a rendered prompt; BOS never doubled, never empty."""
+        batch = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        ids, offsets = list(batch["input_ids"]), list(batch["offset_mapping"])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids, offsets = ids[1:], offsets[1:]
+        if not ids:
+            raise ValueError("the prompt has no tokens; give at least one word")
+        return ids, offsets
+
     def _render(self, prompt: Prompt) -> tuple[str, list[tuple[int, int]]]:
         """The prompt as one string, and where the user's own words are in it."""
         if isinstance(prompt, str):
@@ -308,18 +341,24 @@ class HuggingFaceModel:
                 f"{self.name} has no chat template, so it cannot take chat messages. Give the prompt as plain text "
                 "(field 'prompt'), or use the instruction-tuned variant of the model."
             )
-        messages: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in prompt]
-        text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        spans, cursor = [], 0
-        for message in messages:
-            content = message["content"].strip()
-            start = text.find(content, cursor)
-            if start < 0:
-                raise ValueError(f"the chat template of {self.name} changed or dropped a message: {content[:60]!r}")
-            cursor = start + len(content)
-            if message["role"] == "user":
-                spans.append((start, cursor))
-        return text, spans
+        contents = [m["content"] for m in prompt]
+        text = self._apply_template(prompt, contents)
+        # Short contents may also occur in the template's own words: their places are read off a rendering of marks.
+        marks = [f"\ue000{i}\ue001" for i in range(len(prompt))]
+        pieces = re.split("(\ue000[0-9]+\ue001)", self._apply_template(prompt, marks))
+        stripped = [content.strip() for content in contents]  # many templates strip
+        for shown in (contents, stripped) if pieces[1::2] == marks else ():
+            pieces[1::2] = shown
+            if "".join(pieces) == text:
+                ends = list(itertools.accumulate(map(len, pieces)))
+                spans = zip(ends[0::2], ends[1::2], strict=False)
+                return text, [span for span, message in zip(spans, prompt, strict=True) if message["role"] == "user"]
+        raise ValueError(f"the chat template of {self.name} changed, moved or dropped the words of a message")
+
+    def _apply_template(self, prompt: Sequence[Message], contents: Sequence[str]) -> str:
+        """The chat with other contents, up to where the model's answer begins."""
+        chat = [{"role": m["role"], "content": content} for m, content in zip(prompt, contents, strict=True)]
+        return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
 
     def _text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

@@ -1,0 +1,606 @@
+"""The command `grains-ref`: fit, look, choose, measure and generate, and a demo that needs nothing.
+
+Results go to standard output, progress and messages to standard error; `--json` prints one JSON object instead of
+tables. Exit codes: 0 done, 1 refused or failed with a message, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(
+    name="grains-ref",
+    help="GrAInS, the reference implementation: attribute, fit steering vectors, steer, measure.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+_F = TypeVar("_F", bound=Callable[..., None])
+_debug = False
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    global _debug
+    _debug = debug
+
+
+def command(function: _F) -> _F:
+    """Register a command whose errors end in one message and an exit code, not a traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            err.print("[bold]interrupted[/bold]; finished examples of a fit are kept, run the same command to go on")
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError) as error:
+            if _debug:
+                raise
+            err.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
+            err.print(str(error) or "no further message", markup=False)
+            if isinstance(error, RuntimeError):
+                err.print("This is not an error that grains-ref foresaw; --debug (before the command) shows where.")
+            raise typer.Exit(1) from None
+
+    return app.command(name=function.__name__.strip("_"))(guarded)  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------- options in common
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A local folder, a hub id, or tiny:NAME for an embedded model.", show_default=False),
+]
+DtypeOption = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16 or float64.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DeviceMapOption = Annotated[
+    str, typer.Option(help="'auto' spreads the model over several devices (needs accelerate).", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+LayersOption = Annotated[str, typer.Option(help="Layers to steer: 'all', or for instance '8-15,20'.")]
+SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
+PresetOption = Annotated[str, typer.Option(help="paper_llm, paper_vlm or paper_gemma.")]
+
+
+def _load(model: str, dtype: str, device: str, device_map: str) -> Any:
+    """A model by folder, hub id, or the name of an embedded tiny one."""
+    import transformers
+
+    import grains_ref.tiny_models as tiny_models
+    from grains_ref.models import load
+
+    path: str | Path = model
+    if model.startswith("tiny:"):
+        root = Path(tiny_models.__file__).parent
+        path = root / model.removeprefix("tiny:")
+        if not (path / "model.safetensors").is_file():
+            names = sorted(p.parent.name for p in root.glob("*/model.safetensors"))
+            raise ValueError(f"there is no embedded model {model!r}; there are {', '.join('tiny:' + n for n in names)}")
+        transformers.utils.logging.disable_progress_bar()
+    with err.status(f"loading {model}"):
+        return load(path, dtype=dtype, device=device, device_map=device_map or None)
+
+
+def _hyper_parameters(preset: str, **given: Any) -> Any:
+    """The preset with the options that were given on the command line."""
+    from grains_ref.grains import PRESETS
+
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} does not exist; there are {', '.join(PRESETS)}")
+    changes = {name: value for name, value in given.items() if value not in (None, "", [])}
+    return replace(PRESETS[preset], **changes)
+
+
+def _parse_layers(text: str, n: int) -> list[int]:
+    """'all' or '8-15,20' -> layer numbers."""
+    if text == "all":
+        return list(range(n))
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"layers {text!r} cannot be read; write 'all' or for instance '8-15,20'")
+        layers += range(int(first), int(last or first) + 1)
+    if not layers or max(layers) >= n:
+        raise ValueError(f"layers {text!r} do not exist: the model has layers 0 to {n - 1}")
+    return layers
+
+
+def _floats(text: str, name: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} {text!r} cannot be read; write numbers with commas, for instance '1,2,4'") from None
+
+
+def _progress() -> Progress:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=err, transient=True)
+
+
+def _read_pairs(path: Path, *, skip_bad_rows: bool) -> Any:
+    from grains_ref.data import read_pairs
+
+    file = read_pairs(path, skip_bad_rows=skip_bad_rows)
+    _report_skipped(file.skipped)
+    return file
+
+
+def _report_skipped(skipped: Sequence[Exception]) -> None:
+    if skipped:
+        err.print(f"[yellow]skipped {len(skipped)} bad rows:[/yellow]")
+        for problem in skipped[:10]:
+            err.print(f"  {problem}", markup=False)
+        if len(skipped) > 10:
+            err.print(f"  and {len(skipped) - 10} more")
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _steering(model: Any, vectors: Path, lam: float, layers: str, force: bool) -> Any:
+    """Loaded vectors that fit the model, as a context manager."""
+    from grains_ref.grains import Steering
+    from grains_ref.vectors import SteeringVectors, check_fits
+
+    loaded = SteeringVectors.load(vectors)
+    check_fits(
+        loaded,
+        n_layers=len(model.blocks),
+        width=model.width,
+        fingerprint=model.fingerprint(),
+        model_name=model.name,
+        force=force,
+    )
+    return Steering(model.blocks, loaded.v, lam=lam, layers=_parse_layers(layers, len(model.blocks)))
+
+
+# ------------------------------------------------------------------------------------- commands
+@command
+def demo(
+    world: Annotated[str, typer.Option(help="simple: the positive control; graded: harder on purpose.")] = "simple",
+    seeds: Annotated[str, typer.Option(help="Training seeds of the embedded models, out of 0, 1, 2.")] = "0,1,2",
+    output: Annotated[Path, typer.Option("--out", help="Folder for report, figure, vectors and data.")] = Path(
+        "demo_out"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Diagnose, steer and measure tiny models with a planted bad habit. Under two minutes; nothing is downloaded."""
+    from grains_ref import demo as demo_module
+    from grains_ref.grains import eligible_tokens, select
+    from grains_ref.report import centring_figure, coloured_tokens, demo_table, strongest_tokens
+    from grains_ref.tiny_models.worlds import WORLDS, build_world
+
+    if world not in WORLDS:
+        raise ValueError(f"world {world!r} does not exist; the planted worlds are {', '.join(WORLDS)}")
+    if not all(part.strip() in ("0", "1", "2") for part in seeds.split(",")):
+        raise ValueError(f"--seeds {seeds!r} cannot be read; write training seeds out of 0, 1, 2, for instance '0,1,2'")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    output.mkdir(parents=True, exist_ok=True)
+    results = []
+    numbers = list(dict.fromkeys(int(part) for part in seeds.split(",")))
+    with _progress() as progress:
+        bar = progress.add_task("starting", total=len(numbers) * demo_module.steps_per_seed())
+        for seed in numbers:
+
+            def tick(what: str, seed: int = seed) -> None:
+                progress.update(bar, advance=1, description=f"seed {seed}: {what}")
+
+            results.append(demo_module.run_seed(world, seed, tick))
+    record = demo_module.report(world, results)
+    (output / "report.json").write_text(json.dumps(record, indent=2) + "\n")
+    first = results[0]
+    first.vectors.save(output / "vectors.safetensors")
+    demo_module.write_data(build_world(world), output)
+    centring_figure(output / "centring.png", world=world, fits=first.fits, shifts=first.shifts)
+    if as_json:
+        out.print_json(data=record)
+        return
+    out.print(f"\n[bold]What makes the model say the myth?[/bold]  World '{world}', training seed {first.seed}.")
+    out.print("Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = 3).")
+    out.print("The planted words are marked: \\[R] rumour, \\[T] trust.  Scores in nats.\n")
+    for prompt, encoded, a in first.shown:
+        selection = select(a, k=3, eligible=eligible_tokens(encoded, ()))
+        marks = dict.fromkeys(prompt.rumour, "R") | dict.fromkeys(prompt.trust, "T")
+        out.print(coloured_tokens(encoded.tokens, a, selection, marks))
+        out.print("  " + strongest_tokens(encoded.tokens, a, selection) + "\n", markup=False, style="dim")
+    recall = [(m, f"{r:.2f}", f"{p:.2f}") for m, r, p in demo_module.recall_means(results)]
+    title = f"Does attribution find the planted rumour words?  (mean of {len(results)} training seeds)"
+    out.print(_table(title, ("", "recall@3", "precision@1"), recall))
+    title = f"What does steering change?  (300 held-out prompts, 600 tasks; mean of {len(results)} training seeds)"
+    out.print(demo_table(demo_module.summarise(world, results), title=title))
+    out.print(
+        f"Written to {output}/: report.json, vectors.safetensors, centring.png, and the data as steer.jsonl, "
+        f"dev.jsonl, dev_tasks.jsonl, test.jsonl, tasks.jsonl.\nNext: grains-ref inspect {output}/vectors.safetensors"
+    )
+
+
+@command
+def fit(
+    model: ModelOption,
+    pairs: Annotated[Path, typer.Option(help="Preference pairs, JSONL: prompt or messages, chosen, rejected.")],
+    output: Annotated[Path, typer.Option("--out", help="The vectors file to write.")],
+    preset: PresetOption = "paper_llm",
+    k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
+    m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
+    attribution: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
+    aggregation: Annotated[str, typer.Option(help="pca, uncentred, mean or weighted_mean.")] = "",
+    objective: Annotated[str, typer.Option(help="preference or likelihood.")] = "",
+    path_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
+    mask_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
+    eligible: Annotated[
+        list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for finished examples.  [default: OUT.work]", show_default=False)
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    skip_bad_rows: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
+    from grains_ref.fitting import checked_examples, resumable_fit
+
+    hp = _hyper_parameters(
+        preset,
+        k=k,
+        m=m,
+        attribution=attribution,
+        aggregation=aggregation,
+        objective=objective,
+        path_baseline=path_baseline,
+        mask_baseline=mask_baseline,
+        eligible=tuple(eligible or ()) or None,
+    )
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(f"--out {output} must be a file in a folder that exists")
+    file = _read_pairs(pairs, skip_bad_rows=skip_bad_rows)
+    wrapped = _load(model, dtype, device, device_map)
+    kept, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
+    _report_skipped(skipped)
+    folder = work or output.with_name(output.name + ".work")
+    with _progress() as progress:
+        bar = progress.add_task("examples", total=len(examples))
+        record = resumable_fit(
+            wrapped, kept, examples, hp, work=folder, on_example=lambda n: progress.update(bar, completed=n)
+        )
+    record.vectors.save(output)
+    shutil.rmtree(folder)
+    summary = _fit_summary(examples, record, hp) | {
+        "vectors": str(output),
+        "skipped": len(file.skipped) + len(skipped),
+    }
+    if as_json:
+        out.print_json(data=summary)
+        return
+    if record.resumed:
+        err.print(f"{record.resumed} of {len(examples)} examples had been finished earlier and were not computed again")
+    out.print(
+        _table(f"{len(examples)} examples -> {output}", ("", ""), [(a, str(b)) for a, b in summary["words"].items()])
+    )
+    out.print(f"Next: choose a strength with 'grains-ref sweep', or look with 'grains-ref inspect {output}'.")
+
+
+def _fit_summary(examples: Sequence[Any], record: Any, hp: Any) -> dict[str, Any]:
+    """What was selected, by kind, and how often a set came out short: the reader's check on eq. (3)."""
+    counts: dict[str, int] = {}
+    last = short = empty = 0
+    for example, one in zip(examples, record.shifts, strict=True):
+        for tokens in (one.selection.pos, one.selection.neg):
+            short += len(tokens) < hp.k
+            empty += not tokens
+            last += len(one.a) - 1 in tokens
+            for j in tokens:
+                counts[example.encoded.kinds[j]] = counts.get(example.encoded.kinds[j], 0) + 1
+    total = sum(counts.values())
+    words = {f"selected tokens that are {kind}": f"{n} of {total}" for kind, n in sorted(counts.items())}
+    words["sets that hold the last prompt token"] = f"{last} of {2 * len(examples)}"
+    words[f"sets with fewer than k = {hp.k} tokens"] = f"{short} of {2 * len(examples)} ({empty} empty)"
+    for side, aggregation in (("v_pos", record.fit.pos), ("v_neg", record.fit.neg)):
+        low = min(aggregation.cos_mean)
+        words[f"{side}: cosine with the mean shift, lowest layer"] = (
+            f"{low:.2f} (layer {aggregation.cos_mean.index(low)})"
+        )
+    return {
+        "examples": len(examples),
+        "resumed": record.resumed,
+        "hyper_parameters": asdict(hp) | {"eligible": list(hp.eligible)},
+        "selected_by_kind": counts,
+        "sets_with_last_token": last,
+        "short_sets": short,
+        "empty_sets": empty,
+        "words": words,
+    }
+
+
+@command
+def attribute(
+    model: ModelOption,
+    prompt: Annotated[str, typer.Option(help="The prompt, as plain text.", show_default=False)],
+    chosen: Annotated[str, typer.Option(help="The preferred response.", show_default=False)],
+    rejected: Annotated[str, typer.Option(help="The other response.", show_default=False)],
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")] = False,
+    preset: PresetOption = "paper_llm",
+    k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
+    m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
+    method: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
+    path_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Which tokens of one prompt push the model toward the chosen or the rejected response?"""
+    from grains_ref.grains import attribute as attribute_example
+    from grains_ref.grains import eligible_tokens, select
+    from grains_ref.report import coloured_tokens, strongest_tokens
+
+    hp = _hyper_parameters(preset, k=k, m=m, attribution=method, path_baseline=path_baseline)
+    wrapped = _load(model, dtype, device, device_map)
+    example = wrapped.example([{"role": "user", "content": prompt}] if chat else prompt, chosen, rejected)
+    attribution = attribute_example(wrapped, example, hp)
+    tokens, a = example.encoded.tokens, attribution.a
+    selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    if as_json:
+        out.print_json(
+            data={
+                "tokens": list(tokens),
+                "kinds": list(example.encoded.kinds),
+                "scores_nats": a.tolist(),
+                "positive": list(selection.pos),
+                "negative": list(selection.neg),
+                "preference_nats": attribution.f_x,
+                "completeness_gap_nats": attribution.gap,
+                "hyper_parameters": asdict(hp) | {"eligible": list(hp.eligible)},
+            }
+        )
+        return
+    out.print(coloured_tokens(tokens, a, selection, {}))
+    out.print(strongest_tokens(tokens, a, selection), markup=False)
+    out.print(
+        f"f(x) = {attribution.f_x:+.2f} nats: the model prefers the {'chosen' if attribution.f_x > 0 else 'rejected'} "
+        f"response. Completeness gap {attribution.gap:+.2f} nats: of the quadrature with m = {hp.m}, not an error."
+    )
+
+
+@command
+def sweep(
+    model: ModelOption,
+    pairs: Annotated[Path, typer.Option(help="Pairs to make vectors from (JSONL).")],
+    dev: Annotated[Path, typer.Option(help="Other pairs to choose the setting on (JSONL).")],
+    tasks: Annotated[
+        Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).", show_default=False)
+    ] = None,
+    max_loss: Annotated[float, typer.Option(help="Largest loss of task accuracy allowed on dev, in points.")] = 0.5,
+    lam: Annotated[str, typer.Option(help="Strengths.")] = "0.4,0.63,1,1.6,2.5,4,6.3,10",
+    ks: Annotated[str, typer.Option("--k", help="Tokens per sign.")] = "3",
+    layers: Annotated[list[str] | None, typer.Option(help="Layer sets, one per option; default all.")] = None,
+    aggregation: Annotated[list[str] | None, typer.Option(help="Aggregations, one per option; default pca.")] = None,
+    preset: PresetOption = "paper_llm",
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Write the chosen vectors here.", show_default=False)
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    skip_bad_rows: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
+    from grains_ref.data import content_digest, read_tasks
+    from grains_ref.evaluation import choose, exact_matches, keeps_capability, pair_rows, row_margins, task_rows
+    from grains_ref.fitting import checked_examples, steering_vectors
+    from grains_ref.grains import Steering, shift, vectors
+    from grains_ref.grains import attribute as attribute_example
+
+    lams = [0.0, *(value for value in _floats(lam, "lam") if value)]
+    sizes = [int(value) for value in _floats(ks, "k")]
+    hps = [_hyper_parameters(preset, k=size, aggregation=name) for size in sizes for name in aggregation or ["pca"]]
+    fit_file, dev_file = (_read_pairs(path, skip_bad_rows=skip_bad_rows) for path in (pairs, dev))
+    shared = {repr(p.prompt) for p in fit_file.pairs} & {repr(p.prompt) for p in dev_file.pairs}
+    if shared:
+        raise ValueError(
+            f"{len(shared)} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors"
+        )
+    wrapped = _load(model, dtype, device, device_map)
+    layer_sets = {text: _parse_layers(text, len(wrapped.blocks)) for text in layers or ["all"]}
+    kept, examples, skipped = checked_examples(wrapped, fit_file.pairs, skip_bad_rows=skip_bad_rows)
+    _report_skipped(skipped)
+    dev_rows = pair_rows(wrapped, dev_file.pairs)
+    rows = task_rows(wrapped, read_tasks(tasks)) if tasks else []
+    allowed = exact_matches(wrapped, rows).count(False) + int(max_loss / 100 * len(rows)) if rows else 0
+
+    with _progress() as progress:
+        bar = progress.add_task("attribution", total=len(examples))
+        scores = []
+        for example in examples:
+            scores.append(attribute_example(wrapped, example, hps[0]).a)
+            progress.advance(bar)
+        fits = {
+            (hp.k, hp.aggregation): vectors(
+                [shift(wrapped, example, a, hp) for example, a in zip(examples, scores, strict=True)], hp
+            )
+            for hp in hps
+        }
+        settings = [(strength, *key, text) for strength in sorted(lams) for key in fits for text in layer_sets]
+        bar = progress.add_task("dev", total=len(settings))
+
+        def steered(setting: tuple[float, int, str, str]) -> Steering:
+            strength, size, name, text = setting
+            return Steering(wrapped.blocks, fits[size, name].v, lam=strength, layers=layer_sets[text])
+
+        def accuracy(setting: tuple[float, int, str, str]) -> float:
+            progress.advance(bar)
+            with steered(setting):
+                return sum(margin > 0 for margin in row_margins(wrapped, dev_rows)) / len(dev_file.pairs)
+
+        def admissible(setting: tuple[float, int, str, str]) -> bool:
+            with steered(setting):
+                return keeps_capability(wrapped, rows, allowed=allowed)
+
+        choice = choose(settings, accuracy=accuracy, admissible=admissible)
+    strength, size, name, text = choice.best
+    if output:
+        hp = next(hp for hp in hps if (hp.k, hp.aggregation) == (size, name))
+        steering_vectors(wrapped, fits[size, name], hp, content_digest(kept), len(kept)).save(output)
+    best = {"lam": strength, "k": size, "aggregation": name, "layers": text}
+    if as_json:
+        keys = ("lam", "k", "aggregation", "layers")
+        tried = [dict(zip(keys, setting, strict=True)) | {"dev_accuracy": value} for setting, value in choice.tried]
+        out.print_json(data={"best": best, "tried": tried})
+        return
+    table_rows = [
+        (
+            ("* " if setting == choice.best else "  ") + f"k {setting[1]}, {setting[2]}, layers {setting[3]}",
+            f"{setting[0]:g}",
+            f"{100 * value:.1f} %",
+        )
+        for setting, value in sorted(choice.tried, key=lambda one: (one[0][1:], one[0][0]))
+    ]
+    out.print(
+        _table(
+            f"Accuracy on {dev} ({len(dev_file.pairs)} pairs); * is chosen", ("setting", "lam", "accuracy"), table_rows
+        )
+    )
+    if not tasks:
+        out.print("No --tasks were given, so nothing stops a strength that ruins other skills.", style="yellow")
+    if not strength:
+        out.print("No steered setting beat the unsteered model within the limit: lam = 0 was chosen.", style="yellow")
+    elif output:
+        out.print(
+            f"Next: grains-ref eval --model {model} --vectors {output} --lam {strength:g} --layers {text} --pairs TEST"
+        )
+
+
+@command
+def eval_(
+    model: ModelOption,
+    pairs: Annotated[
+        Path, typer.Option(help="Held-out pairs (JSONL); 'choices' and 'label' also give multiple choice.")
+    ],
+    vectors: Annotated[Path | None, typer.Option(help="A vectors file; without it, the plain model.")] = None,
+    lam: Annotated[float | None, typer.Option(help="Strength.", show_default=False)] = None,
+    layers: LayersOption = "all",
+    tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Accept vectors of a model with another fingerprint.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    skip_bad_rows: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
+    from contextlib import nullcontext
+
+    from grains_ref.data import read_tasks
+    from grains_ref.evaluation import Rate, capability, multiple_choice_accuracy, preference_accuracy
+
+    if (vectors is None) != (lam is None):
+        raise ValueError("--vectors and --lam belong together: give both to steer, or neither")
+    file = _read_pairs(pairs, skip_bad_rows=skip_bad_rows)
+    task_list = read_tasks(tasks) if tasks else ()
+    wrapped = _load(model, dtype, device, device_map)
+    ways: dict[str, Any] = {"unsteered": nullcontext()}
+    if vectors is not None and lam is not None:
+        ways["steered"] = _steering(wrapped, vectors, lam, layers, force)
+    figures: dict[str, dict[str, Rate]] = {}
+    for way, context in ways.items():
+        with err.status(f"scoring, {way}"), context:
+            figures[way] = {"preference accuracy": preference_accuracy(wrapped, file.pairs)}
+            if all(pair.choices for pair in file.pairs):
+                figures[way]["multiple-choice accuracy"] = multiple_choice_accuracy(wrapped, file.pairs)
+            if task_list:
+                figures[way]["task accuracy"] = capability(wrapped, task_list)
+    if as_json:
+        out.print_json(
+            data={way: {name: asdict(value) for name, value in rates.items()} for way, rates in figures.items()}
+        )
+        return
+    measures = list(figures["unsteered"])
+    rows = [(measure, *(str(figures[way][measure]) for way in figures)) for measure in measures]
+    out.print(_table(f"{pairs}: {len(file.pairs)} pairs; 95 % intervals", ("", *figures), rows))
+
+
+@command
+def generate(
+    model: ModelOption,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; may be given several times.", show_default=False)],
+    vectors: Annotated[Path, typer.Option(help="A vectors file.", show_default=False)],
+    lam: Annotated[float, typer.Option(help="Strength.", show_default=False)],
+    layers: LayersOption = "all",
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
+    force: Annotated[bool, typer.Option("--force", help="Accept vectors of a model with another fingerprint.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue prompts greedily, unsteered beside steered."""
+    wrapped = _load(model, dtype, device, device_map)
+    prompts = [[{"role": "user", "content": one}] if chat else one for one in prompt]
+    base = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
+    with _steering(wrapped, vectors, lam, layers, force):
+        steered = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
+    if as_json:
+        rows = zip(prompt, base, steered, strict=True)
+        out.print_json(data=[{"prompt": p, "unsteered": b, "steered": s} for p, b, s in rows])
+        return
+    table = Table(show_lines=True)
+    for name in ("prompt", "unsteered", f"steered, lam {lam:g}"):
+        table.add_column(name)
+    for row in zip(prompt, base, steered, strict=True):
+        table.add_row(*row)
+    out.print(table)
+
+
+@command
+def inspect(
+    vectors: Annotated[Path, typer.Argument(help="A vectors file.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Say in words what a vectors file holds."""
+    from grains_ref.vectors import SteeringVectors
+
+    loaded = SteeringVectors.load(vectors)
+    norms = [dict(zip(("v", "v_pos", "v_neg", "cos"), row, strict=True)) for row in loaded.norms()]
+    if as_json:
+        out.print_json(data={"header": json.loads(loaded.header.to_json()), "layers": norms})
+        return
+    out.print(_table(str(vectors), ("", ""), loaded.summary()))
+    rows = [(str(i), *(f"{n[key]:.3f}" for key in ("v", "v_pos", "v_neg", "cos"))) for i, n in enumerate(norms)]
+    out.print(_table("Layers", ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"), rows))
+
+
+def main() -> None:
+    """The entry point of the command `grains-ref`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

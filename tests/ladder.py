@@ -1,0 +1,303 @@
+"""What must hold for a model of any size: the checks that the shrunken models (CPU) and the full ones (GPU) share.
+
+Every check raises an AssertionError with its numbers, and returns the numbers when all is well.
+
+Tolerances.  `u` is the unit roundoff of the model's type (2^-8 for bfloat16, 2^-24 for float32).
+
+- Norms.  Equation (8) is computed in float32 or wider, and its result is rounded once.  Rounding each component
+  changes it by at most u of itself, so the norm of a token changes by at most u, relatively; a little float32
+  arithmetic comes on top.  For half precision there is a sharper statement: the roundings are independent, so
+  norms differ by about u * sqrt(sum h^4) / sum h^2 (standard deviation below 0.58 of that), and the root mean square
+  of the differences in that unit must stay below 1.  A norm that is itself computed in half precision fails it.
+- Logits.  Two runs that differ in cache, length or padding use other kernels, so their sums are ordered differently
+  and some results round to the other side.  A token's residual stream is rounded three times in each block (two
+  additions and the edit), each time by a share of u that adds up like a random walk: u * sqrt(3 L + 1), relatively.
+  The rest of a block carries errors of the same order, for which 4 is allowed; in float32, where the sums in the
+  matrix products are rounded as often as their results, 16.  Relative means: L2 over the vocabulary, after the mean
+  over the vocabulary, which no probability sees, is taken off.  At 32 blocks in bfloat16 this allows 0.15; narrow
+  random models were measured to be 0.01 away from float64, and steering only the prompt puts them 1 away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grains_ref.grains import (
+    Attribution,
+    Encoded,
+    Example,
+    Fit,
+    HyperParameters,
+    Steering,
+    attribute,
+    fit,
+    generate_greedy,
+)
+from grains_ref.models import HuggingFaceModel
+
+STRENGTH = 0.3  # of steering in these tests, |lam * v| / |h|: enough that leaving it out anywhere shows in the logits
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def logits_tolerance(model: HuggingFaceModel) -> float:
+    dtype = model.hf.dtype
+    return (16 if dtype == torch.float32 else 4) * unit_roundoff(dtype) * math.sqrt(3 * len(model.blocks) + 1)
+
+
+def relative_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(..., V), (..., V) -> (...): L2 distance of centred logits over the length of b's."""
+    a, b = (z.double() - z.double().mean(-1, keepdim=True) for z in (a, b))
+    return (a - b).norm(dim=-1) / b.norm(dim=-1)
+
+
+def hook_counts(model: HuggingFaceModel) -> list[int]:
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.hf.modules()]
+
+
+def token_ids(model: HuggingFaceModel, encoded: Encoded) -> Tensor:
+    return encoded.ids[None].to(model.device)
+
+
+@torch.no_grad()
+def steering_strength(model: HuggingFaceModel, example: Example, v: Tensor) -> float:
+    """The lam at which |lam * v| is `STRENGTH` times |h| at the median block, at the last prompt token."""
+    h = model.residuals(example.encoded, example.encoded.embeds[None])[0]  # (L, d)
+    ratios = h.double().norm(dim=-1).cpu() / v.double().norm(dim=-1).cpu()
+    return STRENGTH * ratios.median().item()
+
+
+# --------------------------------------------------------------------------------- attribution and fit
+def check_attribution(model: HuggingFaceModel, example: Example, hp: HyperParameters) -> Attribution:
+    """One score per prompt token, all finite, from gradients that are not all zero."""
+    result = attribute(model, example, hp)
+    n, width = len(example.encoded.ids), model.width
+    assert result.a.shape == (n,), f"{result.a.shape} scores of {n} tokens"
+    assert result.ig.shape == (n, width), f"attributions {result.ig.shape} of {n} tokens of width {width}"
+    assert result.a.isfinite().all(), "scores are not finite"
+    assert (result.a != 0).sum() > n // 2, f"{(result.a == 0).sum()} of {n} scores are zero"
+    assert math.isfinite(result.gap), f"f is {result.f_x} at x and {result.f_baseline} at the baseline"
+    return result
+
+
+def check_fit(model: HuggingFaceModel, examples: Sequence[Example], hp: HyperParameters) -> Fit:
+    """Unit directions at every block, and parameters that never had a gradient."""
+    hooks = hook_counts(model)
+    result = fit(model, examples, hp)
+    check_vectors(model, result)
+    check_no_parameter_gradients(model)
+    assert hook_counts(model) == hooks, "the fit left hooks on the model"
+    return result
+
+
+def check_vectors(model: HuggingFaceModel, result: Fit) -> None:
+    for v in (result.pos.v, result.neg.v):
+        assert v.shape == (len(model.blocks), model.width), v.shape
+        assert v.isfinite().all(), "a direction is not finite"
+        assert ((v.norm(dim=-1) - 1).abs() < 1e-9).all(), f"lengths {v.norm(dim=-1).tolist()} are not 1"
+    assert torch.equal(result.v, result.pos.v - result.neg.v), "v is not v_pos - v_neg"
+
+
+def check_no_parameter_gradients(model: HuggingFaceModel) -> None:
+    kept = [n for n, p in model.hf.named_parameters() if p.requires_grad or p.grad is not None]
+    assert not kept, f"parameters with gradients: {kept[:3]}"
+
+
+# ---------------------------------------------------------------------------------------------- norms
+@dataclass(frozen=True)
+class Norms:
+    """Over all tokens and blocks of a generation: |h'| / |h| - 1, and how many states were seen."""
+
+    worst: float
+    rms: float  # in the unit of independent roundings, see above
+    prefill_states: int
+    decode_states: int
+
+
+@contextmanager
+def watch_norms(blocks: Sequence[nn.Module], steering: Steering) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """Steer, and list (block, tokens in this call, values of each token) as seen just before and after the edit.
+
+    Forward hooks run in the order in which they were registered, so the edit lies between the two.  The values are
+    |h|, |h'| and sqrt(sum h'^4), in float64.
+    """
+    seen: list[tuple[int, int, Tensor]] = []
+    before: dict[int, Tensor] = {}
+
+    def hidden(output: Any) -> Tensor:
+        return (output[0] if isinstance(output, tuple) else output).double()
+
+    def first(i: int) -> Any:
+        return lambda block, inputs, output: before.update({i: hidden(output).norm(dim=-1)})
+
+    def second(i: int) -> Any:
+        def record(block: nn.Module, inputs: Any, output: Any) -> None:
+            h = hidden(output)
+            values = torch.stack([before.pop(i), h.norm(dim=-1), h.pow(4).sum(-1).sqrt()])  # (3, B, T)
+            seen.append((i, h.shape[1], values.flatten(1).cpu()))
+
+        return record
+
+    handles = [block.register_forward_hook(first(i)) for i, block in enumerate(blocks)]
+    try:
+        with steering:
+            handles += [block.register_forward_hook(second(i)) for i, block in enumerate(blocks)]
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_norms(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int) -> Norms:
+    """Equation (8) at every block and token, the prompt's and the generated ones', under cached generation."""
+    with watch_norms(model.blocks, steering) as seen:
+        generated = cached_generation(model, encoded, n=n).sequences.shape[1] - len(encoded.ids)
+    depth = len(model.blocks)
+    calls = [(block, tokens) for block, tokens, _ in seen]
+    lengths = [len(encoded.ids)] + [1] * (generated - 1)  # the last token is never fed back
+    assert calls == [(block, tokens) for tokens in lengths for block in range(depth)], "blocks or steps were missed"
+    assert generated > 1, "generation stopped before its first decode step"
+
+    dtype = model.hf.dtype
+    u = unit_roundoff(dtype)
+    before, after, fourth = torch.cat([values for _, _, values in seen], dim=1)
+    deviation = after / before - 1
+    worst = deviation.abs().max().item()
+    allowed = u + 2**-16  # the second term: float32 norms and the product
+    assert worst <= allowed, f"a token's norm changed by {worst:.2e}, more than {allowed:.2e}"
+    rms = (deviation / (u * fourth / after.square())).square().mean().sqrt().item()
+    if dtype != torch.float32:
+        assert rms <= 1, f"norms differ by {rms:.2f} times what one rounding explains (root mean square)"
+    return Norms(worst, rms, depth * len(encoded.ids), depth * (generated - 1))
+
+
+# ----------------------------------------------------------------------------------------- generation
+@dataclass(frozen=True)
+class CacheReport:
+    """Cached against uncached steered logits; `compared` tokens had a margin that rounding cannot overturn."""
+
+    distances: tuple[float, ...]
+    steering_distance: float
+    tokens: tuple[int, ...]
+    compared: int
+
+
+def cached_generation(model: HuggingFaceModel, encoded: Encoded, *, n: int) -> Any:
+    """transformers' own greedy loop with its own cache."""
+    ids = token_ids(model, encoded)
+    return model.hf.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=int(ids[0, -1]),  # one row needs no padding; naming some id avoids a warning
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
+@torch.no_grad()
+def check_cache(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int) -> CacheReport:
+    """Steered generation with a cache sees the logits of a full recomputation, and picks its tokens."""
+    with steering:
+        out = cached_generation(model, encoded, n=n)
+        tokens = out.sequences[0, len(encoded.ids) :].cpu()
+        cached = torch.cat(out.logits)  # (N, V)
+        uncached = model.logits(encoded, encoded.embeds[None], tokens)[0]  # (N, V)
+        recomputed = generate_greedy(model, encoded, n=len(tokens))
+    unsteered = model.logits(encoded, encoded.embeds[None], tokens)[0]
+    tolerance = logits_tolerance(model)
+    distances = relative_distance(cached, uncached)
+    steered_by = relative_distance(unsteered, uncached).min().item()
+    assert steered_by > 2 * tolerance, f"steering changes the logits by {steered_by:.2g} only: nothing would be tested"
+    assert distances.max() <= tolerance, f"distances {distances.tolist()} exceed {tolerance:.2g}"
+
+    # Two runs may only part ways where the best two logits are closer than rounding can bring them.
+    reach = 2 * (cached.double() - uncached.double()).abs().max()
+    best = uncached.double().topk(2).values
+    compared = 0
+    for got, expected, margin in zip(recomputed, tokens.tolist(), best[:, 0] - best[:, 1], strict=True):
+        if margin <= reach:
+            break
+        assert got == expected, f"token {compared}: {got} uncached, {expected} cached, with a margin of {margin:.3g}"
+        compared += 1
+    return CacheReport(tuple(distances.tolist()), steered_by, tuple(tokens.tolist()), compared)
+
+
+@torch.no_grad()
+def check_strength_zero(model: HuggingFaceModel, encoded: Encoded, v: Tensor) -> None:
+    """lam = 0 changes no bit, real strength does, and leaving gives the model back as it was."""
+    ids = token_ids(model, encoded)
+
+    def run() -> Tensor:
+        return model.hf(input_ids=ids, use_cache=False).logits
+
+    hooks, plain = hook_counts(model), run()
+    assert torch.equal(run(), plain), "two equal runs differ: this device or kernel is not deterministic"
+    with Steering(model.blocks, v, lam=0.0):
+        assert torch.equal(run(), plain), "lam = 0 changed the logits"
+    with Steering(model.blocks, v, lam=1.0):
+        assert not torch.equal(run(), plain), "lam = 1 changed nothing"
+    assert torch.equal(run(), plain), "the model is not the same after steering"
+    with suppress(_Interruption), Steering(model.blocks, v, lam=1.0):
+        raise _Interruption
+    assert hook_counts(model) == hooks, "hooks are left on the model"
+    assert torch.equal(run(), plain), "the model is not the same after an exception under steering"
+
+
+class _Interruption(Exception):
+    pass
+
+
+@torch.no_grad()
+def check_batch(model: HuggingFaceModel, prompts: Sequence[Encoded], steering: Steering) -> list[float]:
+    """Left-padded in one batch, each prompt's next-token logits are those it has alone."""
+    longest = max(len(encoded.ids) for encoded in prompts)
+    assert len({len(encoded.ids) for encoded in prompts}) > 1, "prompts of one length need no padding"
+    pads = [longest - len(encoded.ids) for encoded in prompts]
+    ids = torch.stack([
+        torch.cat([encoded.ids[:1].expand(pad), encoded.ids]) for pad, encoded in zip(pads, prompts, strict=True)
+    ]).to(model.device)  # fmt: skip
+    mask = torch.stack([(torch.arange(longest) >= pad).long() for pad in pads]).to(model.device)
+    with steering:
+        together = model.hf(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits[:, -1]
+        alone = torch.cat([
+            model.hf(input_ids=token_ids(model, encoded), logits_to_keep=1, use_cache=False).logits[:, -1]
+            for encoded in prompts
+        ])  # fmt: skip
+    distances = relative_distance(together, alone)
+    tolerance = logits_tolerance(model)
+    assert distances.max() <= tolerance, f"distances {distances.tolist()} exceed {tolerance:.2g}"
+    return distances.tolist()
+
+
+# --------------------------------------------------------------------------------------------- record
+def check_record(record: dict[str, Any], *, pairs: int) -> None:
+    """Everything that docs/gpu.md shows is there; how long it took is nobody's promise."""
+    assert record["pairs"] == pairs, record["pairs"]
+    named = (record["device"], record["versions"]["torch"], record["versions"]["transformers"])
+    assert all(named), f"device and versions are {named}"
+    seconds = record["seconds"]
+    assert set(seconds) == {"attribution", "contrast", "aggregation", "total"}, seconds
+    assert all(math.isfinite(value) and value > 0 for value in seconds.values()), seconds
+    assert record["peak_gib"] is None or record["peak_gib"] > 0, record["peak_gib"]
+    low, high = record["tokens"]["prompt_range"]
+    assert 60 <= low <= high <= 120, f"prompts of {low} to {high} tokens are not shaped like TruthfulQA's"
+    low, high = record["tokens"]["response_range"]
+    assert 5 <= low <= high <= 20, f"answers of {low} to {high} tokens are not shaped like TruthfulQA's"
