@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from grains_ref.grains import PRESETS
+from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.full_size import (
     CONFIGS,
     full_model,
@@ -26,9 +29,6 @@ from grains_ref.tiny_models.full_size import (
     truthfulqa_shaped_pairs,
     write_record,
 )
-
-from grains_ref.grains import PRESETS
-from grains_ref.models import HuggingFaceModel, load
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 

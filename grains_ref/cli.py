@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     name="grains-ref",
@@ -27,8 +29,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False)  # prompts and paths hold brackets, such as [/INST], that are not markup
+err = Console(stderr=True, highlight=False, markup=False)
 _F = TypeVar("_F", bound=Callable[..., None])
 _debug = False
 
@@ -47,14 +49,15 @@ def command(function: _F) -> _F:
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            err.print("[bold]interrupted[/bold]; finished examples of a fit are kept, run the same command to go on")
+            err.print("interrupted", style="bold", end="")
+            err.print("; finished examples of a fit are kept, run the same command to go on")
             raise typer.Exit(130) from None
-        except (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError) as error:
+        except Exception as error:
             if _debug:
                 raise
-            err.print(f"[bold red]error[/bold red] {type(error).__name__}: ", end="")
-            err.print(str(error) or "no further message", markup=False)
-            if isinstance(error, RuntimeError):
+            err.print("error", style="bold red", end=" ")
+            err.print(f"{type(error).__name__}: {error or 'no further message'}")
+            if not isinstance(error, (ValueError, OSError, ArithmeticError, ImportError, MemoryError)):
                 err.print("This is not an error that grains-ref foresaw; --debug (before the command) shows where.")
             raise typer.Exit(1) from None
 
@@ -92,7 +95,7 @@ def _load(model: str, dtype: str, device: str, device_map: str) -> Any:
             names = sorted(p.parent.name for p in root.glob("*/model.safetensors"))
             raise ValueError(f"there is no embedded model {model!r}; there are {', '.join('tiny:' + n for n in names)}")
         transformers.utils.logging.disable_progress_bar()
-    with err.status(f"loading {model}"):
+    with err.status(Text(f"loading {model}")):
         return load(path, dtype=dtype, device=device, device_map=device_map or None)
 
 
@@ -128,6 +131,12 @@ def _floats(text: str, name: str) -> list[float]:
         raise ValueError(f"--{name} {text!r} cannot be read; write numbers with commas, for instance '1,2,4'") from None
 
 
+def _check_out(path: Path) -> None:
+    """Refuse before the work, not after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path} must be a file in a folder that exists")
+
+
 def _progress() -> Progress:
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=err, transient=True)
@@ -143,17 +152,17 @@ def _read_pairs(path: Path, *, skip_bad_rows: bool) -> Any:
 
 def _report_skipped(skipped: Sequence[Exception]) -> None:
     if skipped:
-        err.print(f"[yellow]skipped {len(skipped)} bad rows:[/yellow]")
+        err.print(f"skipped {len(skipped)} bad rows:", style="yellow")
         for problem in skipped[:10]:
-            err.print(f"  {problem}", markup=False)
+            err.print(f"  {problem}")
         if len(skipped) > 10:
             err.print(f"  and {len(skipped) - 10} more")
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -196,20 +205,13 @@ def demo(
         raise ValueError(f"world {world!r} does not exist; the planted worlds are {', '.join(WORLDS)}")
     if not all(part.strip() in ("0", "1", "2") for part in seeds.split(",")):
         raise ValueError(f"--seeds {seeds!r} cannot be read; write training seeds out of 0, 1, 2, for instance '0,1,2'")
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
     output.mkdir(parents=True, exist_ok=True)
-    results = []
     numbers = list(dict.fromkeys(int(part) for part in seeds.split(",")))
     with _progress() as progress:
         bar = progress.add_task("starting", total=len(numbers) * demo_module.steps_per_seed())
-        for seed in numbers:
-
-            def tick(what: str, seed: int = seed) -> None:
-                progress.update(bar, advance=1, description=f"seed {seed}: {what}")
-
-            results.append(demo_module.run_seed(world, seed, tick))
+        results = demo_module.run(
+            world, numbers, lambda what: progress.update(bar, advance=1, description=f"{what:46}")
+        )
     record = demo_module.report(world, results)
     (output / "report.json").write_text(json.dumps(record, indent=2) + "\n")
     first = results[0]
@@ -219,23 +221,28 @@ def demo(
     if as_json:
         out.print_json(data=record)
         return
-    out.print(f"\n[bold]What makes the model say the myth?[/bold]  World '{world}', training seed {first.seed}.")
+    out.print("\nWhat makes the model say the myth?", style="bold", end="")
+    out.print(f"  World '{world}', training seed {first.seed}.")
     out.print("Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = 3).")
-    out.print("The planted words are marked: \\[R] rumour, \\[T] trust.  Scores in nats.\n")
+    out.print("The planted words are marked: [R] rumour, [T] trust.  Scores in nats.\n")
     for prompt, encoded, a in first.shown:
         selection = select(a, k=3, eligible=eligible_tokens(encoded, ()))
         marks = dict.fromkeys(prompt.rumour, "R") | dict.fromkeys(prompt.trust, "T")
         out.print(coloured_tokens(encoded.tokens, a, selection, marks))
-        out.print("  " + strongest_tokens(encoded.tokens, a, selection) + "\n", markup=False, style="dim")
+        out.print(strongest_tokens(encoded.tokens, a, selection) + "\n")
     recall = [(m, f"{r:.2f}", f"{p:.2f}") for m, r, p in demo_module.recall_means(results)]
-    title = f"Does attribution find the planted rumour words?  (mean of {len(results)} training seeds)"
+    mean = f"mean of {len(results)} seeds" if len(results) > 1 else f"seed {first.seed}"
+    title = f"Are the planted rumour words found?  ({mean.removeprefix('mean of ')})"
     out.print(_table(title, ("", "recall@3", "precision@1"), recall))
-    title = f"What does steering change?  (300 held-out prompts, 600 tasks; mean of {len(results)} training seeds)"
-    out.print(demo_table(demo_module.summarise(world, results), title=title))
-    out.print(
-        f"Written to {output}/: report.json, vectors.safetensors, centring.png, and the data as steer.jsonl, "
-        f"dev.jsonl, dev_tasks.jsonl, test.jsonl, tasks.jsonl.\nNext: grains-ref inspect {output}/vectors.safetensors"
-    )
+    out.print("(The entity asked about carries the myth too, so it is often the strongest token.)", style="dim")
+    title = f"What does steering change?  (300 test prompts, 600 tasks; {mean})"
+    summary = demo_module.summarise(world, results)
+    out.print(demo_table(summary, title=title))
+    out.print("Chosen on dev, at a capability loss of at most half a point:")
+    for row in summary[1:]:
+        out.print(f"  {row.name}: {row.chosen}")
+    names = "report.json, vectors.safetensors, centring.png; the data: {steer,dev,test,dev_tasks,tasks}.jsonl"
+    out.print(f"\nWritten to {output}/: {names}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 
 @command
@@ -264,7 +271,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
-    from grains_ref.fitting import checked_examples, resumable_fit
+    from grains_ref.fitting import checked_examples, discard, resumable_fit
 
     hp = _hyper_parameters(
         preset,
@@ -277,8 +284,7 @@ def fit(
         mask_baseline=mask_baseline,
         eligible=tuple(eligible or ()) or None,
     )
-    if output.is_dir() or not output.parent.is_dir():
-        raise ValueError(f"--out {output} must be a file in a folder that exists")
+    _check_out(output)
     file = _read_pairs(pairs, skip_bad_rows=skip_bad_rows)
     wrapped = _load(model, dtype, device, device_map)
     kept, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
@@ -290,7 +296,7 @@ def fit(
             wrapped, kept, examples, hp, work=folder, on_example=lambda n: progress.update(bar, completed=n)
         )
     record.vectors.save(output)
-    shutil.rmtree(folder)
+    discard(folder)
     summary = _fit_summary(examples, record, hp) | {
         "vectors": str(output),
         "skipped": len(file.skipped) + len(skipped),
@@ -381,7 +387,7 @@ def attribute(
         )
         return
     out.print(coloured_tokens(tokens, a, selection, {}))
-    out.print(strongest_tokens(tokens, a, selection), markup=False)
+    out.print(strongest_tokens(tokens, a, selection))
     out.print(
         f"f(x) = {attribution.f_x:+.2f} nats: the model prefers the {'chosen' if attribution.f_x > 0 else 'rejected'} "
         f"response. Completeness gap {attribution.gap:+.2f} nats: of the quadrature with m = {hp.m}, not an error."
@@ -419,7 +425,11 @@ def sweep(
     from grains_ref.grains import attribute as attribute_example
 
     lams = [0.0, *(value for value in _floats(lam, "lam") if value)]
+    if not all(value.is_integer() for value in _floats(ks, "k")):
+        raise ValueError(f"--k {ks!r} cannot be read; write whole numbers with commas, for instance '1,3,5'")
     sizes = [int(value) for value in _floats(ks, "k")]
+    if output:
+        _check_out(output)
     hps = [_hyper_parameters(preset, k=size, aggregation=name) for size in sizes for name in aggregation or ["pca"]]
     fit_file, dev_file = (_read_pairs(path, skip_bad_rows=skip_bad_rows) for path in (pairs, dev))
     shared = {repr(p.prompt) for p in fit_file.pairs} & {repr(p.prompt) for p in dev_file.pairs}
@@ -433,7 +443,7 @@ def sweep(
     _report_skipped(skipped)
     dev_rows = pair_rows(wrapped, dev_file.pairs)
     rows = task_rows(wrapped, read_tasks(tasks)) if tasks else []
-    allowed = exact_matches(wrapped, rows).count(False) + int(max_loss / 100 * len(rows)) if rows else 0
+    allowed = exact_matches(wrapped, rows).count(False) + math.floor(max_loss * len(rows) / 100 + 1e-9) if rows else 0
 
     with _progress() as progress:
         bar = progress.add_task("attribution", total=len(examples))
@@ -447,7 +457,7 @@ def sweep(
             )
             for hp in hps
         }
-        settings = [(strength, *key, text) for strength in sorted(lams) for key in fits for text in layer_sets]
+        settings = [(strength, *key, text) for strength in sorted(lams, key=abs) for key in fits for text in layer_sets]
         bar = progress.add_task("dev", total=len(settings))
 
         def steered(setting: tuple[float, int, str, str]) -> Steering:
@@ -590,7 +600,8 @@ def inspect(
     loaded = SteeringVectors.load(vectors)
     norms = [dict(zip(("v", "v_pos", "v_neg", "cos"), row, strict=True)) for row in loaded.norms()]
     if as_json:
-        out.print_json(data={"header": json.loads(loaded.header.to_json()), "layers": norms})
+        layers = [{name: None if math.isnan(value) else value for name, value in row.items()} for row in norms]
+        out.print_json(data={"header": json.loads(loaded.header.to_json()), "layers": layers})
         return
     out.print(_table(str(vectors), ("", ""), loaded.summary()))
     rows = [(str(i), *(f"{n[key]:.3f}" for key in ("v", "v_pos", "v_neg", "cos"))) for i, n in enumerate(norms)]

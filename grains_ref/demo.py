@@ -7,12 +7,16 @@ fixed before any method was run; this module carries them out.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 import grains_ref.tiny_models as tiny_models
@@ -53,11 +57,12 @@ from grains_ref.tiny_models.worlds import PlantedPrompt, World, WorldName, build
 from grains_ref.vectors import SteeringVectors, library_versions
 
 PAPER = PRESETS["paper_llm"]
-LAMS = (0.0, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0)  # equal ratios, up to the top of the paper's figure 5
+LAMS = (0.0, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0)  # equal ratios, up to the top of the paper's figure 5
 KS = (1, 3, 5)
 AGGREGATIONS: tuple[AggregationMethod, ...] = ("pca", "uncentred", "mean")
 DEV_CAPABILITY_LOSS = 0.005
 RANDOM_DRAWS = 5
+PAPER_ROW = "GrAInS, paper's settings"
 METHODS = {  # the comparison of attributions; SmoothGrad at the cost of Integrated Gradients
     "integrated gradients": PAPER,
     "SmoothGrad": replace(PAPER, attribution="smoothgrad", n=PAPER.m),
@@ -119,38 +124,66 @@ def as_pairs(prompts: Sequence[PlantedPrompt]) -> list[PreferencePair]:
 
 def steps_per_seed() -> int:
     """How often `run_seed` ticks."""
-    choices = 1 + len(KS) * len(AGGREGATIONS) + RANDOM_DRAWS + 1
-    return len(METHODS) + choices + len(("unsteered", "paper", "chosen", "planted")) + RANDOM_DRAWS
+    candidates = len(KS) * len(AGGREGATIONS) + RANDOM_DRAWS + 2  # the nine include those of the single rows
+    rows = len(("unsteered", "paper", "uncentred", "mean", "chosen", "planted", "planted mean")) + RANDOM_DRAWS
+    return len(METHODS) + candidates * (len(LAMS) - 1) + 1 + rows
+
+
+def run(name: WorldName, seeds: Sequence[int], tick: Tick) -> list[SeedResult]:
+    """`run_seed` for every training seed, each in a process of its own with one thread.
+
+    The models are so small that two threads on one of them are slower than two models side by side.
+    """
+    for variable, size in (("MALLOC_MMAP_THRESHOLD_", 1 << 28), ("MALLOC_TRIM_THRESHOLD_", 1 << 28)):
+        os.environ.setdefault(variable, str(size))  # glibc: keep freed memory; a third of the time went to page faults
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        queue = manager.Queue()
+        with ProcessPoolExecutor(
+            len(seeds), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            futures = [pool.submit(run_seed, name, seed, queue.put) for seed in seeds]
+            for future in futures:
+                future.add_done_callback(lambda _: queue.put(None))
+            running = len(futures)
+            while running:
+                what = queue.get()
+                if what is None:
+                    running -= 1
+                else:
+                    tick(what)
+            return [future.result() for future in futures]
 
 
 def run_seed(name: WorldName, seed: int, tick: Tick) -> SeedResult:
     """Diagnose, steer and measure the model of one training seed."""
     world = build_world(name)
+    transformers.utils.logging.disable_progress_bar()
     model = load(model_folder(name, seed))
-    bench = _Bench(model, world, tick)
+    bench = _Bench(model, world, lambda what: tick(f"seed {seed}: {what}"))
     steer_set = world.split("steer")
     pairs = as_pairs(steer_set)
     examples = [model.example(p.prompt, p.chosen, p.rejected) for p in steer_set]
 
     scores: dict[str, list[Attribution]] = {}
     for method, hp in METHODS.items():
-        tick(f"attribution: {method}")
+        tick(f"seed {seed}: attribution: {method}")
         scores[method] = [attribute(model, example, hp) for example in examples]
     a = [attribution.a for attribution in scores["integrated gradients"]]
 
-    def fits(hp: HyperParameters, a: Sequence[Tensor]) -> tuple[list[Shift], Fit]:
-        shifts = [shift(model, example, one, hp) for example, one in zip(examples, a, strict=True)]
-        return shifts, vectors(shifts, hp)
+    def shifts_of(hp: HyperParameters, a: Sequence[Tensor]) -> list[Shift]:
+        return [shift(model, example, one, hp) for example, one in zip(examples, a, strict=True)]
 
+    shifts = {k: shifts_of(replace(PAPER, k=k), a) for k in KS}
     fit_of = {
-        (k, aggregation): fits(replace(PAPER, k=k, aggregation=aggregation), a)
+        (k, aggregation): vectors(shifts[k], replace(PAPER, k=k, aggregation=aggregation))
         for k in KS
         for aggregation in AGGREGATIONS
     }
     truth = [_planted_shift(model, e, p) for e, p in zip(examples, steer_set, strict=True)]
     planted, planted_mean = vectors(truth, PAPER), vectors(truth, replace(PAPER, aggregation="mean"))
     zero = torch.zeros_like(planted.v)
-    shifts, paper = fit_of[PAPER.k, "pca"]
+    paper = fit_of[PAPER.k, "pca"]
 
     rows: dict[str, list[Setting]] = {"unsteered": [Setting("lam 0", zero, 0.0)]}
     tried: list[tuple[str, float, float]] = []
@@ -160,26 +193,28 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> SeedResult:
         rows.setdefault(row, []).append(choice.best)
         tried.extend((f"{row}: {setting.label}", setting.lam, accuracy) for setting, accuracy in choice.tried)
 
-    settle("GrAInS, the paper's settings", {"pca, k 3": paper.v})
+    settle(PAPER_ROW, {"pca, k 3": paper.v})
+    settle("GrAInS, uncentred PCA", {"uncentred, k 3": fit_of[PAPER.k, "uncentred"].v})
+    settle("GrAInS, mean", {"mean, k 3": fit_of[PAPER.k, "mean"].v})
     settle(
-        "GrAInS, k and aggregation chosen on dev",
-        {f"{aggregation}, k {k}": fit.v for (k, aggregation), (_, fit) in fit_of.items()},
+        "GrAInS, chosen on dev",
+        {f"{aggregation}, k {k}": fit.v for (k, aggregation), fit in fit_of.items()},
     )
     for draw in range(RANDOM_DRAWS):
         hp = replace(PAPER, attribution="random", seed=draw)
-        settle(
-            "random tokens", {f"pca, k 3, draw {draw}": fits(hp, [attribute(model, e, hp).a for e in examples])[1].v}
-        )
-    settle("planted tokens (reference)", {"pca": planted.v})
+        drawn = vectors(shifts_of(hp, [attribute(model, example, hp).a for example in examples]), hp)
+        settle("random tokens", {f"pca, k 3, draw {draw}": drawn.v})
+    settle("planted tokens", {"planted pca": planted.v})
+    settle("planted tokens, mean", {"planted mean": planted_mean.v})
 
     return SeedResult(
         seed=seed,
         outcomes={row: tuple(bench.test(setting) for setting in settings) for row, settings in rows.items()},
         recall={method: _recall(examples, steer_set, one) for method, one in scores.items()},
         shown=tuple((steer_set[i], examples[i].encoded, a[i]) for i in range(3)),
-        fits={aggregation: fit_of[PAPER.k, aggregation][1] for aggregation in AGGREGATIONS}
+        fits={aggregation: fit_of[PAPER.k, aggregation] for aggregation in AGGREGATIONS}
         | {"planted_mean": planted_mean},
-        shifts=tuple(shifts),
+        shifts=tuple(shifts[PAPER.k]),
         vectors=steering_vectors(model, paper, PAPER, content_digest(pairs), len(pairs)),
         dev_tried=tuple(tried),
     )
@@ -202,37 +237,37 @@ class _Bench:
 
     def choose(self, candidates: dict[str, Tensor]) -> Choice[Setting]:
         """Strength, and which of the candidates, by the rules of docs/worlds.md."""
-        settings = []
-        for label, v in candidates.items():
-            self.tick(f"strength on dev: {label}")
-            settings += [s for s in (Setting(label, v, lam) for lam in LAMS) if self._keeps(s, self.dev_tasks[:96])]
+        settings = [Setting(label, v, lam) for lam in LAMS for label, v in candidates.items()]  # gentlest first
 
         def accuracy(setting: Setting) -> float:
-            key = (setting.label, setting.lam)
+            key = (setting.label if setting.lam else "lam 0", setting.lam)
             if key not in self.accuracies:
+                self.tick(f"strength on dev: {setting.label}")
                 with Steering(self.model.blocks, setting.v, lam=setting.lam):
                     self.accuracies[key] = rate(m > 0 for m in row_margins(self.model, self.dev)).value
             return self.accuracies[key]
 
-        settings.sort(key=lambda s: s.lam)  # stable: the gentlest first, then as listed
-        return choose(settings, accuracy=accuracy, admissible=lambda s: self._keeps(s, self.dev_tasks))
+        def admissible(setting: Setting) -> bool:
+            with Steering(self.model.blocks, setting.v, lam=setting.lam):
+                return keeps_capability(self.model, self.dev_tasks, allowed=self.allowed, chunk=60)
 
-    def _keeps(self, setting: Setting, tasks: Sequence[TokenRow]) -> bool:
-        """Capability is kept; on a part of the tasks, a cheap look that refutes only what is beyond repair."""
-        with Steering(self.model.blocks, setting.v, lam=setting.lam):
-            return keeps_capability(self.model, tasks, allowed=self.allowed, chunk=96)
+        return choose(settings, accuracy=accuracy, admissible=admissible)
 
     def test(self, setting: Setting) -> Outcome:
         """Outcomes on test."""
         self.tick(f"test: {setting.label}")
-        rejected = self.test_rows[len(self.test_rows) // 2 :]
         with Steering(self.model.blocks, setting.v, lam=setting.lam):
-            return Outcome(
-                setting,
-                right=tuple(margin > 0 for margin in row_margins(self.model, self.test_rows)),
-                myth=tuple(exact_matches(self.model, rejected)),
-                capable=tuple(exact_matches(self.model, self.test_tasks)),
-            )
+            scored = self.model.score_rows(self.test_rows)
+            capable = exact_matches(self.model, self.test_tasks)
+        n = len(scored) // 2
+        return Outcome(
+            setting,
+            right=tuple(
+                chosen.log_prob > rejected.log_prob for chosen, rejected in zip(scored[:n], scored[n:], strict=True)
+            ),
+            myth=tuple(rejected.is_greedy for rejected in scored[n:]),
+            capable=tuple(capable),
+        )
 
 
 def _planted_shift(model: HuggingFaceModel, example: Example, prompt: PlantedPrompt) -> Shift:
@@ -289,7 +324,7 @@ def summarise(name: WorldName, results: Sequence[SeedResult]) -> list[SummaryRow
         rows.append(
             SummaryRow(
                 name=row,
-                chosen=", ".join(dict.fromkeys(_words(o.setting, row) for o in flat)),
+                chosen=_chosen(flat),
                 accuracy=clustered_mean(right, clusters),
                 gain=clustered_mean(gain, clusters),
                 myth_rate=mean(flat, "myth"),
@@ -300,9 +335,13 @@ def summarise(name: WorldName, results: Sequence[SeedResult]) -> list[SummaryRow
     return rows
 
 
-def _words(setting: Setting, row: str) -> str:
-    strength = f"lam {setting.lam:g}"
-    return f"{setting.label}, {strength}" if "chosen" in row and setting.lam else strength
+def _chosen(outcomes: Sequence[Outcome]) -> str:
+    """What was chosen on dev, in the order of training seeds and draws; labels only where they differ."""
+    settings = [o.setting for o in outcomes]
+    kinds = {s.label.split(", draw")[0] for s in settings if s.lam}
+    if len(kinds) < 2:
+        return ", ".join(kinds) + ": lam " + ", ".join(f"{s.lam:g}" for s in settings)
+    return "; ".join(f"{s.label}, lam {s.lam:g}" if s.lam else "lam 0" for s in settings)
 
 
 def recall_means(results: Sequence[SeedResult]) -> Iterator[tuple[str, float, float]]:
@@ -315,7 +354,7 @@ def recall_means(results: Sequence[SeedResult]) -> Iterator[tuple[str, float, fl
 def report(name: WorldName, results: Sequence[SeedResult]) -> dict[str, Any]:
     """The record that `report.json` holds; shares, not percentages; the paper's settings at top level."""
     rows = {row.name: row for row in summarise(name, results)}
-    base, paper = rows["unsteered"], rows["GrAInS, the paper's settings"]
+    base, paper = rows["unsteered"], rows[PAPER_ROW]
     return {
         "world": name,
         "training_seeds": [result.seed for result in results],

@@ -140,7 +140,7 @@ def choose(
     """The admissible setting with the highest dev accuracy.
 
     Ties go to the earlier setting, so list the gentlest first.  Admissibility (usually: capability is kept) is asked
-    only of settings that would win, best first; put the unsteered model first and there is always one.
+    best setting first until one has it; put the unsteered model first and there is always one.
 
     Raises:
         ValueError: no setting is admissible.
@@ -149,4 +149,4 @@ def choose(
     for setting, _ in sorted(tried, key=lambda one: -one[1]):  # stable: ties keep their order
         if admissible(setting):
             return Choice(setting, tried)
-    raise ValueError(f"none of the {len(settings)} settings keeps the capability floor; add strength 0 or weaker ones")
+    raise ValueError(f"none of the {len(settings)} settings is admissible; add strength 0 or weaker settings")

@@ -48,15 +48,14 @@ def checked_examples(
     kept, examples, skipped = [], [], []
     for pair in pairs:
         try:
-            rows = model.tokenise([(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)])
+            example = model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
             check_tokens(
                 pair,
-                n_prompt=len(rows[0].prompt),
-                n_chosen=len(rows[0].response),
-                n_rejected=len(rows[1].response),
+                n_prompt=len(example.encoded.ids),
+                n_chosen=len(example.y_pos),
+                n_rejected=len(example.y_neg),
                 context=model.context,
             )
-            example = model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
         except ValueError as error:
             problem = error if isinstance(error, RowError) else RowError(Path(pair.where), 0, "", str(error))
             if not skip_bad_rows:
@@ -135,10 +134,19 @@ def steering_vectors(
     )
 
 
+def discard(work: Path) -> None:
+    """Remove what a fit kept in its work folder, and the folder too unless it holds something else."""
+    for path in (*work.glob("[0-9]*.safetensors"), work / "fit.json"):
+        path.unlink()
+    if not any(work.iterdir()):
+        work.rmdir()
+
+
 def _claim(work: Path, header: dict[str, Any]) -> None:
     """Make the work folder, or check that it was made by the same fit."""
     path = work / "fit.json"
-    if work.exists() and not path.is_file() and any(work.iterdir()):
+    # A fit killed in its very first moment leaves only the temporary file.
+    if work.exists() and not path.is_file() and any(other.name != "fit.tmp" for other in work.iterdir()):
         raise WorkFolderError(f"{work} is not empty and not a work folder of grains-ref; name another one with --work")
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -148,6 +156,8 @@ def _claim(work: Path, header: dict[str, Any]) -> None:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise WorkFolderError(f"{path} is damaged ({error}); delete the folder and start again") from error
+    if not isinstance(found, dict):
+        raise WorkFolderError(f"{path} is damaged (no JSON object); delete the folder and start again")
     changed = [key for key in header if found.get(key) != header[key]]
     if changed:
         old, new = (json.dumps({key: z.get(key) for key in changed}, sort_keys=True) for z in (found, header))
@@ -168,7 +178,7 @@ def _write_shift(path: Path, one: Shift) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except SafetensorError as error:  # safetensors reports a full disk as its own kind of error
+    except (SafetensorError, OSError) as error:  # safetensors reports a full disk as its own kind of error
         raise OSError(f"{path} could not be written ({error}); the examples finished so far are kept") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,7 +187,7 @@ def _write_shift(path: Path, one: Shift) -> None:
 def _read_shift(path: Path) -> Shift:
     try:
         with safe_open(path, framework="pt") as stored:
-            selection = json.loads(stored.metadata()["selection"])
+            selection = json.loads((stored.metadata() or {})["selection"])
             a, delta_pos, delta_neg = (stored.get_tensor(name) for name in ("a", "delta_pos", "delta_neg"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise WorkFolderError(f"{path} is damaged ({error}); delete this file and run the command again") from error

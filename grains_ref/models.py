@@ -277,28 +277,49 @@ class HuggingFaceModel:
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[TokenRow], *, batch_size: int = 128) -> list[Scored]:
-        """`score` for pairs that are tokenised already, as sweeps score the same pairs again and again."""
+        """`score` for pairs that are tokenised already, as sweeps score the same pairs again and again.
+
+        A prompt that several rows share is computed once: prompts first, then the responses on their cache.
+        """
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(rows):
+            by_prompt.setdefault(row.prompt, []).append(i)
+        prompts = sorted(by_prompt, key=len)  # batches of similar length waste less on padding
         scored: dict[int, Scored] = {}
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
-        for start in range(0, len(by_length), batch_size):
-            batch = by_length[start : start + batch_size]
-            ids, attention_mask, position_ids = self._left_pad([rows[i].prompt + rows[i].response for i in batch])
-            longest = max(len(rows[i].response) for i in batch)
-            logits = self.hf(
-                input_ids=ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=longest + 1,
-                use_cache=False,
-            ).logits[:, :-1]  # (B, longest, V): row -r predicts the r-th response token from the end
-            log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            target = ids[:, -longest:]
-            picked = log_p.gather(2, target[..., None])[..., 0]
-            right = logits.argmax(-1) == target
-            for row, i in enumerate(batch):
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            members = [(which, i) for which, prompt in enumerate(batch) for i in by_prompt[prompt]]
+            log_p, right = self._score_batch(batch, [(which, rows[i].response) for which, i in members])
+            for place, (_, i) in enumerate(members):
                 n = len(rows[i].response)
-                scored[i] = Scored(picked[row, -n:].sum().item(), bool(right[row, -n:].all()))
+                scored[i] = Scored(log_p[place, :n].sum().item(), bool(right[place, :n].all()))
         return [scored[i] for i in range(len(rows))]
+
+    def _score_batch(
+        self, prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, tuple[int, ...]]]
+    ) -> tuple[Tensor, Tensor]:
+        """(index of the prompt, response) each -> log-probability and "is the argmax", both (rows, longest)."""
+        ids, mask, positions = self._left_pad(prompts)
+        out = self.hf(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=True)
+        which = torch.tensor([index for index, _ in responses], device=self.device)
+        longest = max(len(response) for _, response in responses)
+        target = torch.tensor([[*response] + [0] * (longest - len(response)) for _, response in responses])
+        target = target.to(self.device)  # right-padded: what follows a response cannot change its scores
+        logits = out.logits[which]  # (rows, 1, V): predicts the first token of each response
+        if longest > 1:
+            cache = out.past_key_values
+            cache.batch_select_indices(which)
+            steps = torch.arange(1, longest, device=self.device)
+            following = self.hf(
+                input_ids=target[:, :-1],
+                attention_mask=torch.cat([mask[which], mask.new_ones(len(which), longest - 1)], dim=1),
+                position_ids=positions[which, -1:] + steps,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = torch.cat([logits, following.logits], dim=1)  # (rows, longest, V)
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return log_p.gather(2, target[..., None])[..., 0], logits.argmax(-1) == target
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int, **options: Any) -> list[str]:

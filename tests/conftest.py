@@ -11,11 +11,11 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import toys.py, whatever pytest's import mode
 
-import grains_ref.tiny_models.worlds
 import toys
-from grains_ref.tiny_models.random_models import random_llama, random_qwen2
 
+import grains_ref.tiny_models.worlds
 from grains_ref.models import HuggingFaceModel, load
+from grains_ref.tiny_models.random_models import random_llama, random_qwen2
 
 # The tensors are far too small to be worth a second thread.
 torch.set_num_threads(1)

@@ -12,6 +12,11 @@ import ladder
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from grains_ref.grains import PRESETS, Steering, fit
+from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models import full_size
 from grains_ref.tiny_models.full_size import (
     byte_level_tokenizer,
@@ -26,11 +31,6 @@ from grains_ref.tiny_models.full_size import (
     truthfulqa_shaped_pairs,
     write_record,
 )
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from grains_ref.grains import PRESETS, Steering, fit
-from grains_ref.models import HuggingFaceModel
 
 pytestmark = pytest.mark.cpu
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from grains_ref.tiny_models.random_models import merging_tokenizer, random_llama, random_qwen2
 from torch import nn
 
 from grains_ref.grains import eligible_tokens
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError, load
+from grains_ref.tiny_models.random_models import merging_tokenizer, random_llama, random_qwen2
 
 pytestmark = pytest.mark.cpu
 

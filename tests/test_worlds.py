@@ -9,6 +9,9 @@ import re
 import pytest
 import torch
 from conftest import SHIPPED
+
+from grains_ref.grains import AttributionMethod, HyperParameters, attribute, eligible_tokens, select
+from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.tokenizer import word_tokenizer
 from grains_ref.tiny_models.worlds import (
     FILLERS,
@@ -23,9 +26,6 @@ from grains_ref.tiny_models.worlds import (
     WorldName,
     build_world,
 )
-
-from grains_ref.grains import AttributionMethod, HyperParameters, attribute, eligible_tokens, select
-from grains_ref.models import HuggingFaceModel, load
 
 pytestmark = pytest.mark.cpu
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from grains_ref.tiny_models.random_models import fill
 from torch import Tensor, nn
 
 from grains_ref.grains import Encoded, Function, Kind
+from grains_ref.tiny_models.random_models import fill
 
 # ---------------------------------------------------------------------------------- closed-form functions
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grains_ref.tiny_models.tokenizer import word_tokenizer
-from grains_ref.tiny_models.worlds import WORLDS, World, build_world
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from grains_ref.tiny_models.tokenizer import word_tokenizer
+from grains_ref.tiny_models.worlds import WORLDS, World, build_world
 
 BATCH = 128
 WARM_UP = 100

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import ladder
 import pytest
 import torch
+
+from grains_ref.grains import PRESETS, Example, Fit, HyperParameters
+from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.full_size import (
     GIB,
     Weights,
@@ -15,9 +18,6 @@ from grains_ref.tiny_models.full_size import (
     parameter_bytes,
     truthfulqa_shaped_pairs,
 )
-
-from grains_ref.grains import PRESETS, Example, Fit, HyperParameters
-from grains_ref.models import HuggingFaceModel
 
 NEEDED_GIB = 22.0  # 15 GiB of parameters, what a fit may take beside them (ACTIVATIONS_GIB), CUDA's own
 

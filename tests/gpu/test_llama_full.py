@@ -12,9 +12,9 @@ from typing import Any
 import ladder
 import pytest
 import torch
-from grains_ref.tiny_models.full_size import GIB, measure_fit, parameter_bytes, truthfulqa_shaped_pairs, write_record
 
 from grains_ref.grains import Steering
+from grains_ref.tiny_models.full_size import GIB, measure_fit, parameter_bytes, truthfulqa_shaped_pairs, write_record
 
 pytestmark = pytest.mark.gpu
 
