@@ -574,8 +574,9 @@ def generate(
     """Continue prompts greedily, unsteered beside steered."""
     wrapped = _load(model, dtype, device, device_map)
     prompts = [[{"role": "user", "content": one}] if chat else one for one in prompt]
+    steering = _steering(wrapped, vectors, lam, layers, force)  # refuses other vectors before the work
     base = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
-    with _steering(wrapped, vectors, lam, layers, force):
+    with steering:
         steered = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
     if as_json:
         rows = zip(prompt, base, steered, strict=True)
@@ -603,7 +604,12 @@ def inspect(
         layers = [{name: None if math.isnan(value) else value for name, value in row.items()} for row in norms]
         out.print_json(data={"header": json.loads(loaded.header.to_json()), "layers": layers})
         return
-    out.print(_table(str(vectors), ("", ""), loaded.summary()))
+    facts = Table(title=str(vectors), title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a fingerprint that is cut short is of no use
+    for row in loaded.summary():
+        facts.add_row(*row)
+    out.print(facts)
     rows = [(str(i), *(f"{n[key]:.3f}" for key in ("v", "v_pos", "v_neg", "cos"))) for i, n in enumerate(norms)]
     out.print(_table("Layers", ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"), rows))
 

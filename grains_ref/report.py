@@ -38,7 +38,7 @@ def coloured_tokens(tokens: Sequence[str], a: Tensor, selection: Selection, mark
     for j, token in enumerate(tokens):
         score = float(a[j]) / strongest
         red, green, blue = (round(255 + (c - 255) * abs(score)) for c in (POSITIVE if score > 0 else NEGATIVE))
-        style = f"rgb(20,20,20) on rgb({red},{green},{blue})"
+        style = f"{'rgb(255,255,255)' if abs(score) > 0.6 else 'rgb(20,20,20)'} on rgb({red},{green},{blue})"
         chosen = j in selection.pos or j in selection.neg
         text.append(token.strip() or repr(token)[1:-1], style=f"underline {style}" if chosen else style)
         if j in marks:

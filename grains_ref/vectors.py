@@ -451,4 +451,11 @@ def _some(names: set[str]) -> str:
 
 
 def _words(content: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in content.items()) or "none"
+    return ", ".join(f"{name}={_short(value)}" for name, value in content.items()) or "none"
+
+
+def _short(value: Any) -> str:
+    """A header value for people: decimals to three places, also inside a list."""
+    if isinstance(value, list):
+        return f"[{' '.join(_short(item) for item in value)}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

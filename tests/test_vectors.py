@@ -576,7 +576,7 @@ def test_a_summary_says_in_words_what_the_header_holds() -> None:
     assert (rows["dialect"], rows["model"], rows["model fingerprint"]) == ("paper", "tiny", "f0")
     assert (rows["examples"], rows["data digest"]) == ("50", "d0")
     assert rows["hyper-parameters"] == "k=3, m=5, baseline=zero"
-    assert (rows["versions"], rows["diagnostics"]) == ("torch=2", "explained=[0.5, 0.25]")
+    assert (rows["versions"], rows["diagnostics"]) == ("torch=2", "explained=[0.5 0.25]")
 
 
 def test_a_summary_of_a_sum_shows_the_weights() -> None:

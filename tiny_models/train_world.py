@@ -106,9 +106,12 @@ def train(world: World, seed: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    config = json.loads((out / "config.json").read_text())
-    config["dtype"] = "float32"  # what to compute in; float16 is only how the weights are stored
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name, key, value in (
+        ("config.json", "dtype", "float32"),  # what to compute in; float16 is only how the weights are stored
+        ("tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast"),  # the name transformers 4 knows
+    ):
+        content = json.loads((out / name).read_text())
+        (out / name).write_text(json.dumps(content | {key: value}, indent=2) + "\n")
     log.append({"final": evaluate(world, tokenizer, model.float())})
     print(json.dumps(log[-1]), flush=True)
     (out / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))

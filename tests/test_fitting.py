@@ -1,0 +1,437 @@
+"""fitting.py: a fit that is interrupted loses at most the example in work, and never mixes two fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from grains_ref import fitting
+from grains_ref.cli import app
+from grains_ref.data import PreferencePair, RowError, content_digest
+from grains_ref.fitting import FitRecord, WorkFolderError, checked_examples, discard, resumable_fit
+from grains_ref.grains import DegenerateShiftsError, HyperParameters, attribute, fit, shift
+from grains_ref.models import HuggingFaceModel
+from grains_ref.tiny_models.random_models import random_llama
+from grains_ref.tiny_models.worlds import build_world
+from grains_ref.vectors import SteeringVectors
+
+pytestmark = pytest.mark.cpu
+
+HP = HyperParameters(k=2, m=2)
+PROMPTS = ("The capital of France", "Is the earth flat?", "What do people say about the moon", "Tell me the truth, now")
+PAIRS = [
+    PreferencePair(f"{i}", prompt, "No, it is round.", "Rome.", where=f"pairs.jsonl:{i + 1}")
+    for i, prompt in enumerate(PROMPTS)
+]
+
+
+class Interrupted(Exception):
+    """What stands for a crash."""
+
+
+def run(
+    model: HuggingFaceModel,
+    work: Path,
+    *,
+    pairs: Sequence[PreferencePair] = PAIRS,
+    hp: HyperParameters = HP,
+    on_example: Callable[[int], None] = lambda n: None,
+) -> FitRecord:
+    kept, examples, _ = checked_examples(model, pairs, skip_bad_rows=False)
+    return resumable_fit(model, kept, examples, hp, work=work, on_example=on_example)
+
+
+def stop_after(n: int) -> Callable[[int], None]:
+    def on_example(finished: int) -> None:
+        if finished == n:
+            raise Interrupted
+
+    return on_example
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same(one: SteeringVectors, other: SteeringVectors) -> bool:
+    return one.header == other.header and all(
+        torch.equal(getattr(one, part), getattr(other, part)) for part in ("v", "v_pos", "v_neg")
+    )
+
+
+@pytest.fixture
+def half_done(llama: HuggingFaceModel, tmp_path: Path) -> Path:
+    """The work folder of a fit that was stopped after two of four examples."""
+    work = tmp_path / "work"
+    with pytest.raises(Interrupted):
+        run(llama, work, on_example=stop_after(2))
+    assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
+    return work
+
+
+@pytest.fixture
+def whole(llama: HuggingFaceModel, tmp_path: Path) -> FitRecord:
+    """The same fit without a stop."""
+    return run(llama, tmp_path / "whole")
+
+
+# --- the same numbers as the reference
+
+
+@pytest.mark.parametrize("attribution", ["integrated_gradients", "smoothgrad", "random"])
+def test_a_fit_that_is_kept_on_disk_is_the_reference_bit_for_bit(
+    llama: HuggingFaceModel, tmp_path: Path, attribution: Any
+) -> None:
+    hp = dataclasses.replace(HP, attribution=attribution, n=2)
+    expected = fit(llama, [llama.example(p.prompt, p.chosen, p.rejected) for p in PAIRS], hp)
+    seen: list[int] = []
+    fresh = run(llama, tmp_path / "deep" / "work", hp=hp, on_example=seen.append)
+    again = run(llama, tmp_path / "deep" / "work", hp=hp)
+    assert seen == [1, 2, 3, 4]
+    assert (fresh.resumed, again.resumed) == (0, 4)
+    for record in (fresh, again):
+        assert torch.equal(record.fit.v, expected.v)
+        assert torch.equal(record.fit.pos.v, expected.pos.v)
+        assert torch.equal(record.fit.neg.v, expected.neg.v)
+        assert torch.equal(record.vectors.v_pos, expected.pos.v.float())
+        assert torch.equal(record.vectors.v, expected.pos.v.float() - expected.neg.v.float())
+
+
+def test_the_header_says_what_the_vectors_were_made_from(llama: HuggingFaceModel, whole: FitRecord) -> None:
+    header = whole.vectors.header
+    assert header.dialect == "paper"
+    assert header.hyper_parameters == dataclasses.asdict(HP) | {"eligible": []}
+    assert (header.model_name, header.fingerprint) == (llama.name, llama.fingerprint())
+    assert (header.data_digest, header.n_examples) == (content_digest(PAIRS), 4)
+    assert header.diagnostics["neg_gap"] == list(whole.fit.neg.gap)
+    assert header.diagnostics["pos_cos_mean"] == list(whole.fit.pos.cos_mean)
+    assert len(header.diagnostics) == 6
+
+
+def test_a_stored_shift_comes_back_whole(llama: HuggingFaceModel, whole: FitRecord, tmp_path: Path) -> None:
+    example = llama.example(PAIRS[1].prompt, PAIRS[1].chosen, PAIRS[1].rejected)
+    expected = shift(llama, example, attribute(llama, example, HP).a, HP)
+    (_, found, *_) = run(llama, tmp_path / "whole").shifts
+    assert found.selection == expected.selection
+    for part in ("a", "delta_pos", "delta_neg"):
+        assert torch.equal(getattr(found, part), getattr(expected, part))
+        assert getattr(found, part).dtype == getattr(expected, part).dtype
+
+
+# --- interruption
+
+
+def test_a_stopped_fit_goes_on_with_the_next_example_and_gives_the_same_bits(
+    llama: HuggingFaceModel, half_done: Path, whole: FitRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = {name: (half_done / name).stat().st_mtime_ns for name in names(half_done)}
+    computed = []
+
+    def counted(*args: Any) -> Any:
+        computed.append(args)
+        return attribute(*args)
+
+    monkeypatch.setattr(fitting, "attribute", counted)
+    record = run(llama, half_done)
+    assert len(computed) == 2
+    assert record.resumed == 2
+    assert same(record.vectors, whole.vectors)
+    assert {name: (half_done / name).stat().st_mtime_ns for name in stored} == stored
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_it_does_not_matter_where_a_fit_was_stopped(
+    llama: HuggingFaceModel, tmp_path: Path, whole: FitRecord, n: int
+) -> None:
+    with pytest.raises(Interrupted):
+        run(llama, tmp_path / "work", on_example=stop_after(n))
+    record = run(llama, tmp_path / "work")
+    assert record.resumed == n
+    assert same(record.vectors, whole.vectors)
+
+
+def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in build_world("simple").split("dev")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+
+    def command(name: str) -> list[str]:
+        files = ["--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / name)]
+        return ["fit", "--model", "tiny:simple-seed0", *files, "--m", "8", "--json"]
+
+    work, out = tmp_path / "v.safetensors.work", tmp_path / "v.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grains_ref.cli", *command("v.safetensors")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as many as this process has, so that sums have one order
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (work / "000001.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    finished = [name for name in names(work) if name.endswith(".safetensors")]
+    assert 2 <= len(finished) < 6
+    stored = {name: (work / name).read_bytes() for name in finished}
+
+    again, fresh = (CliRunner().invoke(app, command(name)) for name in ("v.safetensors", "fresh.safetensors"))
+    assert (again.exit_code, fresh.exit_code) == (0, 0), again.output + fresh.output
+    assert json.loads(again.stdout)["resumed"] == len(stored)
+    assert json.loads(fresh.stdout)["resumed"] == 0
+    assert out.read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
+    assert names(tmp_path) == ["fresh.safetensors", "pairs.jsonl", "v.safetensors"]
+
+
+def test_what_a_killed_process_was_writing_does_no_harm(
+    llama: HuggingFaceModel, half_done: Path, whole: FitRecord
+) -> None:
+    (half_done / "000002.tmp").write_bytes(b"half a file")
+    record = run(llama, half_done)
+    assert same(record.vectors, whole.vectors)
+    assert [name for name in names(half_done) if name.endswith(".tmp")] == []
+
+
+def test_a_fit_that_was_killed_in_its_first_moment_starts_again(llama: HuggingFaceModel, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "fit.tmp").write_text("{")
+    assert run(llama, work).resumed == 0
+
+
+@pytest.mark.parametrize(
+    "problem", [SafetensorError("I/O error: No space left on device"), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_a_full_disk_keeps_what_is_finished_and_a_later_run_goes_on(
+    llama: HuggingFaceModel, tmp_path: Path, whole: FitRecord, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    work = tmp_path / "work"
+
+    def full_after_two(tensors: Any, path: Path, metadata: Any) -> None:
+        if path.name >= "000002":
+            path.write_bytes(b"as much as went in")
+            raise problem
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(fitting, "save_file", full_after_two)
+    with pytest.raises(OSError, match=r"000002.* could not be written .*No space left.* finished so far are kept"):
+        run(llama, work)
+    assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
+    monkeypatch.undo()
+    record = run(llama, work)
+    assert record.resumed == 2
+    assert same(record.vectors, whole.vectors)
+
+
+@pytest.mark.parametrize("where", ["replace", "fsync"])
+def test_no_half_written_file_stays_after_an_error(
+    llama: HuggingFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, where, refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        run(llama, tmp_path / "work")
+    assert names(tmp_path / "work") == []
+
+
+def test_shifts_without_a_direction_are_refused_and_kept(llama: HuggingFaceModel, tmp_path: Path) -> None:
+    with pytest.raises(DegenerateShiftsError, match="layer 0: the 1 shifts are all equal"):
+        run(llama, tmp_path / "work", pairs=PAIRS[:1])
+    mean = dataclasses.replace(HP, aggregation="mean")
+    with pytest.raises(WorkFolderError, match="hyper_parameters"):
+        run(llama, tmp_path / "work", pairs=PAIRS[:1], hp=mean)
+    assert names(tmp_path / "work") == ["000000.safetensors", "fit.json"]
+
+
+# --- another fit's folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"pairs": [dataclasses.replace(PAIRS[0], chosen="Yes."), *PAIRS[1:]]}, "data_digest"),
+        ({"pairs": PAIRS[::-1]}, "data_digest"),
+        ({"pairs": PAIRS[:3]}, "data_digest"),
+        ({"hp": dataclasses.replace(HP, k=3)}, "hyper_parameters"),
+        ({"hp": dataclasses.replace(HP, eligible=("not_last",))}, "hyper_parameters"),
+        ({"hp": dataclasses.replace(HP, seed=1)}, "hyper_parameters"),
+    ],
+    ids=["data", "order", "fewer", "k", "eligible", "seed"],
+)
+def test_changed_data_or_settings_are_refused_by_name(
+    llama: HuggingFaceModel, half_done: Path, changed: dict[str, Any], key: str
+) -> None:
+    before = {name: (half_done / name).read_bytes() for name in names(half_done)}
+    with pytest.raises(WorkFolderError, match=f"holds an unfinished fit with other {key}\\.") as error:
+        run(llama, half_done, **changed)
+    assert "delete the folder" in str(error.value)
+    assert {name: (half_done / name).read_bytes() for name in names(half_done)} == before
+    run(llama, half_done)
+
+
+def test_a_changed_setting_is_shown_before_and_after(llama: HuggingFaceModel, half_done: Path) -> None:
+    with pytest.raises(WorkFolderError) as error:
+        run(llama, half_done, hp=dataclasses.replace(HP, k=7))
+    _, there, now, _ = str(error.value).splitlines()
+    assert "there: " in there
+    assert '"k": 2' in there
+    assert "now: " in now
+    assert '"k": 7' in now
+
+
+def test_another_model_is_refused(half_done: Path) -> None:
+    with pytest.raises(WorkFolderError, match=r"with other fingerprint\."):
+        run(random_llama(seed=1), half_done)
+
+
+def test_another_dtype_is_refused(half_done: Path) -> None:
+    with pytest.raises(WorkFolderError, match=r"with other dtype\."):
+        run(random_llama(dtype=torch.float64), half_done)
+
+
+def test_other_library_versions_are_refused(
+    llama: HuggingFaceModel, half_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "library_versions", lambda: {"torch": "9.9"})
+    with pytest.raises(WorkFolderError, match=r"with other versions\."):
+        run(llama, half_done)
+
+
+def test_all_that_changed_is_named(half_done: Path) -> None:
+    with pytest.raises(WorkFolderError, match=r"with other data_digest, fingerprint, hyper_parameters\."):
+        run(random_llama(seed=1), half_done, pairs=PAIRS[:3], hp=dataclasses.replace(HP, m=3))
+
+
+def test_a_folder_with_anything_else_in_it_is_refused_and_left_alone(llama: HuggingFaceModel, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(WorkFolderError, match="is not empty and not a work folder of grains-ref"):
+        run(llama, tmp_path)
+    assert names(tmp_path) == ["letter.txt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_record_of_the_fit_is_refused(llama: HuggingFaceModel, half_done: Path, content: bytes) -> None:
+    (half_done / "fit.json").write_bytes(content)
+    with pytest.raises(WorkFolderError, match=r"fit\.json is damaged .* delete the folder and start again"):
+        run(llama, half_done)
+
+
+def damage_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_foreign(path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, path)
+
+
+def damage_tensors(path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, path, metadata={"selection": '{"pos": [], "neg": []}'})
+
+
+def damage_selection(path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, path, metadata={"selection": "{"})
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_empty, damage_foreign, damage_tensors, damage_selection])
+def test_a_damaged_shift_is_refused_by_name_and_computed_again_once_deleted(
+    llama: HuggingFaceModel, half_done: Path, whole: FitRecord, damage: Callable[[Path], None]
+) -> None:
+    damage(half_done / "000001.safetensors")
+    with pytest.raises(WorkFolderError, match=r"000001\.safetensors is damaged .*; delete this file and run"):
+        run(llama, half_done)
+    (half_done / "000001.safetensors").unlink()
+    record = run(llama, half_done)
+    assert record.resumed == 1
+    assert same(record.vectors, whole.vectors)
+
+
+def test_discarding_removes_the_fit_and_nothing_else(half_done: Path) -> None:
+    (half_done / "v.safetensors").write_text("the vectors")
+    discard(half_done)
+    assert names(half_done) == ["v.safetensors"]
+
+
+def test_discarding_removes_a_folder_that_held_only_the_fit(half_done: Path) -> None:
+    discard(half_done)
+    assert not half_done.exists()
+
+
+# --- tokenising before any work
+
+
+def bad_pairs() -> list[PreferencePair]:
+    return [
+        PAIRS[0],
+        PreferencePair("a", "Tell me ", "", "Rome.", where="pairs.jsonl:7"),
+        PreferencePair("b", "Tell me ", "Rome.", "", where="pairs.jsonl:8"),
+        PreferencePair("c", "Is the earth flat? " * 40, "No.", "Yes.", where="pairs.jsonl:9"),
+        PAIRS[1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "line", "field", "words"),
+    [
+        (1, 7, "chosen", "tokenises to nothing"),
+        (2, 8, "rejected", "tokenises to nothing"),
+        (3, 9, "prompt", "but the model takes 128. Shorten the row"),
+    ],
+)
+def test_a_pair_that_does_not_suit_the_model_is_refused_with_file_line_and_field(
+    llama: HuggingFaceModel, index: int, line: int, field: str, words: str
+) -> None:
+    with pytest.raises(RowError) as error:
+        checked_examples(llama, [PAIRS[0], bad_pairs()[index]], skip_bad_rows=False)
+    assert (error.value.path, error.value.line, error.value.field) == (Path("pairs.jsonl"), line, field)
+    assert words in str(error.value)
+
+
+def test_bad_rows_are_left_out_and_reported_when_asked_for(llama: HuggingFaceModel) -> None:
+    kept, examples, skipped = checked_examples(llama, bad_pairs(), skip_bad_rows=True)
+    assert [p.id for p in kept] == ["0", "1"]
+    assert [row.line for row in skipped] == [7, 8, 9]
+    for pair, example in zip(kept, examples, strict=True):
+        expected = llama.example(pair.prompt, pair.chosen, pair.rejected)
+        assert torch.equal(example.encoded.ids, expected.encoded.ids)
+        assert torch.equal(example.y_pos, expected.y_pos)
+        assert torch.equal(example.y_neg, expected.y_neg)
+
+
+def test_a_row_that_just_fits_the_context_is_taken(llama: HuggingFaceModel) -> None:
+    room = llama.context - 1 - len(llama.response_ids("?", "Rome."))  # 1 is BOS
+    fits = PreferencePair("x", "\x01" * room, "Rome.", "No", where="pairs.jsonl:1")  # one token for each byte
+    (_, (example,), _) = checked_examples(llama, [fits], skip_bad_rows=False)
+    assert len(example.encoded.ids) + len(example.y_pos) == llama.context
+    with pytest.raises(RowError, match=r"= 129, but the model takes 128"):
+        checked_examples(llama, [dataclasses.replace(fits, prompt=fits.prompt + "\x01")], skip_bad_rows=False)
+
+
+def test_what_the_model_cannot_take_at_all_is_a_row_error_too(llama: HuggingFaceModel, tmp_path: Path) -> None:
+    pictured = dataclasses.replace(PAIRS[0], image=tmp_path / "cat.png")
+    with pytest.raises(RowError, match=r"pairs\.jsonl:1: random-llama is a text model .* cannot take an image"):
+        checked_examples(llama, [pictured], skip_bad_rows=False)
