@@ -4,7 +4,6 @@ Read it from top to bottom; `fit` near the end is figure 2 in ten lines. Correct
 lives elsewhere. Nothing here knows about Hugging Face: a model is the four functions of `Model`.
 
 Glossary (code name, paper symbol, shape, unit):
-
     x            x              (T, d)    embeddings of the prompt, image features merged in
     baseline     x~             (T, d)    the embeddings that stand for "nothing here"
     y_pos, y_neg y_pos, y_neg   (R,)      token ids of the preferred / dispreferred response
@@ -502,9 +501,7 @@ class Steering:
         ValueError: v does not fit the blocks, a layer does not exist or is named twice, or lam or v is not finite.
     """
 
-    def __init__(
-        self, blocks: Sequence[nn.Module], v: Tensor, *, lam: float, layers: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], v: Tensor, *, lam: float, layers: Sequence[int] | None = None):
         layers = range(len(blocks)) if layers is None else layers
         if v.ndim != 2 or len(v) != len(blocks):
             raise ValueError(f"v must be (L, d) with L = {len(blocks)} decoder blocks; got {tuple(v.shape)}")

@@ -289,6 +289,14 @@ def test_what_does_not_fit_the_model_is_refused(
         Steering(llama.blocks, torch.ones(shape), **{"lam": 1.0, **options})
 
 
+@pytest.mark.parametrize("width", [1, 27])
+def test_a_vector_of_another_width_is_refused_and_not_broadcast(llama: HuggingFaceModel, width: int) -> None:
+    x = llama.encode("The capital")
+    message = rf"v must have the width of h; got \({width},\) for h of shape \(1, {len(x.ids)}, 28\)"
+    with Steering(llama.blocks, torch.ones(3, width), lam=1.0), pytest.raises(ValueError, match=message):
+        llama.residuals(x, x.embeds[None])
+
+
 def test_a_vector_that_is_not_finite_is_refused(llama: HuggingFaceModel) -> None:
     v = vector(llama)
     v[1, 3] = math.nan

@@ -194,6 +194,20 @@ def test_scaling_the_vector_and_dividing_the_strength_leaves_the_logits(toy: Toy
 # --- what the hyper-parameters do
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eligible": "content"}, r"eligible is 'content'; expected a tuple of rules"),
+        ({"eligible": ["content"]}, r"expected a tuple of rules"),
+        ({"components": 2, "aggregation": "mean"}, "components = 2 needs the aggregation pca or uncentred"),
+        ({"components": 2, "aggregation": "weighted_mean"}, "components = 2 needs the aggregation pca or uncentred"),
+    ],
+)
+def test_hyper_parameters_that_would_be_ignored_or_misread_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HyperParameters(**change)
+
+
 def test_every_hyper_parameter_reaches_its_stage(toy: ToyDecoder) -> None:
     examples, seen = toy_examples(toy)[:4], []
     for change in (
