@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import queue
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,7 @@ METHODS = {  # the comparison of attributions; SmoothGrad at the cost of Integra
     "gradient": replace(PAPER, attribution="gradient"),
     "random": replace(PAPER, attribution="random"),
 }
+_steps: Any  # in a worker process: the queue to the parent
 Tick = Callable[[str], None]  # called after each piece of work with what comes next
 
 
@@ -137,22 +141,30 @@ def run(name: WorldName, seeds: Sequence[int], tick: Tick) -> list[SeedResult]:
     for variable, size in (("MALLOC_MMAP_THRESHOLD_", 1 << 28), ("MALLOC_TRIM_THRESHOLD_", 1 << 28)):
         os.environ.setdefault(variable, str(size))  # glibc: keep freed memory; a third of the time went to page faults
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        queue = manager.Queue()
-        with ProcessPoolExecutor(
-            len(seeds), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            futures = [pool.submit(run_seed, name, seed, queue.put) for seed in seeds]
-            for future in futures:
-                future.add_done_callback(lambda _: queue.put(None))
-            running = len(futures)
-            while running:
-                what = queue.get()
-                if what is None:
-                    running -= 1
-                else:
-                    tick(what)
+    steps = context.Queue()
+    with ProcessPoolExecutor(len(seeds), mp_context=context, initializer=_start_worker, initargs=(steps,)) as pool:
+        try:
+            futures = [pool.submit(_work, name, seed) for seed in seeds]
+            while not all(future.done() for future in futures):
+                with suppress(queue.Empty):
+                    tick(steps.get(timeout=0.2))
             return [future.result() for future in futures]
+        except BaseException:  # also Ctrl-C: do not wait for workers whose results nobody will read
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+def _start_worker(steps: Any) -> None:
+    """One thread; progress goes to the queue; Ctrl-C is left to the parent process."""
+    global _steps
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _steps = steps
+
+
+def _work(name: WorldName, seed: int) -> SeedResult:
+    return run_seed(name, seed, _steps.put)
 
 
 def run_seed(name: WorldName, seed: int, tick: Tick) -> SeedResult:
