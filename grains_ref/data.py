@@ -74,11 +74,15 @@ class PairFile:
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt with a single right answer, to see whether steering costs a skill: fields `prompt`, `answer`, `id`."""
+    """A prompt with a single right answer, to see whether steering costs a skill.
+
+    Fields `prompt`, `answer`, and optionally `image` and `id`, as in a pair file.
+    """
 
     id: str
     prompt: str
     answer: str
+    image: Path | None = None
 
 
 class PairFileError(ValueError):
@@ -307,7 +311,7 @@ def _pair(row: dict[str, Any], *, path: Path, line: int) -> PreferencePair:
 
 def _task(row: dict[str, Any], *, path: Path, line: int) -> Task:
     prompt, answer = (_text(_get(row, name), name) for name in ("prompt", "answer"))
-    return Task(id=_id(row, default=f"{line:06d}"), prompt=prompt, answer=answer)
+    return Task(_id(row, default=f"{line:06d}"), prompt, answer, _image(row, folder=path.parent))
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

@@ -67,7 +67,8 @@ def margins(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[fl
 
 def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
     """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
-    return model.tokenise([(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
+    chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
+    return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
 
 
 def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[float]:
@@ -91,7 +92,7 @@ def multiple_choice_accuracy(model: HuggingFaceModel, pairs: Sequence[Preference
     without = [p.where for p in pairs if p.label is None]
     if without:
         raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
-    scored = iter(model.score([(p.prompt, choice) for p in pairs for choice in p.choices]))
+    scored = iter(model.score([(p.prompt, choice, p.image) for p in pairs for choice in p.choices]))
     outcomes = []
     for pair in pairs:
         scores = [next(scored).log_prob for _ in pair.choices]
@@ -112,7 +113,7 @@ def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
 
 def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
     """Token rows of tasks, for `exact_matches` and `keeps_capability`."""
-    return model.tokenise((task.prompt, task.answer) for task in tasks)
+    return model.tokenise((task.prompt, task.answer, task.image) for task in tasks)
 
 
 def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> bool:

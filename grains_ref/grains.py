@@ -86,8 +86,8 @@ class HyperParameters:
             raise ValueError(f"components = {self.components} needs the aggregation pca or uncentred")
 
 
-PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": HyperParameters(k=20)}
-PRESETS["paper_gemma"] = HyperParameters(k=20, m=10)
+_VLM = HyperParameters(k=20)
+PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": _VLM, "paper_gemma": HyperParameters(k=20, m=10)}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Encoded:
     tokens: tuple[str, ...]  # T strings, for people
     kinds: tuple[Kind, ...]  # T
     replay: dict[str, Tensor]  # what a run with other embeddings needs (masks, positions); only the model looks in
+    picture: str = ""  # digest of the picture; with the ids it seeds random draws
 
 
 @dataclass(frozen=True)
@@ -596,5 +597,5 @@ def _wide(t: Tensor) -> torch.dtype:
 def _generator(example: Example, seed: int) -> torch.Generator:
     """A CPU generator seeded by the example's content, so that order and resumption do not change the draw."""
     ids = (example.encoded.ids, example.y_pos, example.y_neg)
-    digest = hashlib.sha256(f"{seed} {[i.tolist() for i in ids]}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {[i.tolist() for i in ids]}{example.encoded.picture}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)

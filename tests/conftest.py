@@ -16,6 +16,12 @@ import toys
 import grains_ref.tiny_models.worlds
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.random_models import random_llama, random_qwen2
+from grains_ref.tiny_models.random_vision_models import (
+    random_gemma3,
+    random_gemma3_text,
+    random_llava,
+    random_qwen_vl,
+)
 
 # The tensors are far too small to be worth a second thread.
 torch.set_num_threads(1)
@@ -36,15 +42,37 @@ def qwen2() -> HuggingFaceModel:
     return random_qwen2()
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2"])
+@pytest.fixture(scope="session")
+def gemma3_text() -> HuggingFaceModel:
+    return random_gemma3_text()
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3_text"])
 def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random model in turn, in float32."""
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session", params=[random_llama, random_qwen2], ids=["llama", "qwen2"])
+@pytest.fixture(
+    scope="session", params=[random_llama, random_qwen2, random_gemma3_text], ids=["llama", "qwen2", "gemma3_text"]
+)
 def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random model in turn, in float64 (but for transformers' own float32 islands)."""
+    return request.param(dtype=torch.float64)
+
+
+VISION = {"llava": random_llava, "qwen_vl": random_qwen_vl, "gemma3": random_gemma3}
+
+
+@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+def vision_model(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random vision-language model in turn, in float32."""
+    return request.param()
+
+
+@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+def vision_model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random vision-language model in turn, in float64 (but for transformers' own float32 islands)."""
     return request.param(dtype=torch.float64)
 
 

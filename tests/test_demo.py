@@ -179,7 +179,7 @@ class LeaningModel:
     blocks: Sequence[nn.Module] = field(default_factory=lambda: [nn.Identity()])
 
     def tokenise(self, items: Any) -> list[TokenRow]:
-        return [TokenRow((int(prompt.split()[0]),), (int(response),)) for prompt, response in items]
+        return [TokenRow((int(prompt.split()[0]),), (int(response),)) for prompt, response, *_ in items]
 
     def score_rows(self, rows: Sequence[TokenRow]) -> list[SimpleNamespace]:
         x, y = self.blocks[0](torch.tensor([3.0, 0.0])).tolist()

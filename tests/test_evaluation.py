@@ -53,7 +53,7 @@ class FakeModel:
         self.scored = 0
 
     def tokenise(self, items: Any) -> list[TokenRow]:
-        return [TokenRow((0,), (int(response),)) for _, response in items]
+        return [TokenRow((0,), (int(response),)) for _, response, *_ in items]
 
     def score(self, items: Any) -> list[SimpleNamespace]:
         return self.score_rows(self.tokenise(items))

@@ -17,8 +17,9 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from grains_ref.families import family_class
 from grains_ref.models import HuggingFaceModel
 
 TEXT = (  # what the byte-level tokenizers learn their merges from
@@ -53,9 +54,9 @@ def random_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> HuggingFa
         num_key_value_heads=2,
         head_dim=6,
         rms_norm_eps=1e-5,
-        **_common(tokenizer),
+        **common_sizes(tokenizer),
     )
-    return _build(config, tokenizer, "random-llama", seed, dtype)
+    return build(config, tokenizer, "random-llama", seed, dtype)
 
 
 def random_qwen2(seed: int = 0, dtype: torch.dtype = torch.float32) -> HuggingFaceModel:
@@ -69,9 +70,9 @@ def random_qwen2(seed: int = 0, dtype: torch.dtype = torch.float32) -> HuggingFa
         num_attention_heads=6,
         num_key_value_heads=3,
         rms_norm_eps=1e-6,
-        **_common(tokenizer),
+        **common_sizes(tokenizer),
     )
-    return _build(config, tokenizer, "random-qwen2", seed, dtype)
+    return build(config, tokenizer, "random-qwen2", seed, dtype)
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -81,36 +82,42 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     way; a boundary found by tokenising prompt and response together is wrong for them.
     """
     text = ["A: Paris", "A:", " Paris", "A: Rome", " Rome", "is A: Paris"] * 5
-    tokenizer = _byte_level_bpe(text, ["<s>", "</s>", "<pad>"], vocabulary=290, split_words=False)
+    tokenizer = byte_level_bpe(text, ["<s>", "</s>", "<pad>"], vocabulary=290, split_words=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", **_TOKENIZER
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", **TOKENIZER_OPTIONS
     )
 
 
 def fill(module: nn.Module, seed: str) -> None:
     """Give every parameter values that depend on its name and `seed` only, rounded to float32.
 
-    Uniform, with standard deviation 1 / sqrt(fan-in) for matrices, 0.7 for embeddings and 0.3 for biases; the
-    weights of norms lie within 1 +- 0.3.
+    Uniform, with standard deviation 1 / sqrt(fan-in) for matrices and convolutions, 0.7 for embeddings (among them
+    CLIP's class token and LLaVA's newline) and 0.3 for biases; the weights of norms lie within 1 +- 0.3.  Gemma's
+    projector, which starts as zeros and would hide every image from attribution, is filled like any matrix.
     """
+    norms_that_add_1 = {id(m.weight) for m in module.modules() if type(m).__name__ == "Gemma3RMSNorm"}
     for name, parameter in module.named_parameters():
         draw = random.Random(f"{seed} {name}").random
-        if parameter.ndim == 2:
-            centre, deviation = 0.0, 0.7 if "embed" in name else parameter.shape[1] ** -0.5
+        if ("embed" in name and parameter.ndim < 3) or name.endswith("image_newline"):
+            centre, deviation = 0.0, 0.7
+        elif parameter.ndim >= 2:
+            centre, deviation = 0.0, parameter[0].numel() ** -0.5
         else:
             centre, deviation = (0.0, 0.3) if name.endswith("bias") else (1.0, 0.3 * 3**-0.5)
+            centre -= id(parameter) in norms_that_add_1
         values = [centre + deviation * 12**0.5 * (draw() - 0.5) for _ in range(parameter.numel())]
         with torch.no_grad():
             parameter.copy_(torch.tensor(values, dtype=torch.float32).view(parameter.shape))
 
 
-_TOKENIZER: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
+TOKENIZER_OPTIONS: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
 
 
-def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def common_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What the configurations have in common."""
     return {
         "max_position_embeddings": 128,
         "tie_word_embeddings": False,
@@ -120,19 +127,25 @@ def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _build(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, name: str, seed: int, dtype: torch.dtype
+def build(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    seed: int,
+    dtype: torch.dtype,
+    image_processor: Any = None,
 ) -> HuggingFaceModel:
+    """A model with the weights of `fill`."""
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's stream alone
-        hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        hf = family_class(config).auto_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
     fill(hf, f"{name} {seed}")
-    return HuggingFaceModel(hf, tokenizer, name=name)
+    return HuggingFaceModel(hf, tokenizer, name=name, image_processor=image_processor)
 
 
 def _llama_tokenizer() -> PreTrainedTokenizerFast:
     bos, eos, pad = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
     special = [bos, eos, pad, "<|start_header_id|>", "<|end_header_id|>"]
-    tokenizer = _byte_level_bpe(TEXT, special, vocabulary=331)
+    tokenizer = byte_level_bpe(TEXT, special, vocabulary=331)
     tokenizer.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=False),
         processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]),
@@ -143,23 +156,23 @@ def _llama_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=eos,
         pad_token=pad,
         chat_template=LLAMA_TEMPLATE,
-        **_TOKENIZER,
+        **TOKENIZER_OPTIONS,
     )
 
 
 def _qwen2_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = _byte_level_bpe(TEXT, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], vocabulary=337)
+    tokenizer = byte_level_bpe(TEXT, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], vocabulary=337)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         chat_template=QWEN2_TEMPLATE,
-        **_TOKENIZER,
+        **TOKENIZER_OPTIONS,
     )
 
 
-def _byte_level_bpe(text: Iterable[str], special: list[str], *, vocabulary: int, split_words: bool = True) -> Tokenizer:
+def byte_level_bpe(text: Iterable[str], special: list[str], *, vocabulary: int, split_words: bool = True) -> Tokenizer:
     """A byte-level BPE trained here and now; `special` get the first ids."""
     tokenizer = Tokenizer(BPE())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,0 +1,327 @@
+"""What differs between the six supported model families; everything else in `models` treats them alike.
+
+A family knows which class of transformers loads it, what a prompt needs besides embeddings to be run again (`replay`)
+and, if it can see, how a picture becomes tokens: the text that replaces the placeholder, the tensors for the vision
+tower, and where in the picture every image token looks. The merging of text and image features is never written
+anew: it is observed in the model's own forward pass.
+
+| model_type | example | replay needs, besides mask and positions |
+|---|---|---|
+| llama, qwen2, gemma3_text | Llama-3.1-8B, Qwen2.5-7B | nothing |
+| llava_next | LLaVA-1.6-7B | nothing |
+| qwen2_5_vl | Qwen2.5-VL-7B | its positions are 3-D: (time, row, column) of every token |
+| gemma3 | Gemma-3-12B | token_type_ids, which let the tokens of one image attend to each other both ways |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+
+try:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+except ImportError:  # transformers 4
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from grains_ref.images import picture_digest, read_picture
+
+PictureSource: TypeAlias = str | os.PathLike[str] | Image.Image
+PLACEHOLDER = "<image>"  # where the picture belongs in a plain-text prompt, the same word for every family
+
+
+class UnsupportedModelError(ValueError):
+    """The model is not one whose decoder blocks this package knows how to find and hook."""
+
+
+class Patch(NamedTuple):
+    """What one image token looks at.
+
+    view: "base" or "whole" (the whole picture), "tile 1", "crop 1", ...; "newline" for LLaVA's end-of-row tokens.
+    row, column: from 0, within the view.  box: left, top, right, bottom in pixels of the upright picture; a newline
+    token has zero width.
+    """
+
+    view: str
+    row: int
+    column: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has been read once and found good; its pixels are read again where they are needed."""
+
+    digest: str
+    size: tuple[int, int]  # width, height, upright
+    source: PictureSource = field(compare=False)
+
+    @classmethod
+    def of(cls, source: PictureSource) -> Picture:
+        """Read and check a picture.
+
+        Raises:
+            PictureError: see `grains_ref.images.read_picture`.
+        """
+        pixels = read_picture(source)
+        return cls(picture_digest(pixels), pixels.size, source)
+
+
+class Family:
+    """A text-only decoder; the vision families below override what they need."""
+
+    auto_class: Any = transformers.AutoModelForCausalLM
+    marker = ""  # what the chat template writes where a picture belongs; "" if the family cannot see
+    placeholder = ""  # the one token of `marker` that `expansion` replaces
+
+    def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
+        self.config, self.processor, self.image_token = config, image_processor, image_token
+
+    @staticmethod
+    def load_image_processor(path_or_hub_id: str) -> Any:
+        """The family's PIL image processor; a text family has none."""
+        return None
+
+    def patches(self, size: tuple[int, int]) -> list[Patch]:
+        """Where every image token of a picture of this size looks, in the order of the tokens."""
+        raise NotImplementedError
+
+    def expansion(self, size: tuple[int, int]) -> str:
+        """The text that replaces the placeholder."""
+        return self.image_token * len(self.patches(size))
+
+    def tensors(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """What the model's own forward pass takes for the pictures of a batch."""
+        batch = self.processor(images=[read_picture(picture.source) for picture in pictures], return_tensors="pt")
+        return {name: batch[name] for name in self.processor.model_input_names if name != "num_crops"}
+
+    def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """What a run with embeddings needs for one unpadded prompt; the last axis of every tensor is T.
+
+        is_image: (T,) bool.  size: of the picture; not looked at when there is none.
+        """
+        return {"attention_mask": torch.ones(len(is_image)).long(), "position_ids": torch.arange(len(is_image))}
+
+    def generation(self, is_image: Tensor) -> dict[str, Tensor]:
+        """What transformers' `generate` takes besides ids, mask and pixels; is_image: (B, T) bool."""
+        return {}
+
+
+class LlavaNext(Family):
+    """LLaVA-NeXT (LLaVA-1.6): the whole picture, then its tiles at higher resolution, each row closed by a newline."""
+
+    auto_class = transformers.AutoModelForImageTextToText
+    marker = placeholder = "<image>"
+
+    def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
+        super().__init__(config, image_processor, image_token)
+        if config.vision_feature_select_strategy != "default" or config.text_config.model_type != "llama":
+            raise UnsupportedModelError(
+                f"LLaVA-NeXT with vision_feature_select_strategy {config.vision_feature_select_strategy!r} and a text "
+                f"model of type {config.text_config.model_type!r} has not been checked; expected 'default' and 'llama'"
+            )
+
+    @staticmethod
+    def load_image_processor(path_or_hub_id: str) -> Any:
+        """See `Family`."""
+        return _pil_class("LlavaNextImageProcessor").from_pretrained(path_or_hub_id)
+
+    def patches(self, size: tuple[int, int]) -> list[Patch]:
+        """The base view row by row, then the tiles' rows of patches without padding, each with its newline."""
+        width, height = size
+        view = self.config.vision_config.image_size
+        n = view // self.config.vision_config.patch_size  # patches per side of one view
+        base = _grid("base", n, n, (0, 0, width, height))
+        full_height, full_width = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        rows, columns = n * full_height // view, n * full_width // view
+        # transformers un-pads the features by this rule (unpad_image), which is not quite the rule that padded the
+        # pixels; the boxes follow the pixels, and so a patch at the edge may reach beyond the picture and is cut.
+        skip_rows = skip_columns = 0
+        if width / height > columns / rows:
+            skip_rows = (rows - int(round(height * (columns / width), 7))) // 2
+        else:
+            skip_columns = (columns - int(round(width * (rows / height), 7))) // 2
+        if min(rows - 2 * skip_rows, columns - 2 * skip_columns) < 1:
+            raise ValueError(
+                f"a picture of {width} x {height} pixels is too narrow for LLaVA-NeXT: no patch is left; crop it"
+            )
+        scale = min(full_width / width, full_height / height)
+        shown_width = min(math.ceil(width * scale), full_width)
+        shown_height = min(math.ceil(height * scale), full_height)
+        left, top = (full_width - shown_width) // 2, (full_height - shown_height) // 2
+        across, down = full_width / columns, full_height / rows  # pixels of the padded picture per patch
+        tiles: list[Patch] = []
+        for row in range(skip_rows, rows - skip_rows):
+            edges_y = [(y - top) * height / shown_height for y in (row * down, (row + 1) * down)]
+            for column in range(skip_columns, columns - skip_columns):
+                edges_x = [(x - left) * width / shown_width for x in (column * across, (column + 1) * across)]
+                tile = 1 + row // n * (columns // n) + column // n
+                tiles.append(Patch(f"tile {tile}", row % n, column % n, _clip(edges_x, edges_y, size)))
+            tiles.append(
+                Patch("newline", row - skip_rows, columns - 2 * skip_columns, _clip([width, width], edges_y, size))
+            )
+        return base + tiles
+
+
+class Qwen25VL(Family):
+    """Qwen2.5-VL: pictures of any size, one token per 2 x 2 patches, positions in three dimensions."""
+
+    auto_class = transformers.AutoModelForImageTextToText
+    marker, placeholder = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
+
+    @staticmethod
+    def load_image_processor(path_or_hub_id: str) -> Any:
+        """See `Family`; the full processor would need torchvision for videos."""
+        return _pil_class("Qwen2VLImageProcessor").from_pretrained(path_or_hub_id)
+
+    def _rows_columns(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        width, height = size
+        edge = self.processor.patch_size * self.processor.merge_size  # pixels per token
+        limits = {"min_pixels": self.processor.size["shortest_edge"], "max_pixels": self.processor.size["longest_edge"]}
+        shown_height, shown_width = smart_resize(height, width, factor=edge, **limits)
+        return shown_height // edge, shown_width // edge
+
+    def patches(self, size: tuple[int, int]) -> list[Patch]:
+        """Row by row; the picture is stretched to whole tokens."""
+        return _grid("whole", *self._rows_columns(size), (0, 0, *size))
+
+    def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """See `Family`; positions are (3, T): time, row, column.
+
+        A text token has the same position on all three axes.  An image that starts at position p gives its token in
+        row r and column c the position (p, p + r, p + c), and the text goes on at p + max(rows, columns).
+        """
+        n = int(is_image.sum())
+        positions = torch.arange(len(is_image)).expand(3, -1).clone()
+        if n:
+            rows, columns = self._rows_columns(size)
+            start = int(is_image.nonzero()[0])
+            token = torch.arange(n)
+            grid = torch.stack([torch.zeros(n).long(), token // columns, token % columns])
+            positions[:, start : start + n] = start + grid
+            positions[:, start + n :] += max(rows, columns) - n
+        return {"attention_mask": torch.ones(len(is_image)).long(), "position_ids": positions}
+
+    def generation(self, is_image: Tensor) -> dict[str, Tensor]:
+        """See `Family`; transformers 5 finds the 3-D positions only if it is told which tokens are images."""
+        return {"mm_token_type_ids": is_image.int()} if _major() >= 5 else {}
+
+
+class Gemma3(Family):
+    """Gemma 3: the whole picture as 16 x 16 tokens; with pan-and-scan also two to four crops along its long side."""
+
+    auto_class = transformers.AutoModelForImageTextToText
+    marker = placeholder = "<start_of_image>"
+
+    @staticmethod
+    def load_image_processor(path_or_hub_id: str) -> Any:
+        """See `Family`."""
+        return _pil_class("Gemma3ImageProcessor").from_pretrained(path_or_hub_id)
+
+    def _views(self, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+        """Boxes of the whole picture and of its crops."""
+        width, height = size
+        boxes = [(0, 0, width, height)]
+        if not self.processor.do_pan_and_scan:
+            return boxes
+        # The processor cuts a stand-in of the same size; the shapes of the pieces tell where the cuts are.
+        stand_in = np.broadcast_to(np.uint8(0), (3, height, width))
+        options = {
+            name: getattr(self.processor, name)
+            for name in (
+                "pan_and_scan_min_crop_size",
+                "pan_and_scan_max_num_crops",
+                "pan_and_scan_min_ratio_to_activate",
+            )
+        }
+        x = y = 0
+        for piece in self.processor.pan_and_scan(stand_in, **options):
+            _, down, across = piece.shape
+            boxes.append((x, y, x + across, y + down))
+            x, y = (x + across, y) if width >= height else (x, y + down)
+        return boxes
+
+    def patches(self, size: tuple[int, int]) -> list[Patch]:
+        """The whole picture row by row, then each crop; every view is stretched to a square."""
+        n = math.isqrt(self.config.mm_tokens_per_image)
+        names = ["whole"] + [f"crop {i}" for i in range(1, 5)]
+        return [patch for name, box in zip(names, self._views(size), strict=False) for patch in _grid(name, n, n, box)]
+
+    def expansion(self, size: tuple[int, int]) -> str:
+        """See `Family`; as Gemma's processor words it."""
+        view = f"\n\n<start_of_image>{self.image_token * self.config.mm_tokens_per_image}<end_of_image>\n\n"
+        crops = len(self._views(size)) - 1
+        if not crops:
+            return view
+        introduction = f"Here is the original image {view} and here are some crops to help you see better "
+        return introduction + " ".join([view] * crops)
+
+    def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """See `Family`; token_type_ids are 1 at image tokens."""
+        return super().replay(is_image, size) | {"token_type_ids": is_image.long()}
+
+    def generation(self, is_image: Tensor) -> dict[str, Tensor]:
+        """See `Family`."""
+        return {"token_type_ids": is_image.long()}
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "llama": Family,
+    "qwen2": Family,
+    "gemma3_text": Family,
+    "llava_next": LlavaNext,
+    "qwen2_5_vl": Qwen25VL,
+    "gemma3": Gemma3,
+}
+
+
+def family_class(config: transformers.PretrainedConfig) -> type[Family]:
+    """The family of a configuration.
+
+    Raises:
+        UnsupportedModelError: it has not been checked.
+    """
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}. Where its "
+            "decoder blocks are and what they return has not been checked, and guessing could steer the wrong modules."
+        )
+    return FAMILIES[config.model_type]
+
+
+def _pil_class(name: str) -> Any:
+    """The PIL version of an image processor; transformers 4 has no other one without torchvision."""
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
+def _major() -> int:
+    return int(transformers.__version__.split(".")[0])
+
+
+def _grid(view: str, rows: int, columns: int, box: tuple[float, float, float, float]) -> list[Patch]:
+    """A box divided into equal patches, row by row."""
+    left, top, right, bottom = box
+    across, down = (right - left) / columns, (bottom - top) / rows
+    return [
+        Patch(view, r, c, (left + c * across, top + r * down, left + (c + 1) * across, top + (r + 1) * down))
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
+def _clip(
+    edges_x: Sequence[float], edges_y: Sequence[float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    (left, right), (top, bottom) = ([min(max(edge, 0.0), limit) for edge in edges]
+                                    for edges, limit in zip((edges_x, edges_y), size, strict=True))  # fmt: skip
+    return left, top, right, bottom
