@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from grains_ref.console import err, out, progress_bar, table_of
 
 app = typer.Typer(
     name="grains-ref",
@@ -29,10 +29,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, markup=False)  # prompts and paths hold brackets, such as [/INST], that are not markup
-err = Console(stderr=True, highlight=False, markup=False)
 _F = TypeVar("_F", bound=Callable[..., None])
 _debug = False
+MANY = 60  # image tokens; of more only the selected ones are printed
 
 
 @app.callback()
@@ -77,7 +76,15 @@ DeviceMapOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 LayersOption = Annotated[str, typer.Option(help="Layers to steer: 'all', or for instance '8-15,20'.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
-PresetOption = Annotated[str, typer.Option(help="paper_llm, paper_vlm or paper_gemma.")]
+PresetOption = Annotated[
+    str, typer.Option(help="paper_llm, paper_vlm or paper_gemma.  [default: by the model's family]", show_default=False)
+]
+ImageOption = Annotated[
+    Path | None, typer.Option(help="A picture; write <image> in the prompt where it belongs.", show_default=False)
+]
+EligibleOption = Annotated[
+    list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
+]
 
 
 def _load(model: str, dtype: str, device: str, device_map: str) -> Any:
@@ -99,14 +106,15 @@ def _load(model: str, dtype: str, device: str, device_map: str) -> Any:
         return load(path, dtype=dtype, device=device, device_map=device_map or None)
 
 
-def _hyper_parameters(preset: str, **given: Any) -> Any:
-    """The preset with the options that were given on the command line."""
+def _hyper_parameters(preset: str, **given: Any) -> Callable[[Any], Any]:
+    """Checks preset and options now; gives the hyper-parameters once the model, whose family may decide, is there."""
     from grains_ref.grains import PRESETS
 
-    if preset not in PRESETS:
+    if preset and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} does not exist; there are {', '.join(PRESETS)}")
     changes = {name: value for name, value in given.items() if value not in (None, "", [])}
-    return replace(PRESETS[preset], **changes)
+    replace(PRESETS[preset or "paper_llm"], **changes)
+    return lambda model: replace(PRESETS[preset or model.family.preset], **changes)
 
 
 def _parse_layers(text: str, n: int) -> list[int]:
@@ -137,11 +145,6 @@ def _check_out(path: Path) -> None:
         raise ValueError(f"--out {path} must be a file in a folder that exists")
 
 
-def _progress() -> Progress:
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=err, transient=True)
-
-
 def _read_pairs(path: Path, *, skip_bad_rows: bool) -> Any:
     from grains_ref.data import read_pairs
 
@@ -157,15 +160,6 @@ def _report_skipped(skipped: Sequence[Exception]) -> None:
             err.print(f"  {problem}")
         if len(skipped) > 10:
             err.print(f"  and {len(skipped) - 10} more")
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _steering(model: Any, vectors: Path, lam: float, layers: str, force: bool) -> Any:
@@ -188,61 +182,26 @@ def _steering(model: Any, vectors: Path, lam: float, layers: str, force: bool) -
 # ------------------------------------------------------------------------------------- commands
 @command
 def demo(
+    vision: Annotated[bool, typer.Option("--vision", help="Pictures and words instead of words alone.")] = False,
     world: Annotated[str, typer.Option(help="simple: the positive control; graded: harder on purpose.")] = "simple",
     seeds: Annotated[str, typer.Option(help="Training seeds of the embedded models, out of 0, 1, 2.")] = "0,1,2",
-    output: Annotated[Path, typer.Option("--out", help="Folder for report, figure, vectors and data.")] = Path(
-        "demo_out"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for results.  [default: demo_out or demo_vision_out]", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Diagnose, steer and measure tiny models with a planted bad habit. Under two minutes; nothing is downloaded."""
-    from grains_ref import demo as demo_module
-    from grains_ref.grains import eligible_tokens, select
-    from grains_ref.report import centring_figure, coloured_tokens, demo_table, strongest_tokens
-    from grains_ref.tiny_models.worlds import WORLDS, build_world
+    """Diagnose, steer and measure tiny models with a planted bad habit. A few minutes; nothing is downloaded."""
+    from grains_ref.cli_demo import show_text_demo, show_vision_demo
 
-    if world not in WORLDS:
-        raise ValueError(f"world {world!r} does not exist; the planted worlds are {', '.join(WORLDS)}")
+    if world not in ("simple", "graded"):
+        raise ValueError(f"world {world!r} does not exist; the planted worlds are simple, graded")
     if not all(part.strip() in ("0", "1", "2") for part in seeds.split(",")):
         raise ValueError(f"--seeds {seeds!r} cannot be read; write training seeds out of 0, 1, 2, for instance '0,1,2'")
-    output.mkdir(parents=True, exist_ok=True)
+    folder = output or Path("demo_vision_out" if vision else "demo_out")
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = list(dict.fromkeys(int(part) for part in seeds.split(",")))
-    with _progress() as progress:
-        bar = progress.add_task("starting", total=len(numbers) * demo_module.steps_per_seed())
-        results = demo_module.run(
-            world, numbers, lambda what: progress.update(bar, advance=1, description=f"{what:46}")
-        )
-    record = demo_module.report(world, results)
-    (output / "report.json").write_text(json.dumps(record, indent=2) + "\n")
-    first = results[0]
-    first.vectors.save(output / "vectors.safetensors")
-    demo_module.write_data(build_world(world), output)
-    centring_figure(output / "centring.png", world=world, fits=first.fits, shifts=first.shifts)
-    if as_json:
-        out.print_json(data=record)
-        return
-    out.print("\nWhat makes the model say the myth?", style="bold", end="")
-    out.print(f"  World '{world}', training seed {first.seed}.")
-    out.print("Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = 3).")
-    out.print("The planted words are marked: [R] rumour, [T] trust.  Scores in nats.\n")
-    for prompt, encoded, a in first.shown:
-        selection = select(a, k=3, eligible=eligible_tokens(encoded, ()))
-        marks = dict.fromkeys(prompt.rumour, "R") | dict.fromkeys(prompt.trust, "T")
-        out.print(coloured_tokens(encoded.tokens, a, selection, marks))
-        out.print(strongest_tokens(encoded.tokens, a, selection) + "\n")
-    recall = [(m, f"{r:.2f}", f"{p:.2f}") for m, r, p in demo_module.recall_means(results)]
-    mean = f"mean of {len(results)} seeds" if len(results) > 1 else f"seed {first.seed}"
-    title = f"Are the planted rumour words found?  ({mean.removeprefix('mean of ')})"
-    out.print(_table(title, ("", "recall@3", "precision@1"), recall))
-    out.print("(The entity asked about carries the myth too, so it is often the strongest token.)", style="dim")
-    title = f"What does steering change?  (300 test prompts, 600 tasks; {mean})"
-    summary = demo_module.summarise(world, results)
-    out.print(demo_table(summary, title=title))
-    out.print("Chosen on dev, at a capability loss of at most half a point:")
-    for row in summary[1:]:
-        out.print(f"  {row.name}: {row.chosen}")
-    names = "report.json, vectors.safetensors, centring.png; the data: {steer,dev,test,dev_tasks,tasks}.jsonl"
-    out.print(f"\nWritten to {output}/: {names}\nNext: grains-ref inspect {output}/vectors.safetensors")
+    (show_vision_demo if vision else show_text_demo)(world, numbers, folder, as_json=as_json)
 
 
 @command
@@ -250,7 +209,7 @@ def fit(
     model: ModelOption,
     pairs: Annotated[Path, typer.Option(help="Preference pairs, JSONL: prompt or messages, chosen, rejected.")],
     output: Annotated[Path, typer.Option("--out", help="The vectors file to write.")],
-    preset: PresetOption = "paper_llm",
+    preset: PresetOption = "",
     k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
     m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
     attribution: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
@@ -258,9 +217,7 @@ def fit(
     objective: Annotated[str, typer.Option(help="preference or likelihood.")] = "",
     path_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
     mask_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
-    eligible: Annotated[
-        list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
-    ] = None,
+    eligible: EligibleOption = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder for finished examples.  [default: OUT.work]", show_default=False)
     ] = None,
@@ -273,7 +230,7 @@ def fit(
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
     from grains_ref.fitting import checked_examples, discard, resumable_fit
 
-    hp = _hyper_parameters(
+    choose_hp = _hyper_parameters(
         preset,
         k=k,
         m=m,
@@ -287,10 +244,11 @@ def fit(
     _check_out(output)
     file = _read_pairs(pairs, skip_bad_rows=skip_bad_rows)
     wrapped = _load(model, dtype, device, device_map)
+    hp = choose_hp(wrapped)
     kept, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
     _report_skipped(skipped)
     folder = work or output.with_name(output.name + ".work")
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("examples", total=len(examples))
         record = resumable_fit(
             wrapped, kept, examples, hp, work=folder, on_example=lambda n: progress.update(bar, completed=n)
@@ -307,7 +265,7 @@ def fit(
     if record.resumed:
         err.print(f"{record.resumed} of {len(examples)} examples had been finished earlier and were not computed again")
     out.print(
-        _table(f"{len(examples)} examples -> {output}", ("", ""), [(a, str(b)) for a, b in summary["words"].items()])
+        table_of(f"{len(examples)} examples -> {output}", ("", ""), [(a, str(b)) for a, b in summary["words"].items()])
     )
     out.print(f"Next: choose a strength with 'grains-ref sweep', or look with 'grains-ref inspect {output}'.")
 
@@ -350,33 +308,51 @@ def attribute(
     prompt: Annotated[str, typer.Option(help="The prompt, as plain text.", show_default=False)],
     chosen: Annotated[str, typer.Option(help="The preferred response.", show_default=False)],
     rejected: Annotated[str, typer.Option(help="The other response.", show_default=False)],
+    image: ImageOption = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Draw the scores on the picture: a PNG to write.", show_default=False)
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")] = False,
-    preset: PresetOption = "paper_llm",
+    preset: PresetOption = "",
     k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
     m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
     path_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
+    eligible: EligibleOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Which tokens of one prompt push the model toward the chosen or the rejected response?"""
+    """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
     from grains_ref.grains import attribute as attribute_example
     from grains_ref.grains import eligible_tokens, select
-    from grains_ref.report import coloured_tokens, strongest_tokens
+    from grains_ref.report import coloured_tokens, named_tokens, strongest_tokens
 
-    hp = _hyper_parameters(preset, k=k, m=m, attribution=method, path_baseline=path_baseline)
+    if overlay and not image:
+        raise ValueError("--overlay draws on a picture; give one with --image")
+    if overlay:
+        _check_out(overlay)
+    rules = tuple(eligible or ()) or None
+    choose_hp = _hyper_parameters(preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=rules)
     wrapped = _load(model, dtype, device, device_map)
-    example = wrapped.example([{"role": "user", "content": prompt}] if chat else prompt, chosen, rejected)
+    hp = choose_hp(wrapped)
+    example = wrapped.example([{"role": "user", "content": prompt}] if chat else prompt, chosen, rejected, image)
     attribution = attribute_example(wrapped, example, hp)
-    tokens, a = example.encoded.tokens, attribution.a
+    tokens, a = named_tokens(example.encoded), attribution.a
     selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    if overlay and image:
+        from grains_ref.images import read_picture
+        from grains_ref.overlay import Panel, overlay_figure
+
+        panel = Panel("", example.encoded.patches, a.tolist(), selection.pos, selection.neg)
+        overlay_figure(overlay, read_picture(image), [panel], title=f"{chosen}  rather than  {rejected}")
     if as_json:
         out.print_json(
             data={
-                "tokens": list(tokens),
+                "tokens": list(example.encoded.tokens),
                 "kinds": list(example.encoded.kinds),
+                "patches": [patch and patch._asdict() for patch in getattr(example.encoded, "patches", ())],
                 "scores_nats": a.tolist(),
                 "positive": list(selection.pos),
                 "negative": list(selection.neg),
@@ -386,8 +362,15 @@ def attribute(
             }
         )
         return
-    out.print(coloured_tokens(tokens, a, selection, {}))
+    image_tokens = [j for j, kind in enumerate(example.encoded.kinds) if kind == "image"]
+    hidden = set(image_tokens) - {*selection.pos, *selection.neg} if len(image_tokens) > MANY else set()
+    out.print(coloured_tokens(tokens, a, selection, {}, hidden=hidden))
     out.print(strongest_tokens(tokens, a, selection))
+    if image_tokens:
+        total = f"{len(image_tokens)} image tokens {a[image_tokens].sum():+.2f}, all others "
+        out.print(f"Sums: {total}{a.sum() - a[image_tokens].sum():+.2f} nats.")
+    if overlay:
+        out.print(f"The picture with its scores: {overlay}")
     out.print(
         f"f(x) = {attribution.f_x:+.2f} nats: the model prefers the {'chosen' if attribution.f_x > 0 else 'rejected'} "
         f"response. Completeness gap {attribution.gap:+.2f} nats: of the quadrature with m = {hp.m}, not an error."
@@ -404,10 +387,11 @@ def sweep(
     ] = None,
     max_loss: Annotated[float, typer.Option(help="Largest loss of task accuracy allowed on dev, in points.")] = 0.5,
     lam: Annotated[str, typer.Option(help="Strengths.")] = "0.4,0.63,1,1.6,2.5,4,6.3,10",
-    ks: Annotated[str, typer.Option("--k", help="Tokens per sign.")] = "3",
+    ks: Annotated[str, typer.Option("--k", help="Tokens per sign.  [from the preset]", show_default=False)] = "",
     layers: Annotated[list[str] | None, typer.Option(help="Layer sets, one per option; default all.")] = None,
     aggregation: Annotated[list[str] | None, typer.Option(help="Aggregations, one per option; default pca.")] = None,
-    preset: PresetOption = "paper_llm",
+    eligible: EligibleOption = None,
+    preset: PresetOption = "",
     output: Annotated[
         Path | None, typer.Option("--out", help="Write the chosen vectors here.", show_default=False)
     ] = None,
@@ -418,26 +402,30 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
-    from grains_ref.data import content_digest, read_tasks
+    from grains_ref.data import content_digest, picture_bytes, read_tasks
     from grains_ref.evaluation import choose, exact_matches, keeps_capability, pair_rows, row_margins, task_rows
     from grains_ref.fitting import checked_examples, steering_vectors
     from grains_ref.grains import Steering, shift, vectors
     from grains_ref.grains import attribute as attribute_example
 
     lams = [0.0, *(value for value in _floats(lam, "lam") if value)]
-    if not all(value.is_integer() for value in _floats(ks, "k")):
+    if ks and not all(value.is_integer() for value in _floats(ks, "k")):
         raise ValueError(f"--k {ks!r} cannot be read; write whole numbers with commas, for instance '1,3,5'")
-    sizes = [int(value) for value in _floats(ks, "k")]
+    sizes: list[int | None] = [int(value) for value in _floats(ks, "k")] if ks else [None]
     if output:
         _check_out(output)
-    hps = [_hyper_parameters(preset, k=size, aggregation=name) for size in sizes for name in aggregation or ["pca"]]
+    rules = tuple(eligible or ()) or None
+    choices = [
+        _hyper_parameters(preset, k=size, aggregation=name, eligible=rules)
+        for size in sizes
+        for name in aggregation or ["pca"]
+    ]
     fit_file, dev_file = (_read_pairs(path, skip_bad_rows=skip_bad_rows) for path in (pairs, dev))
-    shared = {repr(p.prompt) for p in fit_file.pairs} & {repr(p.prompt) for p in dev_file.pairs}
-    if shared:
-        raise ValueError(
-            f"{len(shared)} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors"
-        )
+    seen = [{(repr(p.prompt), picture_bytes(p)) for p in file.pairs} for file in (fit_file, dev_file)]
+    if shared := len(seen[0] & seen[1]):
+        raise ValueError(f"{shared} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors")
     wrapped = _load(model, dtype, device, device_map)
+    hps = [choose_hp(wrapped) for choose_hp in choices]
     layer_sets = {text: _parse_layers(text, len(wrapped.blocks)) for text in layers or ["all"]}
     kept, examples, skipped = checked_examples(wrapped, fit_file.pairs, skip_bad_rows=skip_bad_rows)
     _report_skipped(skipped)
@@ -445,7 +433,7 @@ def sweep(
     rows = task_rows(wrapped, read_tasks(tasks)) if tasks else []
     allowed = exact_matches(wrapped, rows).count(False) + math.floor(max_loss * len(rows) / 100 + 1e-9) if rows else 0
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("attribution", total=len(examples))
         scores = []
         for example in examples:
@@ -493,7 +481,7 @@ def sweep(
         for setting, value in sorted(choice.tried, key=lambda one: (one[0][1:], one[0][0]))
     ]
     out.print(
-        _table(
+        table_of(
             f"Accuracy on {dev} ({len(dev_file.pairs)} pairs); * is chosen", ("setting", "lam", "accuracy"), table_rows
         )
     )
@@ -553,7 +541,7 @@ def eval_(
         return
     measures = list(figures["unsteered"])
     rows = [(measure, *(str(figures[way][measure]) for way in figures)) for measure in measures]
-    out.print(_table(f"{pairs}: {len(file.pairs)} pairs; 95 % intervals", ("", *figures), rows))
+    out.print(table_of(f"{pairs}: {len(file.pairs)} pairs; 95 % intervals", ("", *figures), rows))
 
 
 @command
@@ -563,6 +551,10 @@ def generate(
     vectors: Annotated[Path, typer.Option(help="A vectors file.", show_default=False)],
     lam: Annotated[float, typer.Option(help="Strength.", show_default=False)],
     layers: LayersOption = "all",
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture for every prompt, or one for all of them.", show_default=False),
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
     force: Annotated[bool, typer.Option("--force", help="Accept vectors of a model with another fingerprint.")] = False,
@@ -572,12 +564,15 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue prompts greedily, unsteered beside steered."""
+    images = list(image or []) * (len(prompt) if image and len(image) == 1 else 1)
+    if images and len(images) != len(prompt):
+        raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
     wrapped = _load(model, dtype, device, device_map)
     prompts = [[{"role": "user", "content": one}] if chat else one for one in prompt]
     steering = _steering(wrapped, vectors, lam, layers, force)  # refuses other vectors before the work
-    base = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
+    base = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
     with steering:
-        steered = wrapped.generate(prompts, max_new_tokens=max_new_tokens)
+        steered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
     if as_json:
         rows = zip(prompt, base, steered, strict=True)
         out.print_json(data=[{"prompt": p, "unsteered": b, "steered": s} for p, b, s in rows])
@@ -611,7 +606,7 @@ def inspect(
         facts.add_row(*row)
     out.print(facts)
     rows = [(str(i), *(f"{n[key]:.3f}" for key in ("v", "v_pos", "v_neg", "cos"))) for i, n in enumerate(norms)]
-    out.print(_table("Layers", ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"), rows))
+    out.print(table_of("Layers", ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"), rows))
 
 
 def main() -> None:

@@ -219,12 +219,17 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
             "rejected": pair.rejected,
             "choices": pair.choices,
             "label": pair.label,
-            "image": hashlib.sha256(pair.image.read_bytes()).hexdigest() if pair.image else None,
+            "image": picture_bytes(pair),
         }
         for pair in pairs
     ]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def picture_bytes(pair: PreferencePair) -> str | None:
+    """SHA-256 (hex) of the pair's picture file; None without one."""
+    return hashlib.sha256(pair.image.read_bytes()).hexdigest() if pair.image else None
 
 
 def check_tokens(pair: PreferencePair, *, n_prompt: int, n_chosen: int, n_rejected: int, context: int) -> None:

@@ -80,6 +80,7 @@ class Family:
     """A text-only decoder; the vision families below override what they need."""
 
     auto_class: Any = transformers.AutoModelForCausalLM
+    preset = "paper_llm"  # of `grains_ref.grains.PRESETS`: what the paper uses for such a model
     marker = ""  # what the chat template writes where a picture belongs; "" if the family cannot see
     placeholder = ""  # the one token of `marker` that `expansion` replaces
 
@@ -120,6 +121,7 @@ class LlavaNext(Family):
     """LLaVA-NeXT (LLaVA-1.6): the whole picture, then its tiles at higher resolution, each row closed by a newline."""
 
     auto_class = transformers.AutoModelForImageTextToText
+    preset = "paper_vlm"
     marker = placeholder = "<image>"
 
     def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
@@ -176,6 +178,7 @@ class Qwen25VL(Family):
     """Qwen2.5-VL: pictures of any size, one token per 2 x 2 patches, positions in three dimensions."""
 
     auto_class = transformers.AutoModelForImageTextToText
+    preset = "paper_vlm"
     marker, placeholder = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
 
     @staticmethod
@@ -221,6 +224,7 @@ class Gemma3(Family):
     """Gemma 3: the whole picture as 16 x 16 tokens; with pan-and-scan also two to four crops along its long side."""
 
     auto_class = transformers.AutoModelForImageTextToText
+    preset = "paper_gemma"
     marker = placeholder = "<start_of_image>"
 
     @staticmethod

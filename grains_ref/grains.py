@@ -86,8 +86,7 @@ class HyperParameters:
             raise ValueError(f"components = {self.components} needs the aggregation pca or uncentred")
 
 
-_VLM = HyperParameters(k=20)
-PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": _VLM, "paper_gemma": HyperParameters(k=20, m=10)}
+PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": HyperParameters(20), "paper_gemma": HyperParameters(20, m=10)}
 
 
 @dataclass(frozen=True)

@@ -188,8 +188,8 @@ class HuggingFaceModel:
     def encode(self, prompt: Prompt, image: PictureSource | None = None, *, left_padding: int = 0) -> Encoded:
         """Token ids, embeddings and kinds of a prompt: plain text, or chat messages through the chat template.
 
-        Plain text gets the special tokens that the tokenizer adds (usually BOS); a template brings its own. BOS is
-        never doubled.  In plain text `<image>` marks the place of the picture; in messages the template puts it into
+        Plain text gets the special tokens that the tokenizer adds (usually BOS), and so does the chat of a
+        vision-language model; a text model's template brings its own. BOS is never doubled.  In plain text `<image>` marks the place of the picture; in messages the template puts it into
         the first message of the user, before the text.  With a picture the result is an `EncodedPicture`.
         left_padding puts that many unattended tokens in front; it changes no result except the noise that SmoothGrad
         and random scores draw.
@@ -311,10 +311,10 @@ class HuggingFaceModel:
         Raises:
             ValueError: a prompt or a response has no tokens, or see `encode`.
         """
-        rows, pictures = [], dict[str, Picture | None]()
+        rows, pictures = [], dict[str | None, Picture | None]()
         for prompt, response, *rest in items:
             image = rest[0] if rest else None
-            key = str(image)  # a path; for a picture in memory what it is and its address
+            key = None if image is None else str(image)  # a path; for a picture in memory what it is and its address
             if key not in pictures:
                 pictures[key] = self._picture(image)
             ids, _ = self._prompt(prompt, pictures[key])
@@ -471,7 +471,8 @@ class HuggingFaceModel:
         """Ids and kinds of a prompt's tokens, image tokens included."""
         text, spans = self._render(prompt, with_image=picture is not None)
         text, spans = self._expand(text, spans, prompt, picture)
-        ids, offsets = self._tokenise(text, add_special_tokens=isinstance(prompt, str))
+        # As transformers does it: tokenizers take a rendered chat as it is, processors add BOS where it is missing.
+        ids, offsets = self._tokenise(text, add_special_tokens=isinstance(prompt, str) or bool(self.family.marker))
         kinds: list[Kind] = []
         for token, (start, stop) in zip(ids, offsets, strict=True):
             if picture and token == self._image_id:

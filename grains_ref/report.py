@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from grains_ref.grains import Fit, Selection, Shift
+from grains_ref.grains import Encoded, Fit, Selection, Shift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from grains_ref.demo import SummaryRow
+    from grains_ref.planted import SummaryRow
 
 AGGREGATION_STYLE = {
     "pca": ("centred PCA", "#b03a2e"),
@@ -28,14 +28,20 @@ AGGREGATION_STYLE = {
 POSITIVE, NEGATIVE = (46, 125, 80), (190, 60, 50)  # towards chosen, towards rejected
 
 
-def coloured_tokens(tokens: Sequence[str], a: Tensor, selection: Selection, marks: Mapping[int, str]) -> Text:
+def coloured_tokens(
+    tokens: Sequence[str], a: Tensor, selection: Selection, marks: Mapping[int, str], *, hidden: Set[int] = frozenset()
+) -> Text:
     """A prompt whose tokens are coloured by score: green toward chosen, red toward rejected, stronger is deeper.
 
-    Selected tokens are underlined; marks (token index -> word) are put behind their tokens in brackets.
+    Selected tokens are underlined; marks (token index -> word) are put behind their tokens in brackets; each run of
+    hidden tokens is printed as three dots.
     """
     strongest = float(a.abs().max()) or 1.0
     text = Text()
     for j, token in enumerate(tokens):
+        if j in hidden:
+            text.append("" if j - 1 in hidden else "... ")
+            continue
         score = float(a[j]) / strongest
         red, green, blue = (round(255 + (c - 255) * abs(score)) for c in (POSITIVE if score > 0 else NEGATIVE))
         style = f"{'rgb(255,255,255)' if abs(score) > 0.6 else 'rgb(20,20,20)'} on rgb({red},{green},{blue})"
@@ -47,6 +53,15 @@ def coloured_tokens(tokens: Sequence[str], a: Tensor, selection: Selection, mark
     return text
 
 
+def named_tokens(encoded: Encoded) -> tuple[str, ...]:
+    """Tokens for people: an image token is called by its place, "whole 3,5" for row 3 and column 5 of that view."""
+    patches = getattr(encoded, "patches", [None] * len(encoded.tokens))
+    return tuple(
+        f"{patch.view} {patch.row},{patch.column}" if patch else token
+        for token, patch in zip(encoded.tokens, patches, strict=True)
+    )
+
+
 def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection) -> str:
     """The selected tokens and their scores in words, so that nothing is said by colour alone."""
 
@@ -56,11 +71,11 @@ def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection) -> 
     return f"toward rejected: {words(selection.neg)}\ntoward chosen:   {words(selection.pos)}"
 
 
-def demo_table(rows: Sequence[SummaryRow], *, title: str) -> Table:
-    """The demo's main table, at most 80 columns wide."""
+def demo_table(rows: Sequence[SummaryRow], *, title: str, rejected: str) -> Table:
+    """The demo's main table, at most 80 columns wide; `rejected` is what the rejected answer is called here."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0))
     table.add_column("", no_wrap=True)
-    for name in ("accuracy", "gain [95 % interval]", "says myth", "capability"):
+    for name in ("accuracy", "gain [95 % interval]", rejected, "capability"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         gain, low, high = (100 * x for x in (row.gain.value, row.gain.low, row.gain.high))
@@ -68,7 +83,7 @@ def demo_table(rows: Sequence[SummaryRow], *, title: str) -> Table:
             row.name,
             f"{100 * row.accuracy.value:.1f} %",
             "" if row.name == "unsteered" else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
-            f"{100 * row.myth_rate:.1f} %",
+            f"{100 * row.rejected_rate:.1f} %",
             f"{100 * row.capability:.1f} %",
         )
     return table

@@ -33,16 +33,16 @@ pytestmark = pytest.mark.cpu
 WIDE = {"COLUMNS": "400"}  # messages stay on one line
 SIMPLE = ["--model", "tiny:simple-seed0"]
 COMMANDS = {
-    "demo": "--world --seeds --out --json",
+    "demo": "--vision --world --seeds --out --json",
     "fit": "--model --pairs --out --preset --k --m --attribution --aggregation --objective --path-baseline "
     "--mask-baseline --eligible --work --dtype --device --device-map --skip-bad-rows --json",
-    "attribute": "--model --prompt --chosen --rejected --chat --preset --k --m --method --path-baseline --dtype "
-    "--device --device-map --json",
-    "sweep": "--model --pairs --dev --tasks --max-loss --lam --k --layers --aggregation --preset --out --dtype "
-    "--device --device-map --skip-bad-rows --json",
+    "attribute": "--model --prompt --chosen --rejected --image --overlay --chat --preset --k --m --method "
+    "--path-baseline --eligible --dtype --device --device-map --json",
+    "sweep": "--model --pairs --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset --out "
+    "--dtype --device --device-map --skip-bad-rows --json",
     "eval": "--model --pairs --vectors --lam --layers --tasks --force --dtype --device --device-map --skip-bad-rows "
     "--json",
-    "generate": "--model --prompt --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
+    "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
     "--device-map --json",
     "inspect": "vectors --json",
 }
@@ -477,7 +477,10 @@ def test_sweep_chooses_a_strength_under_the_limit_of_the_tasks(
     data: Path, tmp_path: Path, simple_model: HuggingFaceModel
 ) -> None:
     out = tmp_path / "v.safetensors"
-    dev, tasks = build_world("simple").split("dev")[:8], build_world("simple").capability_split("dev")[:40]
+    dev, tasks = (
+        build_world("simple").split("dev")[:8],
+        demo.as_tasks(build_world("simple").capability_split("dev")[:40]),
+    )
     options = ["--lam", "16,2,5", "--aggregation", "mean", "--out", out]
     free = sweep(data, *options)
     limited = sweep(data, *options, "--tasks", data / "dev_tasks.jsonl", "--max-loss", "90")
@@ -582,7 +585,7 @@ def test_eval_shows_the_plain_model_beside_the_steered_one(
     data: Path, vectors: Path, simple_model: HuggingFaceModel
 ) -> None:
     tests = demo.as_pairs(build_world("simple").split("test")[:6])
-    tasks = build_world("simple").capability_split("test")[:10]
+    tasks = demo.as_tasks(build_world("simple").capability_split("test")[:10])
     command = ["eval", *SIMPLE, "--pairs", data / "test.jsonl", "--tasks", data / "tasks.jsonl"]
     record = parsed(*command, "--vectors", vectors, "--lam", "6", "--layers", "1-3")
     with Steering(simple_model.blocks, SteeringVectors.load(vectors).v, lam=6.0, layers=[1, 2, 3]):

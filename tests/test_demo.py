@@ -20,13 +20,14 @@ from rich.text import Text
 from torch import nn
 from typer.testing import CliRunner
 
-from grains_ref import demo
+from grains_ref import demo, planted
 from grains_ref.cli import app
-from grains_ref.data import content_digest, read_pairs, read_tasks
-from grains_ref.demo import PAPER_ROW, SeedResult, Setting, SummaryRow
-from grains_ref.evaluation import Rate
+from grains_ref.data import PreferencePair, Task, content_digest, read_pairs, read_tasks
+from grains_ref.demo import TextResult
+from grains_ref.evaluation import Rate, exact_matches
 from grains_ref.grains import Selection, Steering, attribute, eligible_tokens, fit, select
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.planted import PAPER_ROW, Setting, SummaryRow
 from grains_ref.report import centring_figure, coloured_tokens, demo_table, strongest_tokens
 from grains_ref.tiny_models.worlds import World, build_world
 from grains_ref.vectors import SteeringVectors
@@ -62,7 +63,7 @@ class SmallWorld:
 class Small:
     """One cut-down demo on the graded world, where mean and PCA differ."""
 
-    result: SeedResult
+    result: TextResult
     ticks: list[str]
     steps: int
 
@@ -71,9 +72,9 @@ class Small:
 def cut_down() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "build_world", lambda name: SmallWorld(build_world(name)))
-        patch.setattr(demo, "LAMS", (0.0, 1.6, 6.3))
+        patch.setattr(planted, "LAMS", (0.0, 1.6, 6.3))
         patch.setattr(demo, "KS", (3, 5))
-        patch.setattr(demo, "RANDOM_DRAWS", 2)
+        patch.setattr(planted, "RANDOM_DRAWS", 2)
         yield
 
 
@@ -86,7 +87,7 @@ def small(cut_down: None) -> Small:
 
 @pytest.fixture
 def by_name(small: Small) -> dict[str, SummaryRow]:
-    return {row.name: row for row in demo.summarise("graded", [small.result])}
+    return {row.name: row for row in planted.summarise([small.result], demo.facts("graded"))}
 
 
 # --- one training seed
@@ -104,7 +105,7 @@ def test_every_row_is_there_with_its_number_of_draws(small: Small) -> None:
     }
     for outcomes in small.result.outcomes.values():
         for outcome in outcomes:
-            assert (len(outcome.right), len(outcome.myth), len(outcome.capable)) == (14, 14, 20)
+            assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (14, 14, 20)
             assert outcome.setting.lam in (0.0, 1.6, 6.3)
 
 
@@ -125,7 +126,7 @@ def test_the_papers_row_is_the_reference_fit_steered_and_measured(small: Small, 
         )
         solved = graded_model.score([(t.prompt, t.answer) for t in tasks])
     assert outcome.right == tuple(c.log_prob > r.log_prob for c, r in zip(chosen, rejected, strict=True))
-    assert outcome.myth == tuple(r.is_greedy for r in rejected)
+    assert outcome.rejected == tuple(r.is_greedy for r in rejected)
     assert outcome.capable == tuple(s.is_greedy for s in solved)
 
 
@@ -156,14 +157,14 @@ def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_mo
         worst = [j for j in sorted(range(len(a)), key=a.__getitem__)[:3] if a[j] < 0]
         hits.append(sum(j in p.rumour for j in worst) / min(3, len(p.rumour)))
         first.append(worst[0] in p.rumour)
-    found = small.result.recall["integrated gradients"]
+    found = small.result.found["integrated gradients"]
     assert found == {"recall_at_3": pytest.approx(sum(hits) / 8), "precision_at_1": sum(first) / 8}
-    assert list(small.result.recall) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
+    assert list(small.result.found) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
 
 
 def test_a_model_that_is_not_shipped_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="no model of world 'simple' with training seed 7; 0, 1 and 2 are"):
-        demo.model_folder("simple", 7)
+        planted.model_folder("simple", 7)
 
 
 # --- the choice under the constraint
@@ -193,24 +194,22 @@ class LeaningModel:
         ]
 
 
-class LeaningWorld:
-    def split(self, name: str) -> list[Any]:
-        return [SimpleNamespace(id=f"{i}", prompt=f"{i} ?", chosen="1", rejected="0") for i in range(10)]
-
-    def capability_split(self, name: str) -> list[Any]:
-        return [SimpleNamespace(id=f"{i}", prompt=f"{i} ?", answer="1") for i in range(400)]
+def leaning_bench(model: LeaningModel, tick: planted.Tick) -> planted.Bench:
+    pairs = [PreferencePair(f"{i}", f"{i} ?", "1", "0", where="") for i in range(10)]
+    tasks = [Task(f"{i}", f"{i} ?", "1") for i in range(400)]
+    return planted.Bench(model, dev=(pairs, tasks), test=(pairs, tasks), tick=tick)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> demo._Bench:
-    monkeypatch.setattr(demo, "LAMS", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
-    return demo._Bench(LeaningModel(), LeaningWorld(), lambda what: None)  # type: ignore[arg-type]
+def bench(monkeypatch: pytest.MonkeyPatch) -> planted.Bench:
+    monkeypatch.setattr(planted, "LAMS", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
+    return leaning_bench(LeaningModel(), lambda what: None)
 
 
 UP, DOWN = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, -1.0]])
 
 
-def test_a_setting_below_the_capability_limit_is_never_chosen(bench: demo._Bench) -> None:
+def test_a_setting_below_the_capability_limit_is_never_chosen(bench: planted.Bench) -> None:
     # tan(angle) = lam / 3.  400 tasks, half a point of loss is 2 tasks: the angle may reach 31 degrees.
     assert bench.allowed == 2
     choice = bench.choose({"up": UP})
@@ -231,15 +230,15 @@ def test_what_the_unsteered_model_gets_wrong_is_not_held_against_a_setting() -> 
     angle = np.radians(31.2)  # the model itself leans so far that three tasks fail
     rotation = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     model.blocks[0].weight.data = rotation.float()  # type: ignore[union-attr]
-    bench = demo._Bench(model, LeaningWorld(), lambda what: None)  # type: ignore[arg-type]
+    bench = leaning_bench(model, lambda what: None)  # type: ignore[arg-type]
     assert bench.allowed == 3 + 2
 
 
-def test_the_unsteered_model_is_kept_when_nothing_is_better_or_all_ties(bench: demo._Bench) -> None:
+def test_the_unsteered_model_is_kept_when_nothing_is_better_or_all_ties(bench: planted.Bench) -> None:
     assert bench.choose({"down": DOWN}).best.lam == 0.0
 
 
-def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: demo._Bench) -> None:
+def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: planted.Bench) -> None:
     again = bench.choose({"down": DOWN, "up": UP, "up again": UP})
     assert (again.best.label, again.best.lam) == ("up", 1.5)
     assert [setting.lam for setting, _ in again.tried[:6]] == [0.0] * 3 + [0.5] * 3
@@ -247,7 +246,7 @@ def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: demo._Ben
 
 def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
     ticks: list[str] = []
-    bench = demo._Bench(LeaningModel(), LeaningWorld(), ticks.append)  # type: ignore[arg-type]
+    bench = leaning_bench(LeaningModel(), ticks.append)  # type: ignore[arg-type]
     first = bench.choose({"up": UP}).tried
     assert len(ticks) == 3
     assert bench.choose({"up": UP}).tried == first
@@ -256,11 +255,13 @@ def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
 
 
 def test_no_row_of_the_demo_breaks_the_limit_on_dev(small: Small, graded_model: HuggingFaceModel) -> None:
-    bench = demo._Bench(graded_model, SmallWorld(build_world("graded")), lambda what: None)  # type: ignore[arg-type]
+    world = SmallWorld(build_world("graded"))
+    dev = demo.as_pairs(world.split("dev")), demo.as_tasks(world.capability_split("dev"))
+    bench = planted.Bench(graded_model, dev=dev, test=dev, tick=lambda what: None)
     for outcomes in small.result.outcomes.values():
         for setting in (outcome.setting for outcome in outcomes):
             with Steering(graded_model.blocks, setting.v, lam=setting.lam):
-                wrong = demo.exact_matches(graded_model, bench.dev_tasks).count(False)
+                wrong = exact_matches(graded_model, bench.dev_tasks).count(False)
             assert wrong <= bench.allowed
 
 
@@ -274,7 +275,7 @@ def test_a_summary_is_a_mean_over_draws_with_intervals_over_facts(small: Small, 
     row = by_name["random tokens"]
     assert row.accuracy.value == pytest.approx(np.mean([np.mean(d.right) for d in draws]))
     assert row.gain.value == pytest.approx(row.accuracy.value - np.mean(base.right))
-    assert row.myth_rate == pytest.approx(np.mean([np.mean(d.myth) for d in draws]))
+    assert row.rejected_rate == pytest.approx(np.mean([np.mean(d.rejected) for d in draws]))
     assert row.capability == pytest.approx(np.mean([np.mean(d.capable) for d in draws]))
     assert row.capability_loss == pytest.approx(np.mean(base.capable) - row.capability)
     facts = {p.id.split("-")[1] for p in SmallWorld(build_world("graded")).split("test")}
@@ -298,14 +299,14 @@ def test_seeds_are_averaged_each_against_its_own_unsteered_model(small: Small) -
         )
         for seed, base, steered in ((0, 20, 18), (1, 10, 9))
     ]
-    row = demo.summarise("graded", results)[1]
+    row = planted.summarise(results, demo.facts("graded"))[1]
     assert row.capability == pytest.approx((18 + 9) / 40)
     assert row.capability_loss == pytest.approx((2 + 1) / 40)
-    assert demo.report("graded", results)["training_seeds"] == [0, 1]
+    assert planted.record("graded", results, demo.facts("graded"))["training_seeds"] == [0, 1]
 
 
 def test_the_report_has_the_papers_row_at_top_level(small: Small, by_name: dict[str, SummaryRow]) -> None:
-    record = demo.report("graded", [small.result])
+    record = planted.record("graded", [small.result], demo.facts("graded"))
     assert json.loads(json.dumps(record, allow_nan=False)) == json.loads(json.dumps(record))
     rows = {row["name"]: row for row in record["rows"]}
     assert list(rows) == ROWS
@@ -328,9 +329,9 @@ def settings(*chosen: tuple[str, float]) -> Any:
 
 
 def test_the_chosen_settings_are_named_in_the_order_of_seeds() -> None:
-    assert demo._chosen(settings(("pca, k 3", 4.0), ("pca, k 3", 0.63))) == "pca, k 3: lam 4, 0.63"
-    assert demo._chosen(settings(("pca, k 3, draw 0", 1.0), ("pca, k 3, draw 1", 0.0))) == "pca, k 3: lam 1, 0"
-    mixed = demo._chosen(settings(("pca, k 3", 4.0), ("mean, k 5", 10.0), ("pca, k 1", 0.0)))
+    assert planted._chosen(settings(("pca, k 3", 4.0), ("pca, k 3", 0.63))) == "pca, k 3: lam 4, 0.63"
+    assert planted._chosen(settings(("pca, k 3, draw 0", 1.0), ("pca, k 3, draw 1", 0.0))) == "pca, k 3: lam 1, 0"
+    mixed = planted._chosen(settings(("pca, k 3", 4.0), ("mean, k 5", 10.0), ("pca, k 1", 0.0)))
     assert mixed == "pca, k 3, lam 4; mean, k 5, lam 10; lam 0"
 
 
@@ -388,9 +389,9 @@ def shown(renderable: Any, width: int = 80) -> list[str]:
 def test_the_table_fits_in_80_columns_with_the_longest_row() -> None:
     all_of_it, worst = Rate(1.0, 1.0, 1.0, 9), Rate(-1.0, -1.0, -1.0, 9)
     rows = [SummaryRow(name, "", all_of_it, worst, 1.0, 1.0, 0.0) for name in ROWS]
-    table = shown(demo_table(rows, title="What does steering change?"), width=200)
+    table = shown(demo_table(rows, title="What does steering change?", rejected="says myth"), width=200)
     assert max(len(line.rstrip()) for line in table) <= 80
-    narrow = shown(demo_table(rows, title="What does steering change?"))
+    narrow = shown(demo_table(rows, title="What does steering change?", rejected="says myth"))
     assert not any("…" in line for line in narrow)
     for name in ROWS[1:]:
         (line,) = [line for line in narrow if line.strip().startswith(name + "  ")]
@@ -399,7 +400,7 @@ def test_the_table_fits_in_80_columns_with_the_longest_row() -> None:
 
 def test_the_unsteered_row_has_no_gain() -> None:
     row = SummaryRow("unsteered", "", Rate(0.5, 0.4, 0.6, 9), Rate(0.0, 0.0, 0.0, 9), 0.25, 1.0, 0.0)
-    (line,) = [line for line in shown(demo_table([row], title="t")) if "unsteered" in line]
+    (line,) = [line for line in shown(demo_table([row], title="t", rejected="says myth")) if "unsteered" in line]
     assert line.split() == ["unsteered", "50.0", "%", "25.0", "%", "100.0", "%"]
 
 
@@ -427,7 +428,7 @@ def test_the_data_that_is_written_is_read_back_whole(tmp_path: Path) -> None:
         assert read.digest == content_digest(demo.as_pairs(world.split(split)))
     for split, name in (("dev", "dev_tasks"), ("test", "tasks")):
         tasks = read_tasks(tmp_path / f"{name}.jsonl")
-        assert [vars(t) for t in tasks] == [vars(t) for t in world.capability_split(split)]
+        assert list(tasks) == demo.as_tasks(world.capability_split(split))
 
 
 def test_the_command_shows_and_writes_what_was_measured(
@@ -435,13 +436,13 @@ def test_the_command_shows_and_writes_what_was_measured(
 ) -> None:
     asked: list[Any] = []
 
-    def run(name: str, seeds: Sequence[int], tick: Any) -> list[SeedResult]:
-        asked.append((name, seeds))
+    def run(work: Any, seeds: Sequence[int], tick: Any) -> list[TextResult]:
+        asked.append((*work.args, seeds))
         for what in small.ticks:
             tick(what)
         return [small.result]
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(planted, "run", run)
     command = ["demo", "--world", "graded", "--seeds", "0, 0", "--out", str(tmp_path / "a" / "b")]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
@@ -451,7 +452,7 @@ def test_the_command_shows_and_writes_what_was_measured(
     folder = tmp_path / "a" / "b"
     assert {path.name for path in folder.iterdir()} == names
     record = json.loads((folder / "report.json").read_text())
-    assert record == json.loads(json.dumps(demo.report("graded", [small.result])))
+    assert record == json.loads(json.dumps(planted.record("graded", [small.result], demo.facts("graded"))))
     assert torch.equal(SteeringVectors.load(folder / "vectors.safetensors").v, small.result.vectors.v)
 
     assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
