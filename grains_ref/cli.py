@@ -77,7 +77,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 LayersOption = Annotated[str, typer.Option(help="Layers to steer: 'all', or for instance '8-15,20'.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
 PresetOption = Annotated[
-    str, typer.Option(help="paper_llm, paper_vlm or paper_gemma.  [default: by the model's family]", show_default=False)
+    str, typer.Option(help="paper_llm, paper_vlm or paper_gemma. (default: by the model's family)", show_default=False)
 ]
 ImageOption = Annotated[
     Path | None, typer.Option(help="A picture; write <image> in the prompt where it belongs.", show_default=False)
@@ -187,7 +187,7 @@ def demo(
     seeds: Annotated[str, typer.Option(help="Training seeds of the embedded models, out of 0, 1, 2.")] = "0,1,2",
     output: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for results.  [default: demo_out or demo_vision_out]", show_default=False),
+        typer.Option("--out", help="Folder for results. (default: demo_out or demo_vision_out)", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -210,8 +210,8 @@ def fit(
     pairs: Annotated[Path, typer.Option(help="Preference pairs, JSONL: prompt or messages, chosen, rejected.")],
     output: Annotated[Path, typer.Option("--out", help="The vectors file to write.")],
     preset: PresetOption = "",
-    k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
-    m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
+    k: Annotated[int | None, typer.Option(help="Tokens per sign. (from the preset)", show_default=False)] = None,
+    m: Annotated[int | None, typer.Option(help="Quadrature steps. (from the preset)", show_default=False)] = None,
     attribution: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
     aggregation: Annotated[str, typer.Option(help="pca, uncentred, mean or weighted_mean.")] = "",
     objective: Annotated[str, typer.Option(help="preference or likelihood.")] = "",
@@ -219,7 +219,7 @@ def fit(
     mask_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
     eligible: EligibleOption = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for finished examples.  [default: OUT.work]", show_default=False)
+        Path | None, typer.Option(help="Folder for finished examples. (default: OUT.work)", show_default=False)
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
@@ -314,8 +314,8 @@ def attribute(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")] = False,
     preset: PresetOption = "",
-    k: Annotated[int | None, typer.Option(help="Tokens per sign.  [from the preset]", show_default=False)] = None,
-    m: Annotated[int | None, typer.Option(help="Quadrature steps.  [from the preset]", show_default=False)] = None,
+    k: Annotated[int | None, typer.Option(help="Tokens per sign. (from the preset)", show_default=False)] = None,
+    m: Annotated[int | None, typer.Option(help="Quadrature steps. (from the preset)", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
     path_baseline: Annotated[str, typer.Option(help="zero, mean or token:WORD.")] = "",
     eligible: EligibleOption = None,
@@ -387,7 +387,7 @@ def sweep(
     ] = None,
     max_loss: Annotated[float, typer.Option(help="Largest loss of task accuracy allowed on dev, in points.")] = 0.5,
     lam: Annotated[str, typer.Option(help="Strengths.")] = "0.4,0.63,1,1.6,2.5,4,6.3,10",
-    ks: Annotated[str, typer.Option("--k", help="Tokens per sign.  [from the preset]", show_default=False)] = "",
+    ks: Annotated[str, typer.Option("--k", help="Tokens per sign. (from the preset)", show_default=False)] = "",
     layers: Annotated[list[str] | None, typer.Option(help="Layer sets, one per option; default all.")] = None,
     aggregation: Annotated[list[str] | None, typer.Option(help="Aggregations, one per option; default pca.")] = None,
     eligible: EligibleOption = None,

@@ -54,10 +54,10 @@ def coloured_tokens(
 
 
 def named_tokens(encoded: Encoded) -> tuple[str, ...]:
-    """Tokens for people: an image token is called by its place, "whole 3,5" for row 3 and column 5 of that view."""
+    """Tokens for people: an image token is called by its place, "whole(3,5)" for row 3 and column 5 of that view."""
     patches = getattr(encoded, "patches", [None] * len(encoded.tokens))
     return tuple(
-        f"{patch.view} {patch.row},{patch.column}" if patch else token
+        f"{patch.view.replace(' ', '')}({patch.row},{patch.column})" if patch else token
         for token, patch in zip(encoded.tokens, patches, strict=True)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,16 @@ torch.set_num_threads(1)
 # A red run must mean changed code: no new examples each time, and no failure because the machine is slow.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`pytest -m cpu` uses every core where pytest-xdist is installed; full-size models share one GPU and do not."""
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if config.option.markexpr == "cpu" and config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = os.cpu_count(), "loadfile"
+
 
 SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
 

@@ -15,12 +15,17 @@ Tolerances.  `u` is the unit roundoff of the model's type (2^-8 for bfloat16, 2^
   The rest of a block carries errors of the same order, for which 4 is allowed; in float32, where the sums in the
   matrix products are rounded as often as their results, 16.  Relative means: L2 over the vocabulary, after the mean
   over the vocabulary, which no probability sees, is taken off.  At 32 blocks in bfloat16 this allows 0.15; narrow
-  random models were measured to be 0.01 away from float64, and steering only the prompt puts them 1 away.
+  random models were measured to be 0.01 away from float64, and steering only the prompt puts them 1 away.  Where two
+  runs of a vision tower meet other kernels too, its blocks are counted with the decoder's: 0.20 for LLaVA-1.6-7B.
+
+Pictures.  A check that takes an `image` runs the model with ids and pixel values wherever it runs it as transformers
+does, and with merged embeddings wherever the package does; without one it is a check of a text model.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grains_ref.families import Picture, PictureSource
 from grains_ref.grains import (
     Attribution,
     Encoded,
@@ -37,10 +43,12 @@ from grains_ref.grains import (
     HyperParameters,
     Steering,
     attribute,
+    eligible_tokens,
     fit,
     generate_greedy,
+    select,
 )
-from grains_ref.models import HuggingFaceModel
+from grains_ref.models import EncodedPicture, HuggingFaceModel
 
 STRENGTH = 0.3  # of steering in these tests, |lam * v| / |h|: enough that leaving it out anywhere shows in the logits
 
@@ -49,9 +57,11 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def logits_tolerance(model: HuggingFaceModel) -> float:
-    dtype = model.hf.dtype
-    return (16 if dtype == torch.float32 else 4) * unit_roundoff(dtype) * math.sqrt(3 * len(model.blocks) + 1)
+def logits_tolerance(model: HuggingFaceModel, *, vision: bool = False) -> float:
+    """vision: the two runs may also differ in the features of a picture."""
+    dtype, blocks = model.hf.dtype, len(model.blocks)
+    blocks += model.hf.config.vision_config.num_hidden_layers if vision else 0
+    return (16 if dtype == torch.float32 else 4) * unit_roundoff(dtype) * math.sqrt(3 * blocks + 1)
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -68,12 +78,71 @@ def token_ids(model: HuggingFaceModel, encoded: Encoded) -> Tensor:
     return encoded.ids[None].to(model.device)
 
 
+def vision_inputs(model: HuggingFaceModel, ids: Tensor, images: Sequence[PictureSource | None]) -> dict[str, Tensor]:
+    """What transformers' own forward pass takes besides ids, (B, T), and a mask; nothing without pictures."""
+    seen = [Picture.of(image) for image in images if image is not None]
+    if not seen:
+        return {}
+    is_image = ids == model.hf.config.image_token_id
+    tensors = model.family.generation(is_image) | model.family.tensors(seen)
+    return {name: tensor.to(model.device) for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
 def steering_strength(model: HuggingFaceModel, example: Example, v: Tensor) -> float:
     """The lam at which |lam * v| is `STRENGTH` times |h| at the median block, at the last prompt token."""
     h = model.residuals(example.encoded, example.encoded.embeds[None])[0]  # (L, d)
     ratios = h.double().norm(dim=-1).cpu() / v.double().norm(dim=-1).cpu()
     return STRENGTH * ratios.median().item()
+
+
+# --------------------------------------------------------------------------------------------- pictures
+@dataclass(frozen=True)
+class Seen:
+    """How a picture entered the model."""
+
+    image_tokens: int
+    features: float  # root mean square of a component of the picture's features
+    words: float  # the same of the prompt's other tokens
+    other_picture: float  # relative distance of the logits with another picture of the same size
+
+
+@torch.no_grad()
+def check_picture(
+    model: HuggingFaceModel, example: Example, image: PictureSource, other: PictureSource, *, at_least: int
+) -> Seen:
+    """The merged embeddings give the logits of ids and pixel values bit for bit, and the picture matters.
+
+    other: a picture of the same size.  The two runs have the same shapes, hence the same kernels; that these repeat
+    themselves is tested first.
+    """
+    x = example.encoded
+    is_image = torch.tensor([kind == "image" for kind in x.kinds])
+    n = int(is_image.sum())
+    assert isinstance(x, EncodedPicture), "the prompt was encoded without its picture"
+    assert n >= at_least, f"{n} image tokens; at least {at_least} were expected"
+    assert [patch is not None for patch in x.patches] == is_image.tolist(), "patches and image tokens do not match"
+    assert x.embeds.isfinite().all(), "embeddings are not finite"
+
+    ids = torch.cat([x.ids, example.y_pos[:-1]])[None].to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **vision_inputs(model, ids, [image])}
+
+    def plain() -> Tensor:
+        return model.hf(**inputs, logits_to_keep=len(example.y_pos), use_cache=False).logits[0]
+
+    expected = plain()
+    assert torch.equal(plain(), expected), "two equal runs differ: this device or kernel is not deterministic"
+    replayed = model.logits(x, x.embeds[None], example.y_pos)[0]
+    distance = relative_distance(replayed, expected).max().item()
+    assert torch.equal(replayed, expected), f"replayed logits are {distance:.2g} away from those with pixel values"
+
+    pixels = vision_inputs(model, ids, [other])
+    moved = relative_distance(
+        model.hf(**inputs | pixels, logits_to_keep=len(example.y_pos), use_cache=False).logits[0], expected
+    )
+    assert moved.min() > 0.01, f"another picture moves the logits by {moved.tolist()} only"
+    features, words = (x.embeds.float()[rows].pow(2).mean().sqrt().item() for rows in (is_image, ~is_image))
+    return Seen(n, features, words, moved.min().item())
 
 
 # --------------------------------------------------------------------------------- attribution and fit
@@ -86,7 +155,18 @@ def check_attribution(model: HuggingFaceModel, example: Example, hp: HyperParame
     assert result.a.isfinite().all(), "scores are not finite"
     assert (result.a != 0).sum() > n // 2, f"{(result.a == 0).sum()} of {n} scores are zero"
     assert math.isfinite(result.gap), f"f is {result.f_x} at x and {result.f_baseline} at the baseline"
+    zero = [kind for kind, score in zip(example.encoded.kinds, result.a.tolist(), strict=True) if score == 0]
+    assert zero.count("image") <= example.encoded.kinds.count("image") // 2, f"tokens without a score: {Counter(zero)}"
     return result
+
+
+def selected_kinds(example: Example, result: Attribution, hp: HyperParameters) -> dict[str, Counter[str]]:
+    """How many tokens of each kind equation (3) picks, for either sign; at most k, and k wherever there are as many."""
+    chosen = select(result.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    for tokens, available in ((chosen.pos, (result.a > 0).sum()), (chosen.neg, (result.a < 0).sum())):
+        assert len(tokens) == min(hp.k, available), f"{len(tokens)} tokens of {available} were picked; k is {hp.k}"
+    kinds = example.encoded.kinds
+    return {"pos": Counter(kinds[j] for j in chosen.pos), "neg": Counter(kinds[j] for j in chosen.neg)}
 
 
 def check_fit(model: HuggingFaceModel, examples: Sequence[Example], hp: HyperParameters) -> Fit:
@@ -121,6 +201,7 @@ class Norms:
     rms: float  # in the unit of independent roundings, see above
     prefill_states: int
     decode_states: int
+    image_states: int  # those of `prefill_states` at image tokens
 
 
 @contextmanager
@@ -128,7 +209,7 @@ def watch_norms(blocks: Sequence[nn.Module], steering: Steering) -> Iterator[lis
     """Steer, and list (block, tokens in this call, values of each token) as seen just before and after the edit.
 
     Forward hooks run in the order in which they were registered, so the edit lies between the two.  The values are
-    |h|, |h'| and sqrt(sum h'^4), in float64.
+    |h|, |h'|, sqrt(sum h'^4) and |h' - h|, in float64.
     """
     seen: list[tuple[int, int, Tensor]] = []
     before: dict[int, Tensor] = {}
@@ -137,12 +218,13 @@ def watch_norms(blocks: Sequence[nn.Module], steering: Steering) -> Iterator[lis
         return (output[0] if isinstance(output, tuple) else output).double()
 
     def first(i: int) -> Any:
-        return lambda block, inputs, output: before.update({i: hidden(output).norm(dim=-1)})
+        return lambda block, inputs, output: before.update({i: hidden(output)})
 
     def second(i: int) -> Any:
         def record(block: nn.Module, inputs: Any, output: Any) -> None:
-            h = hidden(output)
-            values = torch.stack([before.pop(i), h.norm(dim=-1), h.pow(4).sum(-1).sqrt()])  # (3, B, T)
+            h, h_before = hidden(output), before.pop(i)
+            lengths = [z.norm(dim=-1) for z in (h_before, h, h - h_before)]
+            values = torch.stack([*lengths[:2], h.pow(4).sum(-1).sqrt(), lengths[2]])  # (4, B, T)
             seen.append((i, h.shape[1], values.flatten(1).cpu()))
 
         return record
@@ -157,10 +239,15 @@ def watch_norms(blocks: Sequence[nn.Module], steering: Steering) -> Iterator[lis
             handle.remove()
 
 
-def check_norms(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int) -> Norms:
-    """Equation (8) at every block and token, the prompt's and the generated ones', under cached generation."""
+def check_norms(
+    model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int, image: PictureSource | None = None
+) -> Norms:
+    """Equations (7) and (8) at every block and token, the prompt's and the generated ones', under cached generation.
+
+    Every state is moved, those of image tokens too, and keeps its norm.
+    """
     with watch_norms(model.blocks, steering) as seen:
-        generated = cached_generation(model, encoded, n=n).sequences.shape[1] - len(encoded.ids)
+        generated = cached_generation(model, encoded, n=n, image=image).sequences.shape[1] - len(encoded.ids)
     depth = len(model.blocks)
     calls = [(block, tokens) for block, tokens, _ in seen]
     lengths = [len(encoded.ids)] + [1] * (generated - 1)  # the last token is never fed back
@@ -169,7 +256,10 @@ def check_norms(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *
 
     dtype = model.hf.dtype
     u = unit_roundoff(dtype)
-    before, after, fourth = torch.cat([values for _, _, values in seen], dim=1)
+    kinds = [kind for _, tokens, _ in seen for kind in (encoded.kinds if tokens > 1 else ("new",))]
+    before, after, fourth, moved = torch.cat([values for _, _, values in seen], dim=1)
+    still = Counter(kind for kind, distance in zip(kinds, moved.tolist(), strict=True) if distance == 0)
+    assert not still, f"states that steering did not move, by the kind of their token: {still}"
     deviation = after / before - 1
     worst = deviation.abs().max().item()
     allowed = u + 2**-16  # the second term: float32 norms and the product
@@ -177,7 +267,7 @@ def check_norms(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *
     rms = (deviation / (u * fourth / after.square())).square().mean().sqrt().item()
     if dtype != torch.float32:
         assert rms <= 1, f"norms differ by {rms:.2f} times what one rounding explains (root mean square)"
-    return Norms(worst, rms, depth * len(encoded.ids), depth * (generated - 1))
+    return Norms(worst, rms, depth * len(encoded.ids), depth * (generated - 1), kinds.count("image"))
 
 
 # ----------------------------------------------------------------------------------------- generation
@@ -191,12 +281,13 @@ class CacheReport:
     compared: int
 
 
-def cached_generation(model: HuggingFaceModel, encoded: Encoded, *, n: int) -> Any:
+def cached_generation(model: HuggingFaceModel, encoded: Encoded, *, n: int, image: PictureSource | None = None) -> Any:
     """transformers' own greedy loop with its own cache."""
     ids = token_ids(model, encoded)
     return model.hf.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
+        **vision_inputs(model, ids, [image]),
         max_new_tokens=n,
         do_sample=False,
         use_cache=True,
@@ -207,10 +298,12 @@ def cached_generation(model: HuggingFaceModel, encoded: Encoded, *, n: int) -> A
 
 
 @torch.no_grad()
-def check_cache(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int) -> CacheReport:
+def check_cache(
+    model: HuggingFaceModel, encoded: Encoded, steering: Steering, *, n: int, image: PictureSource | None = None
+) -> CacheReport:
     """Steered generation with a cache sees the logits of a full recomputation, and picks its tokens."""
     with steering:
-        out = cached_generation(model, encoded, n=n)
+        out = cached_generation(model, encoded, n=n, image=image)
         tokens = out.sequences[0, len(encoded.ids) :].cpu()
         cached = torch.cat(out.logits)  # (N, V)
         uncached = model.logits(encoded, encoded.embeds[None], tokens)[0]  # (N, V)
@@ -235,12 +328,15 @@ def check_cache(model: HuggingFaceModel, encoded: Encoded, steering: Steering, *
 
 
 @torch.no_grad()
-def check_strength_zero(model: HuggingFaceModel, encoded: Encoded, v: Tensor) -> None:
+def check_strength_zero(
+    model: HuggingFaceModel, encoded: Encoded, v: Tensor, *, image: PictureSource | None = None
+) -> None:
     """lam = 0 changes no bit, real strength does, and leaving gives the model back as it was."""
     ids = token_ids(model, encoded)
+    inputs = {"input_ids": ids, **vision_inputs(model, ids, [image])}
 
     def run() -> Tensor:
-        return model.hf(input_ids=ids, use_cache=False).logits
+        return model.hf(**inputs, use_cache=False).logits
 
     hooks, plain = hook_counts(model), run()
     assert torch.equal(run(), plain), "two equal runs differ: this device or kernel is not deterministic"
@@ -260,8 +356,17 @@ class _Interruption(Exception):
 
 
 @torch.no_grad()
-def check_batch(model: HuggingFaceModel, prompts: Sequence[Encoded], steering: Steering) -> list[float]:
-    """Left-padded in one batch, each prompt's next-token logits are those it has alone."""
+def check_batch(
+    model: HuggingFaceModel,
+    prompts: Sequence[Encoded],
+    steering: Steering,
+    *,
+    images: Sequence[PictureSource] = (),
+) -> list[float]:
+    """Left-padded in one batch, each prompt's next-token logits are those it has alone.
+
+    images: none, or one for each prompt.
+    """
     longest = max(len(encoded.ids) for encoded in prompts)
     assert len({len(encoded.ids) for encoded in prompts}) > 1, "prompts of one length need no padding"
     pads = [longest - len(encoded.ids) for encoded in prompts]
@@ -276,20 +381,36 @@ def check_batch(model: HuggingFaceModel, prompts: Sequence[Encoded], steering: S
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             logits_to_keep=1,
             use_cache=False,
+            **vision_inputs(model, ids, images),
         ).logits[:, -1]
         alone = torch.cat([
-            model.hf(input_ids=token_ids(model, encoded), logits_to_keep=1, use_cache=False).logits[:, -1]
-            for encoded in prompts
+            model.hf(
+                input_ids=token_ids(model, encoded),
+                logits_to_keep=1,
+                use_cache=False,
+                **vision_inputs(model, token_ids(model, encoded), [image]),
+            ).logits[:, -1]
+            for encoded, image in zip(prompts, images or [None] * len(prompts), strict=True)
         ])  # fmt: skip
     distances = relative_distance(together, alone)
-    tolerance = logits_tolerance(model)
+    tolerance = logits_tolerance(model, vision=bool(images))
     assert distances.max() <= tolerance, f"distances {distances.tolist()} exceed {tolerance:.2g}"
     return distances.tolist()
 
 
 # --------------------------------------------------------------------------------------------- record
-def check_record(record: dict[str, Any], *, pairs: int) -> None:
-    """Everything that docs/gpu.md shows is there; how long it took is nobody's promise."""
+def check_record(
+    record: dict[str, Any],
+    *,
+    pairs: int,
+    prompt: tuple[int, int] = (60, 120),
+    response: tuple[int, int] = (5, 20),
+    images: int = 0,
+) -> None:
+    """Everything that docs/gpu.md shows is there; how long it took is nobody's promise.
+
+    prompt, response: the fewest and the most tokens, by default those of TruthfulQA's shape.  images: all image tokens.
+    """
     assert record["pairs"] == pairs, record["pairs"]
     named = (record["device"], record["versions"]["torch"], record["versions"]["transformers"])
     assert all(named), f"device and versions are {named}"
@@ -297,7 +418,7 @@ def check_record(record: dict[str, Any], *, pairs: int) -> None:
     assert set(seconds) == {"attribution", "contrast", "aggregation", "total"}, seconds
     assert all(math.isfinite(value) and value > 0 for value in seconds.values()), seconds
     assert record["peak_gib"] is None or record["peak_gib"] > 0, record["peak_gib"]
-    low, high = record["tokens"]["prompt_range"]
-    assert 60 <= low <= high <= 120, f"prompts of {low} to {high} tokens are not shaped like TruthfulQA's"
-    low, high = record["tokens"]["response_range"]
-    assert 5 <= low <= high <= 20, f"answers of {low} to {high} tokens are not shaped like TruthfulQA's"
+    for what, (fewest, most) in {"prompt": prompt, "response": response}.items():
+        low, high = record["tokens"][f"{what}_range"]
+        assert fewest <= low <= high <= most, f"{what}s of {low} to {high} tokens; expected {fewest} to {most}"
+    assert record["tokens"]["images"] == images, record["tokens"]["images"]

@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from grains_ref.grains import PRESETS, Steering, fit
 from grains_ref.models import HuggingFaceModel
@@ -24,11 +23,15 @@ from grains_ref.tiny_models.full_size import (
     find_weights,
     full_model,
     measure_fit,
+    parameter_bytes,
+    photo,
+    picture_pairs,
     random_model,
     read_config,
     shrunken,
     timed_fit,
     truthfulqa_shaped_pairs,
+    vicuna_tokenizer,
     write_record,
 )
 
@@ -37,10 +40,12 @@ pytestmark = pytest.mark.cpu
 HP = PRESETS["paper_llm"]
 N = 5  # new tokens
 VOCABULARY = 701  # just enough for the tokenizer, so that an id beyond it would show
+LLAVA, LLAVA_VOCABULARY, LLAVA_HP = "llava-v1.6-vicuna-7b", 1009, PRESETS["paper_vlm"]
 
 
 def build(config: str, dtype: torch.dtype, seed: int = 0) -> HuggingFaceModel:
-    return random_model(shrunken(config, vocab_size=VOCABULARY), name=f"shrunken {config}", dtype=dtype, seed=seed)
+    vocabulary = LLAVA_VOCABULARY if config == LLAVA else VOCABULARY
+    return random_model(shrunken(config, vocab_size=vocabulary), name=f"shrunken {config}", dtype=dtype, seed=seed)
 
 
 @pytest.fixture(
@@ -92,6 +97,72 @@ def test_record(bfloat16: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / "record.json").read_text()) == record
 
 
+# ---------------------------------------------------------------- the same with pictures, on a shrunken LLaVA
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A shrunken LLaVA and four pairs with pictures of real size: as tests/gpu builds it at full size."""
+    model = build(LLAVA, request.param)
+    pairs = picture_pairs(tmp_path_factory.mktemp("pictures"))
+    examples = examples_of(model, pairs)
+    fitted = ladder.check_fit(model, examples, LLAVA_HP)
+    lam = ladder.steering_strength(model, examples[0], fitted.v)
+    steering = Steering(model.blocks, fitted.v, lam=lam)
+    return SimpleNamespace(model=model, pairs=pairs, examples=examples, fit=fitted, steering=steering, lam=lam)
+
+
+def test_a_picture_enters_as_pixel_values_would(llava: Any) -> None:
+    for pair, example, tokens in zip(llava.pairs, llava.examples, (70, 72, 68, 70), strict=True):
+        seen = ladder.check_picture(
+            llava.model, example, pair.image, photo(*example.encoded.size, seed=9), at_least=tokens
+        )
+        assert seen.image_tokens == tokens
+        assert 0.3 < seen.features < 3, "features and words are of different size"
+        assert 0.3 < seen.words < 3, "features and words are of different size"
+
+
+def test_attribution_of_a_picture(llava: Any) -> None:
+    result = ladder.check_attribution(llava.model, llava.examples[0], LLAVA_HP)
+    kinds = ladder.selected_kinds(llava.examples[0], result, LLAVA_HP)
+    assert kinds["pos"]["image"] > 0
+    assert kinds["neg"]["image"] > 0
+
+
+def test_norms_with_a_picture(llava: Any) -> None:
+    encoded = llava.examples[0].encoded
+    norms = ladder.check_norms(llava.model, encoded, llava.steering, n=N, image=llava.pairs[0].image)
+    assert norms.image_states == 3 * 70
+    assert norms.prefill_states == 3 * len(encoded.ids)
+
+
+def test_cached_generation_with_a_picture(llava: Any) -> None:
+    reports = [
+        ladder.check_cache(llava.model, example.encoded, llava.steering, n=N, image=pair.image)
+        for pair, example in zip(llava.pairs[:2], llava.examples[:2], strict=True)
+    ]
+    assert sum(report.compared for report in reports) > 0, "no token had a margin to be compared by"
+
+
+def test_strength_zero_with_a_picture(llava: Any) -> None:
+    ladder.check_strength_zero(llava.model, llava.examples[0].encoded, llava.fit.v, image=llava.pairs[0].image)
+
+
+def test_left_padded_batch_of_two_pictures(llava: Any) -> None:
+    prompts = [llava.examples[i].encoded for i in (0, 2)]
+    ladder.check_batch(llava.model, prompts, llava.steering, images=[llava.pairs[i].image for i in (0, 2)])
+
+
+def test_record_with_pictures(small_llava: Any, tmp_path: Path) -> None:
+    pairs = picture_pairs(tmp_path, 2)
+    model = small_llava.model
+    result, record = measure_fit(model, pairs, LLAVA_HP, preset="paper_vlm", config="shrunken", weights="random")
+    ladder.check_vectors(model, result)
+    ladder.check_record(record, pairs=2, prompt=(80, 100), response=(5, 25), images=70 + 72)
+    write_record(record, tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    with pytest.raises(AssertionError, match="142"):
+        ladder.check_record(record, pairs=2, prompt=(80, 100), response=(5, 25), images=0)
+
+
 # ---------------------------------------------------------------------------- the checks can turn red
 class PrefillOnly(Steering):
     """A planted fault: steers the prompt but not the tokens generated from the cache."""
@@ -141,14 +212,72 @@ def test_the_norm_check_notices_a_wrong_norm(bfloat16: Any, faulty: type[Steerin
         )
 
 
+class WordsOnly(Steering):
+    """A planted fault: leaves the tokens of the picture as they are."""
+
+    def __init__(self, *arguments: Any, is_image: Tensor, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.is_image = is_image
+
+    def _hook(self, v: Tensor) -> Any:
+        edit = super()._hook(v)
+
+        def words_only(block: Any, inputs: Any, h: Tensor) -> Tensor:
+            steered = edit(block, inputs, h)
+            return torch.where(self.is_image[:, None], h, steered) if h.shape[1] > 1 else steered
+
+        return words_only
+
+
+@pytest.fixture(scope="module")
+def small_llava(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    model = build(LLAVA, torch.bfloat16)
+    pairs = picture_pairs(tmp_path_factory.mktemp("pictures"), 3)
+    examples = examples_of(model, pairs)
+    v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(7))
+    lam = ladder.steering_strength(model, examples[0], v)
+    return SimpleNamespace(model=model, pairs=pairs, examples=examples, v=v, lam=lam)
+
+
+def test_the_picture_check_notices_features_that_are_not_the_pictures(small_llava: Any) -> None:
+    model, example, image = small_llava.model, small_llava.examples[0], small_llava.pairs[0].image
+    other = photo(*example.encoded.size, seed=9)
+    with pytest.raises(AssertionError, match="replayed logits"):
+        ladder.check_picture(model, example, other, image, at_least=70)
+    with pytest.raises(AssertionError, match="another picture"):
+        ladder.check_picture(model, example, image, image, at_least=70)
+    with pytest.raises(AssertionError, match="70 image tokens"):
+        ladder.check_picture(model, example, image, other, at_least=71)
+
+
+def test_the_norm_check_notices_steering_of_the_words_alone(small_llava: Any) -> None:
+    model, encoded = small_llava.model, small_llava.examples[0].encoded
+    is_image = encoded.ids == model.hf.config.image_token_id
+    faulty = WordsOnly(model.blocks, small_llava.v, lam=small_llava.lam, is_image=is_image)
+    with pytest.raises(AssertionError, match=r"did not move.*'image': 210"):
+        ladder.check_norms(model, encoded, faulty, n=N, image=small_llava.pairs[0].image)
+
+
+def test_the_cache_check_notices_another_picture(small_llava: Any) -> None:
+    model, example = small_llava.model, small_llava.examples[0]
+    steering = Steering(model.blocks, small_llava.v, lam=small_llava.lam)
+    with pytest.raises(AssertionError, match="distances"):
+        ladder.check_cache(model, example.encoded, steering, n=N, image=photo(*example.encoded.size, seed=9))
+
+
+def test_the_batch_check_notices_pictures_in_the_wrong_order(small_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures of one size and two prompts of different length: only the pixels can be mixed up."""
+    model, pairs = small_llava.model, small_llava.pairs
+    other = photo(640, 480, seed=9)
+    prompts = [small_llava.examples[0].encoded, model.encode(f"{pairs[0].prompt} Nobody", other)]
+    inputs = ladder.vision_inputs
+    monkeypatch.setattr(ladder, "vision_inputs", lambda model, ids, images: inputs(model, ids, images[::-1]))
+    steering = Steering(model.blocks, small_llava.v, lam=small_llava.lam)
+    with pytest.raises(AssertionError, match="distances"):
+        ladder.check_batch(model, prompts, steering, images=[pairs[0].image, other])
+
+
 # --------------------------------------------------------------------------------------- the builders
-@pytest.mark.parametrize(("name", "parameters"), [("llama-3.1-8b", 8_030_261_248), ("qwen2.5-7b", 7_615_616_512)])
-def test_configurations_are_the_exact_architectures(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(read_config(name), dtype=torch.bfloat16)
-    assert sum(p.numel() for p in hf.parameters()) == parameters
-
-
 def test_llama_keeps_its_rotary_scaling_and_grouped_heads_when_shrunken() -> None:
     full, small = read_config("llama-3.1-8b"), shrunken("llama-3.1-8b", vocab_size=VOCABULARY)
     key = "rope_parameters" if hasattr(full, "rope_parameters") else "rope_scaling"  # its name before transformers 5
@@ -158,8 +287,101 @@ def test_llama_keeps_its_rotary_scaling_and_grouped_heads_when_shrunken() -> Non
 
 
 def test_an_unknown_configuration_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'gpt-5'.*llama-3.1-8b, qwen2.5-7b"):
+    known = r"gemma-3-12b, llama-3.1-8b, llava-v1.6-vicuna-7b, qwen2.5-7b, qwen2.5-vl-7b"
+    with pytest.raises(ValueError, match=f"'gpt-5'.*{known}"):
         read_config("gpt-5")
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "gemma-3-12b"])
+def test_random_weights_of_an_architecture_that_was_not_thought_of_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"llama, qwen2, llava_next; not for"):
+        shrunken(name, vocab_size=VOCABULARY)
+    with pytest.raises(ValueError, match=r"llama, qwen2, llava_next; not for"):
+        random_model(read_config(name), name=name)
+
+
+def test_llavas_tokenizer_has_the_ids_of_the_real_one_and_fits_the_vocabulary() -> None:
+    config = read_config(LLAVA)
+    tokenizer = vicuna_tokenizer(config.image_token_id)
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<image>", "<pad>"]) == [0, 1, 2, 32000, 32001]
+    assert len(tokenizer) == 32002 <= config.text_config.vocab_size == 32064
+    text = "Seven people stand\nbeside a lake: \u00e9"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    assert pieces[0] == "<s>"
+    assert pieces[1].startswith("\u2581")  # the space that SentencePiece puts in front
+    assert {"<0x0A>", "<0xC3>", "<0xA9>"} <= set(pieces)
+    with pytest.raises(ValueError, match="cannot have the id 300"):
+        vicuna_tokenizer(300)
+
+
+def test_llava_keeps_its_pinpoints_and_a_deeper_tower_when_shrunken() -> None:
+    small = shrunken(LLAVA, vocab_size=LLAVA_VOCABULARY)
+    assert small.image_grid_pinpoints == [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+    assert small.vision_config.num_hidden_layers > small.text_config.num_hidden_layers
+    assert small.image_token_id == LLAVA_VOCABULARY - 64
+
+
+def test_pictures_are_read_with_the_released_settings() -> None:
+    processor = full_size.llava_image_processor(read_config(LLAVA))
+    assert processor.crop_size == {"height": 336, "width": 336}
+    assert [list(pinpoint) for pinpoint in processor.image_grid_pinpoints] == [
+        [336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008],
+    ]  # fmt: skip
+    batch = processor(images=[photo(640, 480)], return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 5, 3, 336, 336)  # the whole and 2 x 2 tiles
+
+
+def test_photos_depend_on_the_seed_and_pairs_repeat_themselves(tmp_path: Path) -> None:
+    assert photo(64, 48).tobytes() == photo(64, 48).tobytes() != photo(64, 48, seed=1).tobytes()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = picture_pairs(tmp_path / "one", 2), picture_pairs(tmp_path / "two", 2)
+    for a, b in zip(one, two, strict=True):
+        assert (a.prompt, a.chosen, a.rejected) == (b.prompt, b.chosen, b.rejected)
+        assert a.image.read_bytes() == b.image.read_bytes()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="5 were asked for"):
+        picture_pairs(tmp_path, 5)
+
+
+def test_features_and_residuals_stay_of_order_one_at_llavas_depth(tmp_path: Path) -> None:
+    model = random_model(shrunken(LLAVA, vocab_size=LLAVA_VOCABULARY, n_blocks=32), name="deep", dtype=torch.bfloat16)
+    pairs = picture_pairs(tmp_path, 1)
+    (example,) = examples_of(model, pairs)
+    seen = ladder.check_picture(model, example, pairs[0].image, photo(640, 480, seed=9), at_least=70)
+    assert 0.3 < seen.features < 3, seen
+    with torch.no_grad():
+        size = model.residuals(example.encoded, example.encoded.embeds[None])[0].float().pow(2).mean(-1).sqrt()
+    assert ((size > 0.5) & (size < 3)).all(), size
+
+
+def test_what_llava_keeps_for_the_backward_pass_is_what_the_memory_estimate_says(small_llava: Any) -> None:
+    """docs/gpu.md sums this up for the full model; a scratch copy more per block would show here."""
+    model, example = small_llava.model, small_llava.examples[0]
+    x = example.encoded.embeds.clone().requires_grad_()
+    parameters = {p.untyped_storage().data_ptr() for p in model.hf.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.logits(example.encoded, x[None], example.y_pos)
+    config, tokens = model.text_config, len(x) + len(example.y_pos) - 1
+    expected = full_size.saved_bytes_per_token(config) * tokens
+    measured = sum(size for size, _ in kept.values())
+    assert 0.95 < measured / expected < 1.15, (measured, expected)
+
+
+def test_the_memory_estimate_of_full_llava_leaves_room_below_the_bound() -> None:
+    per_token = full_size.saved_bytes_per_token(read_config(LLAVA).get_text_config())
+    assert per_token / 2**20 == pytest.approx(4.04, abs=0.02)
+    parameters = 2 * 7_063_431_168
+    assert parameters + 2 * 2420 * per_token < 37e9
 
 
 def test_random_weights_depend_on_the_seed_alone_and_leave_the_random_stream_alone() -> None:
@@ -215,6 +437,33 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.tokenizer.save_pretrained(tmp_path / "weights")
     monkeypatch.setenv("GRAINS_LLAMA_PATH", str(tmp_path / "weights"))
     return tmp_path / "weights"
+
+
+@pytest.fixture
+def released_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for LLaVA."""
+    model, folder = build(LLAVA, torch.bfloat16, seed=3), tmp_path / "weights"
+    for part in (model.hf, model.tokenizer, model.family.processor):
+        part.save_pretrained(folder)
+    (tmp_path / "configs").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "configs" / f"{LLAVA}.json")
+    monkeypatch.setattr(full_size, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setenv("GRAINS_LLAVA_PATH", str(folder))
+    return folder
+
+
+def test_released_llava_in_the_named_folder_is_used(released_llava: Path, tmp_path: Path) -> None:
+    model, weights = full_model(LLAVA, device="cpu")
+    assert weights == "released"
+    assert parameter_bytes(model) == 2 * sum(p.numel() for p in model.hf.parameters())
+    (example,) = examples_of(model, picture_pairs(tmp_path, 1))
+    assert example.encoded.kinds.count("image") == 70
+
+
+def test_released_llava_without_its_image_processor_is_an_error(released_llava: Path) -> None:
+    (released_llava / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"GRAINS_LLAVA_PATH.*preprocessor_config\.json"):
+        find_weights(LLAVA)
 
 
 @pytest.fixture

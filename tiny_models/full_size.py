@@ -5,8 +5,9 @@ of it in a local folder or the Hugging Face cache, and `random_model` builds it 
 bfloat16 on the device itself, so that no copy of 16 GB passes through the host's memory.  `shrunken` is the same
 architecture cut down until a CPU runs it in a second, for proving that the code of these rungs works where no GPU is.
 
-`truthfulqa_shaped_pairs` has prompts and answers of the lengths of TruthfulQA, and `timed_fit` is the reference's
-`fit` with a clock: together they make the record that stands in docs/gpu.md.
+`truthfulqa_shaped_pairs` has prompts and answers of the lengths of TruthfulQA, `picture_pairs` short questions about
+pictures of a camera's size, and `timed_fit` is the reference's `fit` with a clock: together they make the records that
+stand in docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from grains_ref.data import PreferencePair
+from grains_ref.families import PLACEHOLDER, family_class
 from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
 
@@ -62,6 +66,7 @@ RELEASED = {
         ),
     ),
     "qwen2.5-7b": Released("GRAINS_QWEN_PATH", ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B")),
+    "llava-v1.6-vicuna-7b": Released("GRAINS_LLAVA_PATH", ("llava-hf/llava-v1.6-vicuna-7b-hf",)),
 }
 
 
@@ -83,21 +88,46 @@ def read_config(name: str, **changes: Any) -> PretrainedConfig:
 
 
 def shrunken(name: str, *, vocab_size: int, n_blocks: int = 3) -> PretrainedConfig:
-    """The same architecture with few and narrow blocks; query heads per key-value head and rotary scaling are kept."""
+    """The same architecture with few and narrow blocks; query heads per key-value head and rotary scaling are kept.
+
+    LLaVA keeps its pinpoints and its patch size too, with views of 4 x 4 patches, and its vision tower has two blocks
+    more than the decoder.
+
+    Raises:
+        ValueError: there is no such configuration, or none that `random_model` can fill.
+    """
     full = read_config(name)
-    heads, head_dim = 2 * full.num_attention_heads // full.num_key_value_heads, 8
-    windows = {"max_window_layers": n_blocks} if full.model_type == "qwen2" else {}
+    _check_can_be_filled(full)
+    text = full.get_text_config()
+    heads = 2 * text.num_attention_heads // text.num_key_value_heads
+    width = heads * max(8, 64 // heads)
+    narrow = {
+        "vocab_size": vocab_size,
+        "num_hidden_layers": n_blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 2,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+    }
+    if full.model_type != "llava_next":
+        windows = {"max_window_layers": n_blocks} if full.model_type == "qwen2" else {}
+        return read_config(name, **windows, **narrow, bos_token_id=0, eos_token_id=1)
+    view = 4 * full.vision_config.patch_size
     return read_config(
         name,
-        **windows,
         vocab_size=vocab_size,
-        num_hidden_layers=n_blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=2,
-        hidden_size=heads * head_dim,
-        intermediate_size=3 * heads * head_dim,
-        bos_token_id=0,
-        eos_token_id=1,
+        image_token_index=vocab_size - 64,  # as many rows lie behind it in the full model
+        image_grid_pinpoints=[[view * edge // 336 for edge in pinpoint] for pinpoint in full.image_grid_pinpoints],
+        text_config={**narrow, "model_type": "llama", "rms_norm_eps": text.rms_norm_eps, "pad_token_id": 0},
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_attention_heads": 2,
+            "num_hidden_layers": n_blocks + 2,
+            "image_size": view,
+            "patch_size": full.vision_config.patch_size,
+        },
     )
 
 
@@ -110,37 +140,50 @@ def random_model(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> HuggingFaceModel:
-    """A model of `config` with random weights and a byte-level tokenizer that is trained here on the synthetic pairs.
+    """A model of `config` with random weights and a tokenizer that is trained here on the synthetic pairs.
 
-    The weights are a function of the seed and the parameter's name; equal on machines with the same kind of device.
+    LLaVA-NeXT gets a tokenizer and an image processor made like its own.  The weights are a function of the seed and
+    the parameter's name; equal on machines with the same kind of device.
 
     Raises:
-        ValueError: the vocabulary is too small for the tokenizer.
+        ValueError: another architecture than Llama, Qwen2 and LLaVA-NeXT, or a vocabulary too small for the tokenizer.
     """
-    tokenizer = byte_level_tokenizer()
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
+    _check_can_be_filled(config)
+    if config.model_type == "llava_next":
+        tokenizer, image_processor = vicuna_tokenizer(config.image_token_id), llava_image_processor(config)
+    else:
+        tokenizer, image_processor = byte_level_tokenizer(), None
+    text = config.get_text_config()
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(f"vocab_size is {text.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    fill_on_device(hf, n_blocks=config.get_text_config().num_hidden_layers, seed=seed)
-    return HuggingFaceModel(hf, tokenizer, name=name)
+        hf = family_class(config).auto_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    vision = config.vision_config.num_hidden_layers if image_processor else 0
+    fill_on_device(hf, n_blocks=text.num_hidden_layers, n_vision_blocks=vision, seed=seed)
+    return HuggingFaceModel(hf, tokenizer, name=name, image_processor=image_processor)
 
 
-def fill_on_device(module: nn.Module, *, n_blocks: int, seed: int) -> None:
+def fill_on_device(module: nn.Module, *, n_blocks: int, n_vision_blocks: int = 0, seed: int) -> None:
     """Normal weights, drawn where the parameters are, at which activations stay of order one at any depth and width.
 
-    Embeddings have standard deviation 1 and matrices 1 / sqrt(fan-in).  The matrices that write to the residual
-    stream (`o_proj`, `down_proj`) are divided by sqrt(2 L) more, as in GPT-2, so that 2 L writes add up to the size
-    of one.  Norms' weights are 1 and biases small but not zero, which a biased projection needs in order to be tested.
+    Embeddings have standard deviation 1, CLIP's class token and LLaVA's newline among them, and matrices and the
+    convolution that reads the pixels 1 / sqrt(fan-in).  The matrices that write to a residual stream (`o_proj`,
+    `down_proj`; `out_proj`, `fc2` in the vision tower) are divided by sqrt(2 L) more, as in GPT-2, so that 2 L writes
+    add up to the size of one.  Norms' weights are 1 and biases small but not zero, which a biased projection needs in
+    order to be tested.
     """
+    writes = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")
     for name, parameter in module.named_parameters():
         generator = torch.Generator(parameter.device)
         generator.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") % 2**63)
         with torch.no_grad():
-            if parameter.ndim == 2:
-                std = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
-                std /= (2 * n_blocks) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            if name.endswith(("class_embedding", "image_newline")):
+                parameter.normal_(0.0, 1.0, generator=generator)
+            elif parameter.ndim >= 2:
+                std = 1.0 if "embed" in name and parameter.ndim == 2 else parameter[0].numel() ** -0.5
+                depth = n_vision_blocks if "vision_tower" in name else n_blocks
+                std /= (2 * depth) ** 0.5 if name.endswith(writes) else 1.0
                 parameter.normal_(0.0, std, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.1, generator=generator)
@@ -148,12 +191,18 @@ def fill_on_device(module: nn.Module, *, n_blocks: int, seed: int) -> None:
                 parameter.fill_(1.0)
 
 
+def _check_can_be_filled(config: PretrainedConfig) -> None:
+    """`fill_on_device` and the tokenizers here were made for these."""
+    if config.model_type not in (known := ("llama", "qwen2", "llava_next")):
+        raise ValueError(f"random weights can be drawn for {', '.join(known)}; not for {config.model_type}")
+
+
 def find_weights(name: str) -> Path | None:
     """The folder with released weights of configuration `name` on this machine, or None.
 
-    Looked for in the folder that the environment variable names (GRAINS_LLAMA_PATH, GRAINS_QWEN_PATH), then in the
-    Hugging Face cache.  A cache entry that lacks some of its files, as an interrupted download leaves it, is passed
-    over; a folder that was asked for by name is not.
+    Looked for in the folder that the environment variable names (GRAINS_LLAMA_PATH, GRAINS_QWEN_PATH,
+    GRAINS_LLAVA_PATH), then in the Hugging Face cache.  A cache entry that lacks some of its files, as an interrupted
+    download leaves it, is passed over; a folder that was asked for by name is not.
 
     Raises:
         FileNotFoundError: the variable is set, but its folder lacks something.
@@ -164,13 +213,13 @@ def find_weights(name: str) -> Path | None:
     released = RELEASED[name]
     if given := os.environ.get(released.variable):
         folder = Path(given)
-        if missing := _missing(folder):
+        if missing := _missing(folder, name):
             raise FileNotFoundError(f"{released.variable} names {folder}, where this is missing: {', '.join(missing)}")
         _check_architecture(folder, name)
         return folder
     for repository in released.repositories:
         cached = _cached_folder(repository)
-        if cached is not None and not _missing(cached):
+        if cached is not None and not _missing(cached, name):
             _check_architecture(cached, name)
             return cached
     return None
@@ -195,6 +244,20 @@ def parameter_bytes(model: HuggingFaceModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.hf.parameters())
 
 
+def saved_bytes_per_token(config: PretrainedConfig) -> int:
+    """Bytes that a Llama decoder in bfloat16 keeps for the backward pass, per token of one response's run.
+
+    Per block: the inputs of its two norms in float32; queries, keys, values, the attention's result and its
+    log-sum-exp (a fused kernel); gate, its activation and up of the MLP.  Behind the blocks: the last norm's input.
+    The parameters need no gradient, so no input of a matrix product is kept for them.
+    """
+    d, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or d // heads
+    attention = 2 * head_dim * (2 * heads + 2 * config.num_key_value_heads) + 4 * heads
+    block = 2 * 4 * d + attention + 3 * 2 * config.intermediate_size
+    return int(config.num_hidden_layers * block + 4 * d)
+
+
 def _cached_folder(repository: str) -> Path | None:
     """The snapshot of a repository in the Hugging Face cache; looks, never fetches."""
     try:
@@ -203,9 +266,11 @@ def _cached_folder(repository: str) -> Path | None:
         return None
 
 
-def _missing(folder: Path) -> list[str]:
-    """What a folder lacks to be loaded without the hub."""
+def _missing(folder: Path, name: str) -> list[str]:
+    """What a folder lacks to be loaded as configuration `name` without the hub."""
     needed = ["config.json", "tokenizer.json"]
+    if hasattr(read_config(name), "vision_config"):
+        needed.append("preprocessor_config.json")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         needed += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -216,12 +281,14 @@ def _missing(folder: Path) -> list[str]:
 
 def _check_architecture(folder: Path, name: str) -> None:
     """Records and memory bounds are about one architecture: weights of another one must not slip in."""
-    found, expected = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(), read_config(name)
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size"):
-        if getattr(found, key) != getattr(expected, key):
-            raise ValueError(
-                f"the weights in {folder} are not {name}: {key} is {getattr(found, key)}, not {getattr(expected, key)}"
-            )
+    whole, expected_whole = AutoConfig.from_pretrained(folder, trust_remote_code=False), read_config(name)
+    found, expected = whole.get_text_config(), expected_whole.get_text_config()
+    compared = [("model_type", whole.model_type, expected_whole.model_type)]
+    for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size"):
+        compared.append((key, getattr(found, key), getattr(expected, key)))
+    for key, value, right in compared:
+        if value != right:
+            raise ValueError(f"the weights in {folder} are not {name}: {key} is {value}, not {right}")
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -321,9 +388,117 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def vicuna_tokenizer(image_id: int) -> PreTrainedTokenizerFast:
+    """A tokenizer made like LLaVA-1.6-Vicuna's, trained on the synthetic pairs: `<image>` is number `image_id`.
+
+    As with SentencePiece, a space is written as U+2581 and put in front of every text, unknown characters become
+    bytes, and BOS comes first.  Ids that training leaves free below `<image>` belong to words that no text has;
+    `<pad>` follows `<image>`.
+
+    Raises:
+        ValueError: `image_id` is too small for the trained pieces.
+    """
+    space, special = "\u2581", ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(space, behavior="merged_with_next")  # for training only
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        show_progress=False,
+    )
+    texts = [f"{pair.prompt} {pair.chosen} {pair.rejected}" for pair in truthfulqa_shaped_pairs()]
+    texts += [f"USER: {' '.join(row)} ASSISTANT:" for row in _PICTURE_QUESTIONS]
+    tokenizer.train_from_iterator([text.replace("\n", " ") for text in texts], trainer)  # line breaks stay bytes
+    tokenizer.pre_tokenizer = None
+    trained = json.loads(tokenizer.to_str())
+    words = trained["model"]["vocab"]
+    for word in [f"<0x{byte:02X}>" for byte in range(256)]:
+        words[word] = len(words)
+    if len(words) > image_id:
+        raise ValueError(f"<image> cannot have the id {image_id}: the tokenizer has {len(words)} pieces")
+    for unused in range(image_id - len(words)):
+        words[f"<unused {unused}>"] = len(words)
+    tokenizer = Tokenizer.from_str(json.dumps(trained))
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (PLACEHOLDER, "<pad>")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def llava_image_processor(config: PretrainedConfig) -> Any:
+    """The PIL image processor with the released settings: CLIP's colours, and views and pinpoints of `config`."""
+    name, view = "LlavaNextImageProcessor", config.vision_config.image_size
+    processor = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+    return processor(
+        size={"shortest_edge": view},
+        crop_size={"height": view, "width": view},
+        image_grid_pinpoints=config.image_grid_pinpoints,
+        image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
+    )
+
+
+# -------------------------------------------------------------------------------------------- pictures
+_PICTURE_QUESTIONS = (  # question, chosen, rejected
+    ("What is in the middle of the picture?", "There are only patches of colour.", "There is a castle made of gold."),
+    ("How many people can be seen?", "Nobody can be seen in it.", "Seven people stand beside a lake."),
+    ("Which animal is at the left edge?", "There is no animal at that edge.", "A silver fish looks out of the grass."),
+    ("What does the sign say?", "There is no sign to read.", "It says that travellers must turn back after dark."),
+)
+PICTURE_SIZES = ((640, 480), (480, 640), (1000, 300), (1024, 768))  # LLaVA-1.6: 2340, 2352, 2182, 2340 image tokens
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture with a photograph's statistics: soft light and dark, texture at every scale, edges and sensor noise."""
+    rng = np.random.default_rng([seed, width, height])
+    pixels = np.full((height, width, 3), 128.0)
+    for cells in (2, 4, 8, 16, 32, 64):  # amplitudes that fall with the frequency, as in natural pictures
+        coarse = rng.integers(0, 256, (cells, cells, 1)) + rng.integers(-48, 49, (cells, cells, 3))  # light, colour
+        fine = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        pixels += (np.asarray(fine, dtype=np.float64) - 128) * 1.2 / cells**0.5
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for shape in (draw.ellipse, draw.rectangle) * 4:
+        left, top = int(rng.integers(width)), int(rng.integers(height))
+        across, down = int(rng.integers(width // 20, width // 4)), int(rng.integers(height // 20, height // 4))
+        red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
+        shape((left, top, left + across, top + down), fill=(red, green, blue))
+    noisy = np.asarray(picture, dtype=np.float64) + rng.normal(0, 4, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def picture_pairs(folder: str | os.PathLike[str], n: int = 4) -> tuple[PreferencePair, ...]:
+    """The first n (at most 4) of a fixed list of pairs about pictures of four sizes, which are written to `folder`.
+
+    Raises:
+        ValueError: n is not from 1 to 4.
+    """
+    if not 1 <= n <= len(PICTURE_SIZES):
+        raise ValueError(f"there are {len(PICTURE_SIZES)} pairs; {n} were asked for")
+    pairs = []
+    for i, ((width, height), row) in enumerate(zip(PICTURE_SIZES[:n], _PICTURE_QUESTIONS[:n], strict=True)):
+        question, chosen, rejected = row
+        image = Path(folder) / f"{i:06d}.png"
+        photo(width, height, seed=i).save(image, compress_level=1)
+        prompt = f"USER: {PLACEHOLDER}\n{question} ASSISTANT:"
+        pairs.append(PreferencePair(f"{i:06d}", prompt, chosen, rejected, where=f"picture_pairs:{i}", image=image))
+    return tuple(pairs)
+
+
 def examples_of(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[Example]:
-    """The pairs, tokenised for the model."""
-    return [model.example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    """The pairs, tokenised for the model, their pictures seen."""
+    return [model.example(pair.prompt, pair.chosen, pair.rejected, pair.image) for pair in pairs]
 
 
 # ---------------------------------------------------------------------------------------- the record
@@ -406,6 +581,7 @@ def measure_fit(
             "responses": sum(responses),
             "prompt_range": [min(prompts), max(prompts)],
             "response_range": [min(responses), max(responses)],
+            "images": sum(example.encoded.kinds.count("image") for example in examples),
         },
         "seconds": asdict(timing) | {"total": timing.total},
         "parameters_gib": parameter_bytes(model) / GIB,

@@ -5,7 +5,6 @@ The same checks run on the shrunken architecture in tests/test_ladder.py. See do
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +63,20 @@ def test_no_parameter_has_a_gradient(full_llama: Any, fitted: Any) -> None:
     ladder.check_no_parameter_gradients(full_llama.model)
 
 
-def test_fit_of_fifty_pairs_is_recorded(full_llama: Any, tmp_path: Path) -> None:
+def test_fit_of_fifty_pairs_is_recorded(full_llama: Any, records: Path) -> None:
     pairs = truthfulqa_shaped_pairs(50)
     result, record = measure_fit(
-        full_llama.model, pairs, full_llama.hp, preset="paper_llm", config=full_llama.config, weights=full_llama.weights
+        full_llama.model,
+        pairs,
+        full_llama.hp,
+        preset=full_llama.preset,
+        config=full_llama.config,
+        weights=full_llama.weights,
     )
     ladder.check_vectors(full_llama.model, result)
     ladder.check_record(record, pairs=len(pairs))
     assert record["peak_gib"] < record["parameters_gib"] + ACTIVATIONS_GIB, record["peak_gib"]
     assert record["device"].startswith(torch.cuda.get_device_name(full_llama.model.device)), record["device"]
-    target = Path(os.environ.get("GRAINS_GPU_RECORD") or tmp_path / "gpu_record.json")
+    target = records / f"{full_llama.config}.json"
     write_record(record, target)
     print(f"{record['seconds']['total']:.1f} s and {record['peak_gib']:.1f} GiB for 50 pairs; recorded in {target}")
