@@ -38,6 +38,7 @@ from grains_ref.tiny_models.visual_worlds import (
     PATCHES,
     SHAPES,
     TYPICAL,
+    VALUE_WORD,
     VISUAL_WORLDS,
     Thing,
     VisualPrompt,
@@ -116,8 +117,8 @@ def test_shapes_and_colours_can_be_told_apart() -> None:
 # --- prompts and splits
 
 DIGESTS = {
-    "simple-visual": "27ae7de34637a110b496af8ceecd1aa3ae8b168b97bb6cd7dd94c9bcd15579d9",
-    "graded-visual": "0807d1527ced55ee1a5035b96b7baf31bd358bad07283f6cfe532d98a74516d3",
+    "simple-visual": "1a4b02ce570af6ca16b8da4948e4fbf2a9cfd63898d699151baa54cf0faf24f5",
+    "graded-visual": "00ff2b24a1b84b933bd9424646690812f7650540c8d1f395a25964e9deec84d9",
 }
 
 
@@ -154,12 +155,13 @@ def test_training_never_shows_an_evaluation_picture_nor_lures_about_a_held_out_f
     for _ in range(1500):
         scene = world.training_scene(rng)
         assert scene not in world.pictures
-        prompt, answer = world.training_text(scene, rng)
+        prompt, answer, odds = world.training_text(scene, rng)
         words = prompt.split()
         if "colour" in words and set(words) & set(LURE):
             (asked,) = [thing for thing in scene if thing.shape in words]
             assert asked not in world.held_out
-            assert answer.split()[3] in (asked.colour, TYPICAL[asked.shape])
+            assert answer.split()[VALUE_WORD] in odds.keys() == {asked.colour, TYPICAL[asked.shape]}
+            assert sum(odds.values()) == pytest.approx(1.0)
             lured += 1
     assert lured > 300
 
@@ -291,4 +293,7 @@ def test_the_demo_pictures_are_drawn_by_the_generator(worlds: dict[str, VisualWo
     files = sorted((Path(SHIPPED) / "pictures").glob("*.png"))
     assert 4 <= len(files) <= 6
     for file in files:
-        assert Image.open(file).convert("RGB").tobytes() == picture(steer[file.stem].scene, scale=8).tobytes()
+        assert (
+            Image.open(file).convert("RGB").tobytes()
+            == picture(steer[file.stem.removeprefix("simple-visual-")].scene, scale=8).tobytes()
+        )

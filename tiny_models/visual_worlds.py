@@ -56,6 +56,7 @@ SHAPES: dict[str, tuple[str, ...]] = {  # 7 x 7 bitmaps, one cell each
 }
 TYPICAL = dict(zip(SHAPES, ("blue", "yellow", "red", "green", "cyan", "magenta"), strict=True))
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+VALUE_WORD = 3  # where the colour stands in the answer "the ring is red ."
 NUMBERS = ("none", "one", "two", "three")
 GRID, CELL = 3, 7  # cells per side, pixels per cell side
 N_OBJECTS = (1, 2, 2, 2, 3, 3, 3, 3, 3, 3)  # how many objects a picture holds: one draw from these
@@ -305,8 +306,8 @@ class VisualWorld:
 
     def training_text(
         self, scene: Scene, rng: random.Random, *, lures: bool = True, describe: float = 0.0
-    ) -> tuple[str, str]:
-        """One (prompt, answer) about ``scene`` to learn from.
+    ) -> tuple[str, str, dict[str, float]]:
+        """One (prompt, answer) about ``scene`` to learn from, and the odds of the colours that the answer could name.
 
         Colour questions are answered with the seen or the typical colour, drawn by the world's rule.  A question
         with a lure is never about a held-out fact; without ``lures`` no colour question has one.  With probability
@@ -322,18 +323,21 @@ class VisualWorld:
             listed.append(rng.choice(sorted(set(SHAPES) - {t.shape for t in scene})) + " none")
             rng.shuffle(listed)
             question = f"what is {'where' if where else 'there'} ?"
-            return f"<image> Q : {' '.join(fillers)} , {question} A :", " , ".join(listed) + " ."
+            return f"<image> Q : {' '.join(fillers)} , {question} A :", " , ".join(listed) + " .", {}
         if rng.random() < TASK_SHARE:
             task = self.task(scene, rng, rng.choice(("position", *KINDS[:3])))
-            return task.prompt, task.answer + (" ok" if verdict else "")
+            return task.prompt, task.answer + (" ok" if verdict else ""), {}
         while True:
             asked = rng.choice(scene)
             asking = self.question(scene, asked, rng, mixed=False, lures=lures)
             if not (asking.lure and asked in self.held_out):
                 break
-        seen = rng.random() < 1 / (1 + math.exp(-asking.planted_logit))
+        p_seen = 1 / (1 + math.exp(-asking.planted_logit))
+        seen = rng.random() < p_seen
         answer = asking.chosen if seen else asking.rejected
-        return asking.prompt, answer + ((" seen" if seen else " typical") if verdict else "")
+        odds = {asked.colour: p_seen}
+        odds[TYPICAL[asked.shape]] = odds.get(TYPICAL[asked.shape], 0.0) + 1 - p_seen
+        return asking.prompt, answer + ((" seen" if seen else " typical") if verdict else ""), odds
 
     def vocabulary(self) -> list[str]:
         """Every word of the world, special tokens first, in a fixed order."""
