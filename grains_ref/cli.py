@@ -6,7 +6,6 @@ tables. Exit codes: 0 done, 1 refused or failed with a message, 2 wrong usage, 1
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from grains_ref.console import err, out, progress_bar, table_of
+from grains_ref import console
+from grains_ref.cli_conform import conform
+from grains_ref.console import err, guarded, out, progress_bar, table_of
 
 app = typer.Typer(
     name="grains-ref",
@@ -30,37 +31,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _F = TypeVar("_F", bound=Callable[..., None])
-_debug = False
+app.add_typer(conform, name="conform")
 MANY = 60  # image tokens; of more only the selected ones are printed
 
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    global _debug
-    _debug = debug
+    console.debug = debug
 
 
 def command(function: _F) -> _F:
     """Register a command whose errors end in one message and an exit code, not a traceback."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt:
-            err.print("interrupted", style="bold", end="")
-            err.print("; finished examples of a fit are kept, run the same command to go on")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if _debug:
-                raise
-            err.print("error", style="bold red", end=" ")
-            err.print(f"{type(error).__name__}: {error or 'no further message'}")
-            if not isinstance(error, (ValueError, OSError, ArithmeticError, ImportError, MemoryError)):
-                err.print("This is not an error that grains-ref foresaw; --debug (before the command) shows where.")
-            raise typer.Exit(1) from None
-
-    return app.command(name=function.__name__.strip("_"))(guarded)  # type: ignore[return-value]
+    return app.command(name=function.__name__.strip("_"))(guarded(function))
 
 
 # ------------------------------------------------------------------------------------- options in common

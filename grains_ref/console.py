@@ -1,9 +1,12 @@
-"""Where the command prints: results to standard output, progress and messages to standard error."""
+"""Where the command prints, and how it fails: results to standard output, progress and messages to standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -27,3 +30,32 @@ def table_of(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*row)
     return table
+
+
+_F = TypeVar("_F", bound=Callable[..., None])
+debug = False  # whether an error shows its traceback
+
+
+def guarded(function: _F) -> _F:
+    """A command whose errors end in one message and an exit code, not a traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            err.print("interrupted", style="bold", end="")
+            err.print("; finished examples of a fit are kept, run the same command to go on")
+            raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            err.print("error", style="bold red", end=" ")
+            err.print(f"{type(error).__name__}: {error or 'no further message'}")
+            if not isinstance(error, (ValueError, OSError, ArithmeticError, ImportError, MemoryError)):
+                err.print("This is not an error that grains-ref foresaw; --debug (before the command) shows where.")
+            raise typer.Exit(1) from None
+
+    return run  # type: ignore[return-value]

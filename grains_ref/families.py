@@ -191,7 +191,12 @@ class Qwen25VL(Family):
         width, height = size
         edge = self.processor.patch_size * self.processor.merge_size  # pixels per token
         limits = {"min_pixels": self.processor.size["shortest_edge"], "max_pixels": self.processor.size["longest_edge"]}
-        shown_height, shown_width = smart_resize(height, width, factor=edge, **limits)
+        try:
+            shown_height, shown_width = smart_resize(height, width, factor=edge, **limits)
+        except ValueError as error:
+            raise ValueError(
+                f"a picture of {width} x {height} pixels is too narrow for Qwen2.5-VL: {error}; crop it"
+            ) from error
         return shown_height // edge, shown_width // edge
 
     def patches(self, size: tuple[int, int]) -> list[Patch]:

@@ -189,8 +189,9 @@ class HuggingFaceModel:
         """Token ids, embeddings and kinds of a prompt: plain text, or chat messages through the chat template.
 
         Plain text gets the special tokens that the tokenizer adds (usually BOS), and so does the chat of a
-        vision-language model; a text model's template brings its own. BOS is never doubled.  In plain text `<image>` marks the place of the picture; in messages the template puts it into
-        the first message of the user, before the text.  With a picture the result is an `EncodedPicture`.
+        vision-language model; a text model's template brings its own. BOS is never doubled.  In plain text `<image>`
+        marks the place of the picture; in messages the template puts it into the first message of the user, before
+        the text.  With a picture the result is an `EncodedPicture`.
         left_padding puts that many unattended tokens in front; it changes no result except the noise that SmoothGrad
         and random scores draw.
 
@@ -558,6 +559,8 @@ class HuggingFaceModel:
                 "(field 'prompt'), or use the instruction-tuned variant of the model."
             )
         contents = [m["content"] for m in prompt]
+        if with_image and (written := "".join(contents).count(PLACEHOLDER)):
+            _refuse_places(written + 1, True, is_plain=False)
         text = self._apply_template(prompt, contents, with_image=with_image)
         # Short contents may also occur in the template's own words: their places are read off a rendering of marks.
         marks = [f"\ue000{i}\ue001" for i in range(len(prompt))]

@@ -1,8 +1,8 @@
 """Plant bugs one at a time and show that the suite notices each: `python tests/planted_bugs.py`.
 
-Each bug replaces one snippet of `grains.py` or `models.py` in a temporary copy of the checkout, never in the
-checkout itself, and runs the tests on the copy until the first failure. The unchanged copy is run first: a suite that
-is red anyway would catch everything. Prints a Markdown table; exits with 1 if a bug survives.
+Each bug replaces one snippet of `grains.py`, `models.py` or `families.py` in a temporary copy of the checkout, never
+in the checkout itself, and runs the tests on the copy until the first failure. The unchanged copy is run first: a
+suite that is red anyway would catch everything. Prints a Markdown table; exits with 1 if a bug survives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ("test_1_objective", "test_2_attribution", "test_3_selection", "test_4_contrast", "test_5_aggregation",
-         "test_6_steering", "test_7_generation", "test_fit", "test_models")  # fmt: skip
+         "test_6_steering", "test_7_generation", "test_fit", "test_models", "test_families", "test_vision")  # fmt: skip
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo_out", "*-seed[12]", "shared")
 
 
@@ -35,7 +35,7 @@ class Bug(NamedTuple):
     tests: str
 
 
-G, M = "grains_ref/grains.py", "grains_ref/models.py"
+G, M, F = "grains_ref/grains.py", "grains_ref/models.py", "grains_ref/families.py"
 BUGS = (
     Bug("off_by_one_logits", "objective", "the row of a token scores the token itself, not the next",
         M, "logits_to_keep=len(response_ids),\n            use_cache",
@@ -48,8 +48,9 @@ BUGS = (
     Bug("last_token_only", "objective", "only the last response token is scored",
         G, "y.to(log_p.device)].sum(-1)", "y.to(log_p.device)][:, -1]", "test_1_objective"),
     Bug("mask_dropped", "objective", "padding is attended, also during attribution",
-        M, '"attention_mask": mask.to(device).expand', '"attention_mask": torch.ones_like(mask).to(device).expand',
-        "test_1_objective"),
+        M, "replay={name: nn.functional.pad(tensor, (left_padding, 0)) for name",
+        'replay={name: nn.functional.pad(tensor, (left_padding, 0), value=int(name == "attention_mask")) for name',
+        "test_models"),
     Bug("left_riemann", "attribution", "nodes 0/m .. (m-1)/m: one lies at alpha = 0",
         G, "return [j / m for j in range(1, m + 1)]", "return [j / m for j in range(m)]", "test_2_attribution"),
     Bug("no_input_factor", "attribution", "the averaged gradient is not multiplied by x minus baseline",
@@ -126,14 +127,79 @@ BUGS = (
     Bug("cache_of_another_prompt", "generation", "a response is scored on the cache of another prompt",
         M, "cache.batch_select_indices(which)", "cache.batch_select_indices(which.flip(0))", "test_7_generation"),
     Bug("batch_mask_dropped", "generation", "shorter rows of a batch attend to their padding",
-        M, "mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])",
-        "mask = torch.tensor([[1] * longest for row in rows])", "test_7_generation"),
+        M, "_left_pad([one[name] for one in replays], 0)",
+        '_left_pad([one[name] for one in replays], int(name == "attention_mask"))', "test_7_generation"),
     Bug("sides_not_exchanged", "fit", "both sides use the shifts of the positive set",
         G, 'getattr(s, f"delta_{sign}") for s in shifts', 's.delta_pos for s in shifts', "test_fit"),
     Bug("bos_doubled", "text", "a prompt that brings BOS gets a second one",
         M, "if bos is not None and ids[:2] == [bos, bos]:", "if False:", "test_models"),
     Bug("system_is_content", "text", "the system message counts as the user's own words",
         M, 'if message["role"] == "user"]', 'if message["role"] in ("user", "system")]', "test_models"),
+    Bug("newline_forgotten", "picture", "LLaVA's rows of tiles are not closed by newline tokens",
+        F, "return base + tiles", 'return base + [patch for patch in tiles if patch.view != "newline"]',
+        "test_families"),
+    Bug("tiles_column_by_column", "picture", "LLaVA's tiles are counted from top to bottom",
+        F, "tile = 1 + row // n * (columns // n) + column // n", "tile = 1 + column // n * (rows // n) + row // n",
+        "test_families"),
+    Bug("tile_box_turned", "picture", "x and y are exchanged in the boxes of LLaVA's tiles",
+        F, "column % n, _clip(edges_x, edges_y, size)", "column % n, _clip(edges_y, edges_x, size)", "test_families"),
+    Bug("grid_box_turned", "picture", "x and y are exchanged in the boxes of a grid",
+        F, "(left + c * across, top + r * down, left + (c + 1) * across, top + (r + 1) * down)",
+        "(left + r * across, top + c * down, left + (r + 1) * across, top + (c + 1) * down)", "test_families"),
+    Bug("grid_column_by_column", "picture", "the tokens of a grid are listed column by column",
+        F, "        for r in range(rows)\n        for c in range(columns)\n",
+        "        for c in range(columns)\n        for r in range(rows)\n", "test_families"),
+    Bug("unpadding_offset_dropped", "picture", "LLaVA's first kept row is taken for the first row with padding",
+        F, "for row in range(skip_rows, rows - skip_rows):", "for row in range(rows - 2 * skip_rows):",
+        "test_families"),
+    Bug("letterbox_offset_dropped", "picture", "boxes are measured from the padded picture's edge",
+        F, "edges_y = [(y - top) * height", "edges_y = [y * height", "test_families"),
+    Bug("crops_across_the_long_side", "picture", "Gemma's crops are laid out along the short side",
+        F, "(x + across, y) if width >= height else (x, y + down)",
+        "(x + across, y) if width < height else (x, y + down)", "test_families"),
+    Bug("qwen_text_after_all_tokens", "replay", "after an image of n tokens Qwen's positions go on at +n",
+        F, "positions[:, start + n :] += max(rows, columns) - n", "pass", "test_families"),
+    Bug("qwen_axes_exchanged", "replay", "rows and columns of Qwen's positions are exchanged",
+        F, "torch.zeros(n).long(), token // columns, token % columns",
+        "torch.zeros(n).long(), token % columns, token // columns", "test_families"),
+    Bug("qwen_generates_in_one_dimension", "replay", "`generate` is not told where Qwen's images are",
+        F, '{"mm_token_type_ids": is_image.int()} if', '{"mm_token_type_ids": 0 * is_image.int()} if', "test_vision"),
+    Bug("gemma_replays_causally", "replay", "Gemma's image tokens do not attend to each other both ways",
+        F, '| {"token_type_ids": is_image.long()}', '| {"token_type_ids": 0 * is_image.long()}', "test_families"),
+    Bug("gemma_generates_causally", "replay", "the same in `generate` only",
+        F, 'return {"token_type_ids": is_image.long()}', 'return {"token_type_ids": 0 * is_image.long()}',
+        "test_vision"),
+    Bug("response_positions_restart", "replay", "the positions of response tokens start at 0",
+        M, 'after = int(replay["position_ids"].max()) + 1', "after = 0", "test_families"),
+    Bug("response_positions_by_count", "replay", "response tokens go on at the number of prompt tokens",
+        M, 'after = int(replay["position_ids"].max()) + 1', 'after = replay["position_ids"].shape[-1]',
+        "test_families"),
+    Bug("scored_positions_by_count", "replay", "the same in scoring only",
+        M, "after = positions.movedim(-2, 0).flatten(1).max(1).values + 1", "after = mask.sum(1)", "test_vision"),
+    Bug("padding_counts_in_positions", "replay", "padded positions are larger than all others",
+        M, "_left_pad([one[name] for one in replays], 0)",
+        '_left_pad([one[name] for one in replays], 99 * (name == "position_ids"))', "test_vision"),
+    Bug("features_by_size", "features", "pictures of one size share their features",
+        F, "cls(picture_digest(pixels), pixels.size, source)", "cls(str(pixels.size), pixels.size, source)",
+        "test_families"),
+    Bug("pictures_equal_by_size", "features", "a prompt is scored with another picture of the same size",
+        F, "    digest: str\n", "    digest: str = field(compare=False)\n", "test_vision"),
+    Bug("placeholder_scored", "features", "scoring keeps the embedding of the placeholder",
+        M, "rows = [self._embed_prompt(one, picture) for", "rows = [self._embed_prompt(one, None) for", "test_vision"),
+    Bug("spans_not_moved", "text", "the user's words are looked for where they were before the picture went in",
+        M, "moved += [(max(a, stop) + shift, b + shift)]", "moved += [(max(a, stop), b)]", "test_families"),
+    Bug("chat_without_bos", "text", "a vision-language model's chat lacks the BOS its processor adds",
+        M, "isinstance(prompt, str) or bool(self.family.marker)", "isinstance(prompt, str)", "test_families"),
+    Bug("space_doubled", "text", "a SentencePiece-like tokenizer puts its own space before a response",
+        M, 'if not str(self.tokenizer.convert_ids_to_tokens(tokenise("x")[0])).startswith("\\u2581"):', "if True:",
+        "test_families"),
+    Bug("mean_of_words_for_pictures", "attribution", "the mean baseline of image tokens is that of words",
+        M, "            if image:\n", "            if False:\n", "test_families"),
+    Bug("seed_without_picture", "attribution", "the same words draw the same numbers whatever the picture",
+        G, "{[i.tolist() for i in ids]}{example.encoded.picture}", "{[i.tolist() for i in ids]}", "test_families"),
+    Bug("fingerprint_blind", "text", "the fingerprint ignores vision tower and projector",
+        M, "        if self.family.marker:\n            decoder", "        if False:\n            decoder",
+        "test_families"),
 )  # fmt: skip
 
 
@@ -148,7 +214,8 @@ def plant(copy: Path, bug: Bug) -> None:
 
 def run(copy: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     """Run tests of the copy up to the first failure: whether all passed, and which failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "cpu", "-x", "-q", "-rfE", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "cpu", "-x", "-q", "-rfE", "--no-header"]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
         [*command, *(f"tests/{name}.py" for name in tests)],
         cwd=copy,

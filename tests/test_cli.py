@@ -156,7 +156,11 @@ def test_help_lists_every_command() -> None:
 def test_the_table_of_options_in_this_file_is_complete() -> None:
     from typer.main import get_command
 
-    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert set(commands) == {*COMMANDS, "conform"}  # which has tests of its own
+    for name, command in commands.items():
+        if name == "conform":
+            continue
         found = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert found - {"--help"} == {option for option in COMMANDS[name].split() if option.startswith("--")}
 
