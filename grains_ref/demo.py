@@ -36,6 +36,7 @@ from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, mode
 from grains_ref.tiny_models.worlds import CapabilityPrompt, PlantedPrompt, World, WorldName, build_world
 
 PAPER = PRESETS["paper_llm"]
+LAMS = (0.0, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0)  # equal ratios, up to the top of the paper's figure 5
 KS = (1, 3, 5)
 AGGREGATIONS: tuple[AggregationMethod, ...] = ("pca", "uncentred", "mean")
 METHODS = {  # the comparison of attributions; SmoothGrad at the cost of Integrated Gradients
@@ -74,7 +75,7 @@ def steps_per_seed() -> int:
     """How often `run_seed` ticks."""
     candidates = len(KS) * len(AGGREGATIONS) + planted.RANDOM_DRAWS + 2  # the nine include those of the single rows
     rows = len(("unsteered", "paper", "uncentred", "mean", "chosen", "planted", "planted mean")) + planted.RANDOM_DRAWS
-    return len(METHODS) + candidates * (len(planted.LAMS) - 1) + 1 + rows
+    return len(METHODS) + candidates * (len(LAMS) - 1) + 1 + rows
 
 
 def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
@@ -86,6 +87,7 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
         model,
         dev=(as_pairs(world.split("dev")), as_tasks(world.capability_split("dev"))),
         test=(as_pairs(world.split("test")), as_tasks(world.capability_split("test"))),
+        lams=LAMS,
         tick=lambda what: tick(f"seed {seed}: {what}"),
     )
     steer_set = world.split("steer")

@@ -45,6 +45,7 @@ from grains_ref.tiny_models.visual_worlds import (
 
 PAPER = PRESETS["paper_vlm"]
 KS = (5, PAPER.k)
+LAMS = (0.0, 0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5)  # the states are a fifth as long as in the text worlds
 AGGREGATIONS: tuple[AggregationMethod, ...] = ("pca", "uncentred", "mean")
 MODALITIES: dict[str, tuple[EligibleRule, ...]] = {"joint": (), "text": ("text",), "image": ("image",)}
 METHODS = {  # SmoothGrad at the cost of Integrated Gradients
@@ -125,7 +126,7 @@ def facts(name: VisualWorldName) -> list[str]:
 def steps_per_seed() -> int:
     """How often `run_seed` ticks."""
     candidates = len(MODALITIES) * len(KS) * len(AGGREGATIONS) + 2 + 2 + planted.RANDOM_DRAWS  # SmoothGrad, planted ...
-    return len(METHODS) + candidates * (len(planted.LAMS) - 1) + 1 + len(ROWS) - 1 + planted.RANDOM_DRAWS
+    return len(METHODS) + candidates * (len(LAMS) - 1) + 1 + len(ROWS) - 1 + planted.RANDOM_DRAWS
 
 
 def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> VisionResult:
@@ -137,6 +138,7 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
         model,
         dev=(as_pairs(world.split("dev"), folder), as_tasks(world.capability_split("dev"), folder)),
         test=(as_pairs(world.split("test"), folder), as_tasks(world.capability_split("test"), folder)),
+        lams=LAMS,
         tick=lambda what: tick(f"seed {seed}: {what}"),
     )
     steer_set = world.split("steer")

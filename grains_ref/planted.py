@@ -38,7 +38,6 @@ from grains_ref.grains import Steering
 from grains_ref.models import HuggingFaceModel
 from grains_ref.vectors import SteeringVectors, library_versions
 
-LAMS = (0.0, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0)  # equal ratios, up to the top of the paper's figure 5
 DEV_CAPABILITY_LOSS = 0.005
 RANDOM_DRAWS = 5
 PAPER_ROW = "GrAInS, paper's settings"
@@ -134,9 +133,10 @@ class Bench:
         *,
         dev: tuple[Sequence[PreferencePair], Sequence[Task]],
         test: tuple[Sequence[PreferencePair], Sequence[Task]],
+        lams: Sequence[float],
         tick: Tick,
     ) -> None:
-        self.model, self.tick = model, tick
+        self.model, self.lams, self.tick = model, lams, tick
         self.dev, self.dev_tasks = pair_rows(model, dev[0]), task_rows(model, dev[1])
         self.test_rows, self.test_tasks = pair_rows(model, test[0]), task_rows(model, test[1])
         wrong = exact_matches(model, self.dev_tasks).count(False)
@@ -145,7 +145,7 @@ class Bench:
 
     def choose(self, candidates: dict[str, Tensor]) -> Choice[Setting]:
         """Strength, and which of the candidates, by the rules of docs/worlds.md."""
-        settings = [Setting(label, v, lam) for lam in LAMS for label, v in candidates.items()]  # gentlest first
+        settings = [Setting(label, v, lam) for lam in self.lams for label, v in candidates.items()]  # gentlest first
 
         def accuracy(setting: Setting) -> float:
             key = (setting.label if setting.lam else "lam 0", setting.lam)

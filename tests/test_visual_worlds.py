@@ -51,7 +51,7 @@ from grains_ref.tiny_models.visual_worlds import (
 pytestmark = pytest.mark.cpu
 
 SPLITS = ("steer", "dev", "test")
-MODELS = [f"visual-{name}-seed{seed}" for name in ("simple", "graded") for seed in (0, 1, 2)]
+MODELS = [f"{name}-visual-seed{seed}" for name in ("simple", "graded") for seed in (0, 1, 2)]
 SCENE = (Thing("ring", "cyan", 1), Thing("bar", "red", 3), Thing("saltire", "yellow", 8))
 
 
@@ -78,7 +78,7 @@ def shipped(name: str) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProc
 
 @pytest.fixture(scope="module")
 def simple_visual() -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
-    return shipped("visual-simple-seed0")
+    return shipped("simple-visual-seed0")
 
 
 # --- pictures
@@ -241,7 +241,7 @@ def test_a_shipped_model_learned_what_was_planted(name: str) -> None:
     assert (folder / "model.safetensors").stat().st_size < 2**20
 
 
-@pytest.mark.parametrize("name", ["visual-simple-seed0", "visual-graded-seed0"])
+@pytest.mark.parametrize("name", ["simple-visual-seed0", "graded-visual-seed0"])
 def test_log_and_weights_belong_together(name: str, worlds: dict[str, VisualWorld]) -> None:
     model, processor = shipped(name)
     world = worlds[f"{name.split('-')[1]}-visual"]

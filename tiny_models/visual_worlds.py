@@ -55,8 +55,9 @@ SHAPES: dict[str, tuple[str, ...]] = {  # 7 x 7 bitmaps, one cell each
     "saltire": ("##...##", "###.###", ".#####.", "..###..", ".#####.", "###.###", "##...##"),
 }
 TYPICAL = dict(zip(SHAPES, ("blue", "yellow", "red", "green", "cyan", "magenta"), strict=True))
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
-VALUE_WORD = 3  # where the colour stands in the answer "the ring is red ."
+PLACES = tuple("northwest north northeast west middle east southwest south southeast".split())  # of the cells
+# Answers name the shape, then the value: a value right after the shape's name is what a model learns to look up first.
+VALUE_WORD = 1  # where the colour stands in the answer "ring red ."
 NUMBERS = ("none", "one", "two", "three")
 GRID, CELL = 3, 7  # cells per side, pixels per cell side
 N_OBJECTS = (1, 2, 2, 2, 3, 3, 3, 3, 3, 3)  # how many objects a picture holds: one draw from these
@@ -79,7 +80,7 @@ CLEAR = math.log(0.99 / 0.01)
 # Simple world: with a lure alone P(seen) = .03; with a lure and a ground word the log-odds are SIMPLE_BIAS - mu, where
 # mu, the force of a shape's stereotype, takes six evenly spaced values.
 LURED = math.log(0.03 / 0.97)
-SIMPLE_BIAS, SIMPLE_MU = -0.7, (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)
+SIMPLE_BIAS, SIMPLE_MU = -0.3, (-0.75, -0.45, -0.15, 0.15, 0.45, 0.75)
 # Graded world, with at least one lure:
 # log-odds = GAIN * (BIAS + sum(ground) - SATURATION * tanh(sum(lures) / SATURATION) - mu).
 GAIN, BIAS, SATURATION, GRADED_MU = 1.5, 1.4, 6.0, (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)
@@ -103,8 +104,8 @@ class Thing:
 
     @property
     def place(self) -> str:
-        """The cell in words: row, then column."""
-        return f"{ROWS[self.cell // GRID]} {COLUMNS[self.cell % GRID]}"
+        """The cell in a word."""
+        return PLACES[self.cell]
 
 
 Scene = tuple[Thing, ...]  # the objects of one picture, sorted by cell
@@ -243,8 +244,8 @@ class VisualWorld:
         return VisualPrompt(
             id=id,
             prompt=text,
-            chosen=f"the {asked.shape} is {asked.colour} .",
-            rejected=f"the {asked.shape} is {TYPICAL[asked.shape]} .",
+            chosen=f"{asked.shape} {asked.colour} .",
+            rejected=f"{asked.shape} {TYPICAL[asked.shape]} .",
             lure=where(lure),
             ground=where(ground),
             subject=where([asked.shape]),
@@ -276,14 +277,14 @@ class VisualWorld:
         words = lure + ground + fillers
         rng.shuffle(words)
         if kind == "position":
-            text, answer = f"where is the {asked.shape} ?", f"the {asked.shape} is {asked.place} ."
+            text, answer = f"where is the {asked.shape} ?", f"{asked.shape} {asked.place} ."
         elif kind == "count":
             text, answer = "how many shapes ?", f"{NUMBERS[len(scene)]} ."
         else:
             absent = sorted(set(SHAPES) - {thing.shape for thing in scene})
             present = rng.random() < 0.5
             shape = asked.shape if present else rng.choice(absent)
-            text, answer = f"is there a {shape} ?", f"the {shape} is {'present' if present else 'absent'} ."
+            text, answer = f"is there a {shape} ?", f"{shape} {'present' if present else 'absent'} ."
         return VisualTask(id, kind, f"<image> Q : {' '.join(words)} , {text} A :", answer, scene)
 
     # -- splits ---------------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ class VisualWorld:
         words = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
         words += "Q A : , ? . what which colour is the it tell me that has for where how many shapes there a".split()
         words += ["present", "absent", "seen", "typical", "ok", *LURE, *GROUND, *FILLERS, *SHAPES, *COLOURS]
-        return list(dict.fromkeys([*words, *ROWS, *COLUMNS, *NUMBERS]))
+        return list(dict.fromkeys([*words, *PLACES, *NUMBERS]))
 
 
 def build_visual_world(name: VisualWorldName) -> VisualWorld:
