@@ -82,10 +82,15 @@ class ToyBlock(nn.Module):
         q, k, v = (_heads(x @ w[name].mT) for name in "qkv")  # (B, heads, S, head_dim)
         q, k = rotate(q, positions), rotate(k, positions)
         k, v = (z.repeat_interleave(HEADS // KV_HEADS, dim=1) for z in (k, v))
-        scores = (q @ k.mT / HEAD_DIM**0.5).masked_fill(~allowed[:, None], -torch.inf)
-        h = h + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ w["o"].mT
+        h = h + attend(q, k, v, allowed).transpose(1, 2).flatten(2) @ w["o"].mT
         x = rms(h) * w["norm_2"]
         return h + (nn.functional.silu(x @ w["gate"].mT) * (x @ w["up"].mT)) @ w["down"].mT
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v over the allowed keys; q, k, v: (B, heads, S, head_dim)."""
+    scores = (q @ k.mT / HEAD_DIM**0.5).masked_fill(~allowed[:, None], -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def rms(h: Tensor) -> Tensor:

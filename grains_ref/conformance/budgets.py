@@ -1,0 +1,170 @@
+"""How far a right port may be off, per stage and dtype: measured, not chosen.
+
+    noise(stage, dtype)  = the worst error against float64 of *legal* ways to compute the stage in that dtype
+    budget(stage, dtype) = max(c * noise, 16 eps)   c = 4 in float64 and float32
+                         = max(c * noise,  2 eps)   c = 3 in half precision
+
+Legal ways differ in what no equation fixes: the attention kernel, padding on the left, the order of a sum, SVD or
+eigen-decomposition, summation of squares or a library's norm. A stage is *claimable* in a dtype if its weakest planted
+bug lies well above the budget (10 times in float64 and float32, twice in half precision). Where it does not, nothing in
+that dtype could tell a wrong port from a right one, and the kit says "not claimable" instead of passing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from grains_ref.conformance import toy
+from grains_ref.conformance.bugs import BUGS
+from grains_ref.conformance.cases import CASES, Case
+from grains_ref.conformance.compare import distance
+from grains_ref.conformance.stages import DTYPES, ORACLE, Values, run_oracle
+
+FACTOR = {"float64": 4, "float32": 4, "float16": 3, "bfloat16": 3}
+FLOOR = {"float64": 16, "float32": 16, "float16": 2, "bfloat16": 2}  # times eps
+SEPARATION = {"float64": 10, "float32": 10, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was measured for one stage in one dtype."""
+
+    stage: str
+    dtype: str
+    noise: float
+    budget: float
+    weakest_bug: str
+    weakest_error: float
+
+    @property
+    def claimable(self) -> bool:
+        """Whether the weakest planted bug is well above the budget."""
+        return self.weakest_error >= SEPARATION[self.dtype] * self.budget
+
+
+def measure(stage: str, dtype: str) -> Budget:
+    """Noise, budget and weakest bug of a stage, over its valid cases."""
+    cases = [case for case in CASES if case.stage == stage and case.result == "valid" and runs_in(case, dtype)]
+    right = {case.id: run_oracle(stage, case.inputs) for case in cases}
+    noise = max(
+        distance(stage, case.inputs, way, right[case.id]) for case in cases for way in legal_ways(stage, case, dtype)
+    )
+    eps = torch.finfo(DTYPES[dtype]).eps
+    budget = 0.0 if stage == "selection" else max(FACTOR[dtype] * noise, FLOOR[dtype] * eps)
+    weakest, weakest_error = "", float("inf")
+    for bug in BUGS:
+        if bug.stage == stage:
+            error = max(
+                (_error(bug.function, case, right[case.id], dtype) for case in _killers(cases, bug.name)), default=0
+            )
+            if error < weakest_error:
+                weakest, weakest_error = bug.name, error
+    return Budget(stage, dtype, noise, budget, weakest, weakest_error)
+
+
+def runs_in(case: Case, dtype: str) -> bool:
+    """Whether a dtype can hold the case's numbers at all."""
+    return dtype != "float16" or "BeyondFloat16" not in case.flags
+
+
+def legal_ways(stage: str, case: Case, dtype: str) -> Iterator[Values]:
+    """Outputs of right computations of a case in a dtype."""
+    inputs = case.inputs
+    yield run_oracle(stage, inputs, dtype)
+    if stage in ("objective", "attribution", "contrast", "generation"):
+        with _fused_attention():
+            yield run_oracle(stage, inputs, dtype)
+    if stage in ("objective", "attribution", "contrast"):
+        padded = run_oracle(stage, _padded(inputs), dtype)
+        yield padded | ({"a": padded["a"][PADDING:]} if stage == "attribution" else {})
+    if stage == "attribution":
+        yield _steps_backwards(inputs, dtype)
+    if stage == "aggregation":
+        yield _by_eigenvectors(inputs, dtype)
+    if stage == "steering":
+        yield _by_squares(inputs, dtype)
+
+
+# ------------------------------------------------------------------------------------- legal ways
+PADDING = 2
+
+
+def _padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same prompt with padding on the left."""
+    rows = np.tile(toy.toy_weights()["embed"][0], (PADDING, 1))
+    longer = {name: np.concatenate([rows, inputs[name]]) for name in ("x", "baseline") if name in inputs}
+    shifted = {name: [j + PADDING for j in inputs[name]] for name in ("pos", "neg") if name in inputs}
+    mask = np.concatenate([np.zeros(PADDING, np.int64), inputs["attention_mask"]])
+    return {**inputs, **longer, **shifted, "attention_mask": mask}
+
+
+class _fused_attention:
+    """The toy decoder with torch's own attention kernel."""
+
+    def __enter__(self) -> None:
+        self.plain = toy.attend
+        toy.attend = lambda q, k, v, allowed: nn.functional.scaled_dot_product_attention(  # type: ignore[assignment]
+            q, k, v, attn_mask=allowed[:, None]
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        toy.attend = self.plain
+
+
+def _steps_backwards(inputs: Mapping[str, Any], dtype: str) -> Values:
+    """Integrated Gradients node by node, from the last to the first, each as an average of its own."""
+    from grains_ref.grains import preference, quadrature_rule
+
+    model = toy.Toy(toy.toy_weights(), DTYPES[dtype])
+    x, baseline = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("x", "baseline"))
+    encoded = model.encoded(x, torch.from_numpy(inputs["attention_mask"]))
+    pos, neg = (torch.from_numpy(np.asarray(inputs[name])) for name in ("y_pos", "y_neg"))
+    total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    for alpha, weight in reversed(list(zip(*quadrature_rule(inputs["quadrature"], inputs["m"]), strict=True))):
+        point = (x * alpha + baseline * (1 - alpha)).requires_grad_()
+        f = preference(model, encoded, point[None], y_pos=pos, y_neg=neg)
+        total += weight * torch.autograd.grad(f.sum(), point)[0]
+    return {"a": ((x - baseline) * total).sum(-1).double().numpy()}
+
+
+def _by_eigenvectors(inputs: Mapping[str, Any], dtype: str) -> Values:
+    """PCA by the eigenvectors of the scatter matrix, in float32 or wider, as a careful port has it."""
+    found = {}
+    for side in ("pos", "neg"):
+        D = torch.from_numpy(inputs[f"delta_{side}"]).to(DTYPES[dtype])
+        D = D.to(torch.promote_types(D.dtype, torch.float32)).movedim(1, 0)  # (L, N, d)
+        mean = D.mean(1)
+        centred = D - mean[:, None]
+        v = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
+        found[f"v_{side}"] = (v * (v * mean).sum(-1, keepdim=True).sign()).to(DTYPES[dtype]).double().numpy()
+    return found | {"v": found["v_pos"] - found["v_neg"]}
+
+
+def _by_squares(inputs: Mapping[str, Any], dtype: str) -> Values:
+    """Steering with the norms as roots of summed squares, in float32 or wider."""
+    h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    shifted = wide + inputs["lam"] * v.to(wide)
+    squares = (wide.square().sum(-1, keepdim=True), shifted.square().sum(-1, keepdim=True))
+    ratio = (squares[0] / squares[1].clamp_min(torch.finfo(wide.dtype).tiny)).sqrt()
+    return {"h": torch.where(squares[1] > 0, shifted * ratio, wide).to(h).double().numpy()}
+
+
+def _killers(cases: Sequence[Case], bug: str) -> list[Case]:
+    return [case for case in cases if bug in case.kills]
+
+
+def _error(function: Any, case: Case, right: Values, dtype: str) -> float:
+    try:
+        return distance(case.stage, case.inputs, function(**case.inputs, dtype=dtype), right)
+    except (ValueError, ArithmeticError, RuntimeError):
+        return float("inf")  # a bug that refuses a valid input is seen at once
+
+
+assert set(ORACLE) == {case.stage for case in CASES}

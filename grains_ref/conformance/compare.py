@@ -1,0 +1,203 @@
+"""How far two outputs of a stage are apart, and whether that is right: one rule per stage, nothing else decides.
+
+`distance` is a plain relative error: it says how far, for budgets and for the diagnosis. `judge` compares with the
+oracle's answer and knows what is ambiguous in it:
+
+- **selection**: a set may differ from the oracle's in tokens whose scores are closer to the k-th one than the dtype can
+  tell; everything clearly above must be in it, nothing clearly below may be.
+- **aggregation**: unit length, then the share of variance the direction explains (right for any vector of a degenerate
+  eigenspace), then the direction within what the eigen-gap allows, then the sign, each with its own message. v is
+  compared only where both signs are defined.
+- **generation**: logits for a given continuation first; then tokens up to the first step at which the two best logits
+  are closer than the dtype can tell.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
+
+WELL_SEPARATED = 0.05  # relative gap of the first two eigenvalues below which a component counts as ill-defined
+SIGN_DEFINED = 1e-3  # |cos(component, mean shift)| below which its sign counts as ill-defined
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one output is right, how far it is from the oracle's, and in words what is wrong."""
+
+    ok: bool
+    error: float
+    message: str = ""
+
+
+class BadOutput(ValueError):
+    """The output is not even comparable: a name, a shape or a type is wrong."""
+
+
+def checked(stage: str, got: Mapping[str, Any], want: Values) -> Values:
+    """The output with every value as the oracle's type and shape.
+
+    Raises:
+        BadOutput: something is missing, has another shape, or is no number.
+    """
+    if missing := [name for name in OUTPUTS[stage] if name not in got]:
+        raise BadOutput(f"the output lacks {', '.join(missing)}; {stage} gives {', '.join(OUTPUTS[stage])}")
+    if unknown := sorted(set(got) - set(OUTPUTS[stage])):
+        raise BadOutput(f"the output has {', '.join(unknown)}, which {stage} does not give; a misspelt name?")
+    values: Values = {}
+    for name in OUTPUTS[stage]:
+        try:
+            value = np.asarray(got[name], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise BadOutput(f"{name} is no array of numbers: {error}") from None
+        if stage == "selection":
+            if value.ndim != 1 or not (value == value.astype(np.int64)).all():
+                raise BadOutput(f"{name} must be a list of token indices; got {got[name]!r}")
+            values[name] = [int(j) for j in value]
+        elif value.shape != np.shape(want[name]):
+            raise BadOutput(f"{name} has the shape {value.shape}; expected {np.shape(want[name])}")
+        else:
+            values[name] = value
+    return values
+
+
+def distance(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -> float:
+    """The relative error of `got`; 0 is the same, infinite is not finite."""
+    if stage == "selection":
+        return float(any(list(got[name]) != list(want[name]) for name in OUTPUTS[stage]))
+    arrays = {name: (np.asarray(got[name], float), np.asarray(want[name], float)) for name in OUTPUTS[stage]}
+    if not all(np.isfinite(ours).all() for ours, _ in arrays.values()):
+        return float("inf")
+    if stage == "objective":
+        scale = abs(want["log_p_pos"]) + abs(want["log_p_neg"])
+        return max(float(abs(ours - theirs)) for ours, theirs in arrays.values()) / scale
+    if stage == "attribution":
+        return _relative(*arrays["a"], np.abs(arrays["a"][1]).max())
+    if stage == "contrast":
+        return max(_worst_row(*arrays[name]) for name in OUTPUTS[stage])
+    if stage == "aggregation":
+        return max(float(np.linalg.norm(ours - theirs, axis=-1).max()) for ours, theirs in arrays.values())
+    if stage == "steering":
+        return _worst_row(*arrays["h"])
+    return _relative(*arrays["logits"], np.abs(arrays["logits"][1]).max())
+
+
+def judge(stage: str, inputs: Mapping[str, Any], got: Mapping[str, Any], *, budget: float) -> Verdict:
+    """Whether a stage's output is right within a relative error of `budget`, judged by the oracle in float64."""
+    want = run_oracle(stage, inputs)
+    try:
+        values = checked(stage, got, want)
+    except BadOutput as problem:
+        return Verdict(False, float("inf"), str(problem))
+    error = distance(stage, inputs, values, want)
+    if error == float("inf"):
+        bad = [name for name in OUTPUTS[stage] if not np.isfinite(np.asarray(values[name], float)).all()]
+        if bad:
+            return Verdict(False, error, f"{', '.join(bad)} holds NaN or infinite values")
+    if stage == "selection":
+        return _judge_selection(inputs, values, want, budget)
+    if stage == "aggregation":
+        return _judge_aggregation(inputs, values, want, budget, error)
+    if stage == "generation":
+        return _judge_generation(inputs, values, want, budget, error)
+    if error <= budget:
+        return Verdict(True, error)
+    return Verdict(False, error, f"relative error {error:.1e}, allowed {budget:.1e}")
+
+
+def _judge_selection(inputs: Mapping[str, Any], got: Values, want: Values, budget: float) -> Verdict:
+    scores = np.asarray(inputs["a"], float)
+    tau = budget * np.abs(scores[np.isfinite(scores)]).max(initial=0.0)  # what the dtype may have moved a score
+    for name, sign in (("pos", 1.0), ("neg", -1.0)):
+        chosen, right = got[name], want[name]
+        if len(set(chosen)) != len(chosen) or any(not 0 <= j < len(scores) for j in chosen):
+            return Verdict(False, 1.0, f"{name} = {chosen}: token indices must exist and differ")
+        signed = sign * scores
+        if wrong := [j for j in chosen if not (inputs["eligible"][j] and signed[j] > 0)]:
+            return Verdict(False, 1.0, f"{name} holds tokens {wrong}, which are not eligible or have the other sign")
+        if len(chosen) != len(right):
+            return Verdict(False, 1.0, f"{name} holds {len(chosen)} tokens; expected {len(right)}: {right}")
+        if not right or chosen == right:
+            continue
+        kth = signed[right[-1]]
+        if missing := [j for j in right if signed[j] > kth + 2 * tau and j not in chosen]:
+            return Verdict(False, 1.0, f"{name} lacks tokens {missing}, whose scores are clearly among the strongest")
+        if below := [j for j in chosen if signed[j] < kth - 2 * tau]:
+            return Verdict(False, 1.0, f"{name} holds tokens {below}, whose scores are clearly not among the strongest")
+        swapped = [(i, j) for i, j in itertools.pairwise(chosen) if signed[i] < signed[j] - 2 * tau]
+        if swapped:
+            return Verdict(False, 1.0, f"{name} = {chosen} is not ordered by strength, the strongest first")
+        if tau == 0 or all(signed[i] == signed[j] for i, j in zip(chosen, right, strict=True)):
+            return Verdict(False, 1.0, f"{name} = {chosen}; expected {right}: equal scores go to the lower index")
+    return Verdict(True, 0.0)
+
+
+def _judge_aggregation(inputs: Mapping[str, Any], got: Values, want: Values, budget: float, error: float) -> Verdict:
+    signs_defined = True
+    for side in ("pos", "neg"):
+        for layer, (v, right) in enumerate(zip(got[f"v_{side}"], want[f"v_{side}"], strict=True)):
+            where = f"v_{side}, layer {layer}"
+            length = float(np.linalg.norm(v))
+            if abs(length - 1) > budget:
+                return Verdict(False, error, f"{where}: its length is {length:.6g}; eq. (5) gives a unit vector")
+            D = np.asarray(inputs[f"delta_{side}"], float)[:, layer]
+            mean = D.mean(0)
+            variances = np.linalg.svd(D - mean, compute_uv=False) ** 2
+            explained = float(((D - mean) @ v) @ ((D - mean) @ v)) / variances[0]
+            if explained < 1 - 2 * budget:
+                share = f"explains {explained:.4f} of what the first component does"
+                return Verdict(False, error, f"{where}: the direction {share}; centred PCA of the shifts is expected")
+            gap = (variances[0] - variances[1]) / variances[0] if len(variances) > 1 else 1.0
+            if gap >= WELL_SEPARATED and abs(float(v @ right)) < 1 - (2 * budget / gap) ** 2 - 2 * budget:
+                return Verdict(False, error, f"{where}: cosine with the component {v @ right:.6f}; expected 1")
+            if gap < WELL_SEPARATED or abs(float(right @ mean)) < SIGN_DEFINED * float(np.linalg.norm(mean)):
+                signs_defined = False
+            elif float(v @ right) < 0:
+                rule = "the component points along the mean shift of the examples"
+                return Verdict(False, error, f"{where}: the sign is turned round; {rule}")
+    mismatch = float(np.linalg.norm(got["v"] - (got["v_pos"] - got["v_neg"]), axis=-1).max())
+    if mismatch > 4 * budget:
+        return Verdict(False, error, f"v differs from v_pos - v_neg by {mismatch:.1e}: eq. (6)")
+    return Verdict(True, error if signs_defined else 0.0)
+
+
+def _judge_generation(inputs: Mapping[str, Any], got: Values, want: Values, budget: float, error: float) -> Verdict:
+    if error > budget:
+        of = "logits for the given continuation"
+        return Verdict(False, error, f"{of}: relative error {error:.1e}, allowed {budget:.1e}")
+    if np.array_equal(got["tokens"], want["tokens"]):
+        return Verdict(True, error)
+    # Fed with its own continuation, the oracle's logits tell how close the two best tokens were at every step.
+    logits = run_oracle("generation", {**inputs, "forced": want["tokens"]})["logits"]
+    best = np.sort(logits, axis=-1)
+    margins, told_apart = best[..., -1] - best[..., -2], 2 * budget * np.abs(logits).max()
+    for row, (said, right) in enumerate(zip(got["tokens"], want["tokens"], strict=True)):
+        for step, (token, expected) in enumerate(zip(said, right, strict=True)):
+            if token == expected:
+                continue
+            if margins[row, step] < told_apart:
+                break  # from here on both continuations are right
+            return Verdict(False, 1.0, f"row {row}, step {step}: token {int(token)}; expected {int(expected)}")
+    return Verdict(True, error)
+
+
+def _relative(got: np.ndarray, want: np.ndarray, scale: float) -> float:
+    worst = float(np.abs(got - want).max(initial=0.0))
+    return worst / scale if scale else (0.0 if worst == 0 else float("inf"))
+
+
+def _worst_row(got: np.ndarray, want: np.ndarray) -> float:
+    """The worst relative L2 error of a row; where the oracle's row is zero it must be exactly zero."""
+    errors = np.linalg.norm(got - want, axis=-1).ravel()
+    lengths = np.linalg.norm(want, axis=-1).ravel()
+    return max((_one(e, n) for e, n in zip(errors, lengths, strict=True)), default=0.0)
+
+
+def _one(error: float, length: float) -> float:
+    return float(error / length) if length else (0.0 if error == 0 else float("inf"))
