@@ -184,7 +184,7 @@ def _draw(picture: Image.Image, panels: Sequence[Panel], title: str) -> Figure:
     size = (columns * (across + 0.2) + 1.1, len(rows) * (down + 0.5) + 0.15 * lines + 0.8)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, int(10 * size[0])), x=0.01, ha="left", fontsize=12, parse_math=False)
+    figure.suptitle(_wrapped(title, int(10 * size[0])), x=0.01, ha="left", fontsize=12, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False).ravel()
     for unused in axes[len(captions) :]:
         unused.set_visible(False)
@@ -202,7 +202,7 @@ def _draw(picture: Image.Image, panels: Sequence[Panel], title: str) -> Figure:
         for selected, style in ((panel.pos, SOLID), (panel.neg, DASHED)):
             points_per_pixel = 72 * min(across / width, down / height)
             _outline(axis, [panel.patches[j] for j in selected], picture.size, style, points_per_pixel)
-        axis.set_title(textwrap.fill(panel.name, int(12 * across)), fontsize=10, parse_math=False)
+        axis.set_title(_wrapped(panel.name, int(12 * across)), fontsize=10, parse_math=False)
         axis.set_xlabel(caption, fontsize=8, parse_math=False)
     beside = max(across - down * width / height, 0) / 2  # a caption is wider than a tall picture
     bar = figure.colorbar(scale, ax=list(axes), fraction=0.05, aspect=30, pad=0.01 + beside / (columns * across))
@@ -265,7 +265,12 @@ def _caption(panel: Panel, size: tuple[int, int], across: float) -> str:
     selected = [panel.patches[j] for j in (*panel.pos, *panel.neg)]
     drawn = sum(patch is not None and _inside(patch.box, size) is not None for patch in selected)
     count = f"{drawn} of {len(selected)} selected tokens lie on the picture" if selected else ""
-    return "\n".join(line for text in (count, panel.words) for line in textwrap.wrap(text, int(15 * across)))
+    return _wrapped(f"{count}\n{panel.words}", int(15 * across))
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width`; its own line breaks stay."""
+    return "\n".join(line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, width))
 
 
 def _colour_map() -> LinearSegmentedColormap:

@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from grains_ref import overlay
 from grains_ref.overlay import LONGEST, Panel, overlay_figure, score_map
 from grains_ref.report import NEGATIVE, POSITIVE
 
@@ -366,3 +367,7 @@ def test_a_figure_that_would_mislead_is_refused(tmp_path: Path, name: str, panel
     with pytest.raises(ValueError, match=message):
         overlay_figure(tmp_path / name, shapes(), panels, title="No")
     assert os.listdir(tmp_path) == []
+
+
+def test_line_breaks_in_titles_and_captions_stay() -> None:
+    assert overlay._wrapped("one two three\nfour", 8) == "one two\nthree\nfour"
