@@ -96,7 +96,7 @@ def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json:
 def _run(work: Callable[[int, planted.Tick], R], seeds: Sequence[int], steps: int) -> list[R]:
     with progress_bar() as progress:
         bar = progress.add_task("starting", total=len(seeds) * steps)
-        return planted.run(work, seeds, lambda what: progress.update(bar, advance=1, description=f"{what:46}"))
+        return planted.run(work, seeds, lambda what: progress.update(bar, advance=1, description=f"{what:50}"))
 
 
 def _write(record: dict[str, Any], first: planted.SeedResult, output: Path) -> None:

@@ -117,8 +117,8 @@ def test_shapes_and_colours_can_be_told_apart() -> None:
 # --- prompts and splits
 
 DIGESTS = {
-    "simple-visual": "1a4b02ce570af6ca16b8da4948e4fbf2a9cfd63898d699151baa54cf0faf24f5",
-    "graded-visual": "00ff2b24a1b84b933bd9424646690812f7650540c8d1f395a25964e9deec84d9",
+    "simple-visual": "406750d65f68ffa07d91079caefe393503919c9e3552089f1067969b82a978fc",
+    "graded-visual": "f515b115b0c297bd904370ae8dbbf3c3c74c57e62ccb78044295e5da1362a6ce",
 }
 
 
@@ -176,8 +176,8 @@ def test_recorded_positions_hold_the_recorded_words_and_patches_and_all_of_them(
         assert 1 <= sum(word in FILLERS for word in words) <= 3
         assert [words[i] for i in p.subject] == [p.asked.shape]
         assert p.asked in p.scene
-        assert p.chosen == f"the {p.asked.shape} is {p.asked.colour} ."
-        assert p.rejected == f"the {p.asked.shape} is {TYPICAL[p.asked.shape]} ."
+        assert p.chosen == f"{p.asked.shape} {p.asked.colour} ."
+        assert p.rejected == f"{p.asked.shape} {TYPICAL[p.asked.shape]} ."
         assert p.chosen != p.rejected
         y, x = divmod(p.asked.cell, GRID)
         assert p.object == (1 + p.asked.cell, 1 + 9 + 4 * y + x)
@@ -198,10 +198,10 @@ def test_capability_tasks_have_the_right_answers_and_hold_evidence_words_but_for
             shapes = {thing.shape: thing for thing in t.scene}
             asked = next((word for word in t.prompt.split() if word in SHAPES), "")
             right = {
-                "position": lambda s=asked, by=shapes: f"the {s} is {by[s].place} .",
+                "position": lambda s=asked, by=shapes: f"{s} {by[s].place} .",
                 "count": lambda by=shapes: f"{('one', 'two', 'three')[len(by) - 1]} .",
-                "presence": lambda s=asked, by=shapes: f"the {s} is {'present' if s in by else 'absent'} .",
-                "colour": lambda s=asked, by=shapes: f"the {s} is {by[s].colour} .",
+                "presence": lambda s=asked, by=shapes: f"{s} {'present' if s in by else 'absent'} .",
+                "colour": lambda s=asked, by=shapes: f"{s} {by[s].colour} .",
             }
             assert t.answer == right[t.kind]()
 
@@ -229,22 +229,30 @@ def test_lures_make_the_seen_colour_less_likely_and_ground_words_more_likely(wor
 @pytest.mark.parametrize("name", MODELS)
 def test_a_shipped_model_learned_what_was_planted(name: str) -> None:
     log = [json.loads(line) for line in (SHIPPED / name / "training_log.jsonl").read_text().splitlines()]
-    assert (log[0]["world"], log[0]["seed"]) == (f"{name.split('-')[1]}-visual", int(name[-1]))
+    assert (log[0]["world"], log[0]["seed"]) == (name[:-6], int(name[-1]))
     final = log[-1]["final"]
-    assert 0.45 <= final["dev_hallucination"] <= 0.75
+    assert 0.4 <= final["dev_hallucination"] <= 0.8
     assert final["dev_capability"] >= 0.97
     assert min(final[f"dev_capability_{kind}"] for kind in KINDS) >= 0.95
-    assert final["corr_margin_planted_logit"] >= 0.85
+    # In the simple world all planted log-odds lie within 1.5 nats of each other.
+    assert final["corr_margin_planted_logit"] >= (0.85 if name.startswith("graded") else 0.4)
     assert 0.5 <= final["norm_ratio"] <= 2
     folder = SHIPPED / name
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
     assert (folder / "model.safetensors").stat().st_size < 2**20
 
 
+@pytest.mark.parametrize("world", VISUAL_WORLDS)
+def test_on_average_half_of_the_answers_or_more_are_hallucinated(world: str) -> None:
+    logs = [(SHIPPED / f"{world}-seed{seed}" / "training_log.jsonl").read_text() for seed in (0, 1, 2)]
+    rates = [json.loads(log.splitlines()[-1])["final"]["dev_hallucination"] for log in logs]
+    assert 0.45 <= sum(rates) / 3 <= 0.75
+
+
 @pytest.mark.parametrize("name", ["simple-visual-seed0", "graded-visual-seed0"])
 def test_log_and_weights_belong_together(name: str, worlds: dict[str, VisualWorld]) -> None:
     model, processor = shipped(name)
-    world = worlds[f"{name.split('-')[1]}-visual"]
+    world = worlds[name[:-6]]
     questions, tasks = world.split("dev"), world.capability_split("dev")[:80]
     scenes, tokenizer = [q.scene for q in questions], processor.tokenizer
     chosen, _ = answer_log_probs(model, tokenizer, scenes, [(q.prompt, q.chosen) for q in questions])
