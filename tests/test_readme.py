@@ -13,11 +13,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_of_python_run_and_print_an_answer(monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, with_picture = re.findall(r"```python\n(.*?)```", README, re.S)
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
     (answer,) = eval(capsys.readouterr().out)
     assert answer.startswith("the dish of Belvara is")
+    exec(compile(with_picture, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("Patch(view='base', row=0, column=0")  # the ring is in the first cell
 
 
 def test_the_first_two_commands_are_one_line_each_and_set_everything_up():
