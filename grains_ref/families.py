@@ -103,7 +103,7 @@ class Family:
     def tensors(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """What the model's own forward pass takes for the pictures of a batch."""
         batch = self.processor(images=[read_picture(picture.source) for picture in pictures], return_tensors="pt")
-        return {name: batch[name] for name in self.processor.model_input_names if name != "num_crops"}
+        return {name: batch[name] for name in ("pixel_values", "image_sizes", "image_grid_thw") if name in batch}
 
     def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """What a run with embeddings needs for one unpadded prompt; the last axis of every tensor is T.

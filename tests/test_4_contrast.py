@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from toys import FunctionModel, ToyDecoder, encoded
+from toys import FunctionModel, ToyDecoder, encoded, residual_of
 
 from grains_ref.grains import Selection, contrast, mask
 from grains_ref.models import HuggingFaceModel
@@ -81,7 +81,7 @@ def test_a_masked_token_keeps_its_place_and_is_still_attended(model: HuggingFace
 
     def last(embeds: Tensor, **options: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = model.blocks[1].register_forward_hook(lambda block, inputs, output: seen.append(output[:, -1]))
+        handle = model.blocks[1].register_forward_hook(lambda block, _, out: seen.append(residual_of(out)[:, -1]))
         model.hf(inputs_embeds=embeds[None], **options)
         handle.remove()
         return seen[0][0]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toys import ToyDecoder
+from toys import ToyDecoder, residual_of
 
 from grains_ref.grains import Steering, steer_hidden
 from grains_ref.models import HuggingFaceModel
@@ -150,7 +150,7 @@ def vector(model: HuggingFaceModel, seed: int = 1) -> Tensor:
 def outputs(model: HuggingFaceModel) -> list[Tensor]:
     """What each block hands on for a batch of two."""
     seen: list[Tensor] = []
-    handles = [b.register_forward_hook(lambda block, inputs, output: seen.append(output)) for b in model.blocks]
+    handles = [b.register_forward_hook(lambda block, _, out: seen.append(residual_of(out))) for b in model.blocks]
     logits(model, rows=2)
     for handle in handles:
         handle.remove()
@@ -160,7 +160,7 @@ def outputs(model: HuggingFaceModel) -> list[Tensor]:
 def test_every_layer_position_and_row_is_steered_after_its_block(model: HuggingFaceModel) -> None:
     v = vector(model)
     raw: list[Tensor] = []
-    handles = [b.register_forward_hook(lambda block, inputs, output: raw.append(output)) for b in model.blocks]
+    handles = [b.register_forward_hook(lambda block, _, out: raw.append(residual_of(out))) for b in model.blocks]
     with Steering(model.blocks, v, lam=3.0):  # its hooks run after those above and before those of `outputs`
         handed_on = outputs(model)
     for handle in handles:

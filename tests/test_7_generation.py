@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import ToyDecoder
+from toys import ToyDecoder, residual_of
 
 from grains_ref.grains import Steering, generate_greedy, log_prob, steer_hidden
 from grains_ref.models import HuggingFaceModel
@@ -32,7 +32,7 @@ class PrefillOnly(Steering):
 
     def _hook(self, v: Tensor) -> Any:
         edit = super()._hook(v)
-        return lambda block, inputs, output: edit(block, inputs, output) if output.shape[1] > 1 else output
+        return lambda block, inputs, output: edit(block, inputs, output) if residual_of(output).shape[1] > 1 else output
 
 
 def hf_generate(model: HuggingFaceModel, prompts: Sequence[str], **options: Any) -> Any:
@@ -105,9 +105,9 @@ def test_each_row_of_a_batch_and_each_token_is_steered_during_generation(model: 
     raw: list[Tensor] = []
     steered: list[Tensor] = []
     first = model.blocks[0]
-    before = first.register_forward_hook(lambda block, inputs, output: raw.append(output))
+    before = first.register_forward_hook(lambda block, _, out: raw.append(residual_of(out)))
     with (context := steering(model)):
-        after = first.register_forward_hook(lambda block, inputs, output: steered.append(output))
+        after = first.register_forward_hook(lambda block, _, out: steered.append(residual_of(out)))
         hf_generate(model, PROMPTS)
     before.remove()
     after.remove()

@@ -13,6 +13,7 @@ import torch
 from captum.attr import IntegratedGradients
 from PIL import Image
 from torch import Tensor, nn
+from toys import residual_of
 
 from grains_ref.data import PreferencePair, content_digest
 from grains_ref.families import Gemma3, Picture, Qwen25VL
@@ -156,7 +157,7 @@ def test_masked_image_tokens_keep_their_place_and_are_still_attended(vision_mode
 
     def last(embeds: Tensor, **options: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = model.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output[:, -1]))
+        handle = model.blocks[-1].register_forward_hook(lambda block, _, out: seen.append(residual_of(out)[:, -1]))
         model.hf(inputs_embeds=embeds[None], **options)
         handle.remove()
         return seen[0][0]
@@ -390,7 +391,7 @@ class PrefillOnly(Steering):
 
     def _hook(self, v: Tensor) -> Any:
         edit = super()._hook(v)
-        return lambda block, inputs, output: edit(block, inputs, output) if output.shape[1] > 1 else output
+        return lambda block, inputs, output: edit(block, inputs, output) if residual_of(output).shape[1] > 1 else output
 
 
 def test_steering_acts_in_every_decoding_step(vision_model: HuggingFaceModel) -> None:

@@ -177,3 +177,8 @@ class ToyDecoder(nn.Module):
     def baseline(self, encoded: Encoded, name: str) -> Tensor:
         rows = {"zero": torch.zeros(self.width, dtype=torch.float64), "padding": self.embed.weight[0]}
         return rows[name].expand_as(encoded.embeds)
+
+
+def residual_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a decoder block gives: a tensor, or with Gemma 3 in transformers 4 a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
