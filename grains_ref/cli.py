@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from grains_ref import console
+from grains_ref import cli_live, console
 from grains_ref.cli_conform import conform
 from grains_ref.console import err, guarded, out, progress_bar, table_of
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 _F = TypeVar("_F", bound=Callable[..., None])
 app.add_typer(conform, name="conform")
+conform.command()(cli_live.live)
 MANY = 60  # image tokens; of more only the selected ones are printed
 
 
@@ -69,20 +70,32 @@ EligibleOption = Annotated[
 ]
 
 
+def where(model: str) -> str:
+    """The folder of an embedded tiny model; any other model as it is named.
+
+    Raises:
+        ValueError: there is no such embedded model.
+    """
+    import grains_ref.tiny_models as tiny_models
+
+    if not model.startswith("tiny:"):
+        return model
+    root = Path(tiny_models.__file__).parent
+    path = root / model.removeprefix("tiny:")
+    if not (path / "model.safetensors").is_file():
+        names = sorted(p.parent.name for p in root.glob("*/model.safetensors"))
+        raise ValueError(f"there is no embedded model {model!r}; there are {', '.join('tiny:' + n for n in names)}")
+    return str(path)
+
+
 def _load(model: str, dtype: str, device: str, device_map: str) -> Any:
     """A model by folder, hub id, or the name of an embedded tiny one."""
+    path = where(model)
     import transformers
 
-    import grains_ref.tiny_models as tiny_models
     from grains_ref.models import load
 
-    path: str | Path = model
-    if model.startswith("tiny:"):
-        root = Path(tiny_models.__file__).parent
-        path = root / model.removeprefix("tiny:")
-        if not (path / "model.safetensors").is_file():
-            names = sorted(p.parent.name for p in root.glob("*/model.safetensors"))
-            raise ValueError(f"there is no embedded model {model!r}; there are {', '.join('tiny:' + n for n in names)}")
+    if path != model:
         transformers.utils.logging.disable_progress_bar()
     with err.status(Text(f"loading {model}")):
         return load(path, dtype=dtype, device=device, device_map=device_map or None)

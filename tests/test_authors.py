@@ -26,6 +26,7 @@ from grains_ref.conformance.compare import distance
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import run_port
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
+from grains_ref.conformance.toy import BLOCKS
 from grains_ref.grains import Example
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
@@ -34,7 +35,6 @@ from grains_ref.tiny_models.random_vision_models import noise_picture, random_ll
 pytestmark = pytest.mark.cpu
 
 PROMPT, YES, NO = "Q: Is the moon made of cheese? A:", "No, it is made of rock", "Yes, so people say."
-ZERO_TO_ROUNDING = 1e-12
 
 
 def ids(*numbers: int) -> Tensor:
@@ -409,9 +409,7 @@ COMBINED: dict[str, tuple[str, Any]] = {  # stage -> rows, and several planted b
     "steering": ("15, 16", bugs.steering_with(over_sequence)),
     "generation": (
         "15, 16",
-        bugs.generation_with(
-            bugs.edited_by(over_sequence), change=lambda run: run._replace(layers=[len(bugs.GENERATION[0]) - 3])
-        ),
+        bugs.generation_with(bugs.edited_by(over_sequence), change=lambda run: run._replace(layers=[BLOCKS - 1])),
     ),
 }
 SINGLE = {"objective": "last_token_one_late", "aggregation": "largest_entry_positive", "selection": "argsort_ends"}
@@ -427,7 +425,7 @@ def test_as_a_port_it_fails_every_stage_as_the_ledger_says() -> None:
     by_name = {bug.name: bug for bug in bugs.BUGS}
     print("\nstage        cases  right  one bug  several, rows         else")
     for stage in OUTPUTS:
-        cases = [case for case in CASES if case.stage == stage and case.result == "valid" and _large_enough(case)]
+        cases = [case for case in CASES if case.stage == stage and case.result == "valid" and _large_enough(case)][::2]
         rows, together = COMBINED.get(stage, ("", None))
         one = [bug for bug in bugs.BUGS if bug.stage == stage and bug.source.startswith("released code")]
         right, single, several, other = [], [], [], []
@@ -458,13 +456,17 @@ def _large_enough(case: Case) -> bool:
     return case.stage != "contrast" or bool(case.inputs["pos"] and case.inputs["neg"])
 
 
-@pytest.mark.parametrize("stage", ["objective", "selection", "aggregation"])
-def test_the_kits_report_names_the_row_where_one_bug_is_enough(stage: str) -> None:
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_the_kit_fails_it_and_names_the_row_where_one_bug_is_enough(stage: str) -> None:
     exact = {(stage, "float64"): Budget(stage, "float64", 0.0, 0.0 if stage == "selection" else 1e-9, "", float("inf"))}
-    cases = [case for case in CASES if case.stage == stage and case.result == "valid"][:6]
+    cases = [case for case in CASES if case.stage == stage and case.result == "valid"]
+    cases = cases[:6] if stage in SINGLE else cases[:1]
     module = importlib.import_module("ports.authors_port")
     run = run_port(PythonPort(module), exact, cases=cases, dtypes=["float64"], modes=["isolated"])
-    assert run.failed
+    first = run.first_divergence()
+    assert first
+    assert (first.stage, first.mode) == (stage, "isolated")
     named = Counter(result.diagnosis.bug for result in run.results if result.diagnosis)
-    name, _ = named.most_common(1)[0]
-    assert next(bug for bug in bugs.BUGS if bug.name == name).source.startswith("released code, row")
+    if stage in SINGLE:
+        name, _ = named.most_common(1)[0]
+        assert next(bug for bug in bugs.BUGS if bug.name == name).source.startswith("released code, row")

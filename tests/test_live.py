@@ -234,7 +234,7 @@ def test_the_reference_itself_passes_on_fresh_inputs(which: int, pictures: list[
 @pytest.mark.parametrize("which", range(2), ids=["llama", "qwen2"])
 def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
     model = (random_llama, random_qwen2)[which]()
-    results = check_live(model, [pair(seed) for seed in SEEDS[which::2]], PlainPort(), seeds=[1], m=2)
+    results = check_live(model, [pair(seed) for seed in SEEDS[which:12:2]], PlainPort(), seeds=[1], m=2)
     print("\nerror / allowed:", {check: f"{ratio:.2f}" for check, ratio in worst(results)})  # shown with -s
     assert not not_passed(results)
 
@@ -242,12 +242,12 @@ def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
 @pytest.mark.parametrize("port", [reference_port(), PlainPort()], ids=["reference", "independent"])
 def test_half_precision_is_judged_by_its_own_noise(port: Any) -> None:
     model = random_llama(dtype=torch.bfloat16)
-    results = check_live(model, [pair(seed) for seed in range(4)], port, seeds=[0])
+    results = check_live(model, [pair(seed) for seed in range(3)], port, seeds=[0], m=2)
     print("\nerror / allowed:", {check: f"{ratio:.2f}" for check, ratio in worst(results)})
     assert not failing(results)
     told = {r.check for r in results if r.status == "passed"}
     assert {"objective", "steer", "norms are kept", "lam = 0 changes nothing"} <= told
-    alone = check_live(model, [pair(0)], port, oracle=False)
+    alone = check_live(model, [pair(0)], port, oracle=False, m=2)
     assert not failing(alone)
 
 
@@ -269,7 +269,7 @@ TOLD = {  # fault -> check, and a part of its message
     "one_late": ("objective", "each predicted by the row before it"),
     "no_bos": ("attribution", "BOS doubled or missing, or the response included?"),
     "one_branch": ("exchanged responses negate a", "is only one response attributed"),
-    "normed": ("contrast", "layer 2 of 0..2; expected: the output of block l before the final norm"),
+    "normed": ("contrast", "layer 2 differs most; expected: the output of block l = 0..L-1 before the final norm"),
     "v_normalised": ("only the product of lam and v counts", "is v normalised"),
     "norm_over_sequence": ("norms are kept", "eq. (8) keeps its norm"),
     "padding_selected": ("only eligible tokens are selected", "which are padding or may not be selected"),
@@ -278,7 +278,8 @@ TOLD = {  # fault -> check, and a part of its message
 
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_a_broken_port_fails_where_its_fault_is(wrong: str) -> None:
-    results = check_live(random_llama(), [pair(1), pair(2)], PlainPort(wrong), m=2)
+    pairs = [pair(1), pair(2)] if wrong == "left_padding_attended" else [pair(1)]
+    results = check_live(random_llama(), pairs, PlainPort(wrong), m=2)
     found = failing(results)
     assert BROKEN[wrong] <= found
     elsewhere = {"contrast", "steer", "exchanged responses negate a", "lam = 0 changes nothing"}
@@ -294,7 +295,7 @@ def test_a_broken_port_fails_where_its_fault_is(wrong: str) -> None:
 )  # fmt: skip
 def test_relations_catch_faults_without_a_float32_copy_and_in_half_precision(wrong: str) -> None:
     model = random_llama(dtype=torch.bfloat16)
-    results = check_live(model, [pair(0), pair(1), pair(2)], PlainPort(wrong), oracle=False, m=2)
+    results = check_live(model, [pair(2), pair(0)], PlainPort(wrong), oracle=False, m=2)
     relations = BROKEN[wrong] - {"attribution", "steer", "objective"}
     assert relations & failing(results)
 
@@ -329,6 +330,15 @@ def test_crashes_wrong_shapes_and_missing_functions_are_told_apart() -> None:
         check_live(random_llama(), [pair(1)], SimpleNamespace())
     with pytest.raises(ValueError, match="no pairs were given"):
         check_live(random_llama(), [], PlainPort())
+
+
+def test_where_noise_hides_everything_nothing_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "HOPELESS", 1e-9)
+    results = check_live(random_llama(), [pair(7)], PlainPort("last_layer"), m=2)
+    status = {result.check: result.status for result in results}
+    assert status["objective"] == status["attribution"] == "undecidable"
+    assert status["steer"] == "failed"  # further off than even that
+    assert status["empty sets shift nothing"] == "passed"  # no noise is allowed there
 
 
 def test_a_port_loads_the_path_itself(tmp_path: Path) -> None:
@@ -372,7 +382,7 @@ def test_fingerprints_measure_distances() -> None:
     draw = np.random.default_rng(1)
     ratios = []
     for _ in range(40):
-        x, y = draw.normal(size=(2, 40_000))
+        x, y = draw.normal(size=(2, 4000))
         apart = np.subtract(fingerprint(x)["sketch"], fingerprint(y)["sketch"])
         ratios.append(np.sqrt((apart**2).mean()) / np.linalg.norm(x - y))
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
@@ -395,9 +405,8 @@ def test_fingerprints_stand_in_for_arrays() -> None:
         results = check_live(random_llama(), [pair(6)], shortened(PlainPort(), rows=rows))
         assert {r.status for r in results} == {"passed", "skipped"}
         assert sum(r.status == "passed" for r in results) == 5
-        for wrong in ("normed", "last_layer"):
-            broken = check_live(random_llama(), [pair(6)], shortened(PlainPort(wrong), rows=rows))
-            assert failing(broken) == BROKEN[wrong]
+        wrong = "normed" if rows else "last_layer"
+        assert failing(check_live(random_llama(), [pair(6)], shortened(PlainPort(wrong), rows=rows))) == BROKEN[wrong]
 
 
 def test_every_function_is_in_the_contract() -> None:

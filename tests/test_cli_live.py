@@ -1,0 +1,68 @@
+"""`grains-ref conform live` on an embedded model, with ports written for it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from grains_ref.cli import app
+from grains_ref.tiny_models.worlds import build_world
+
+pytestmark = pytest.mark.cpu
+
+PORT = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+def LOAD(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype="float32"), AutoTokenizer.from_pretrained(path)
+
+def log_p(handle, prompt, answer):
+    model, tokenizer = handle
+    start = len(tokenizer(prompt).input_ids)
+    ids = torch.tensor([tokenizer(f"{prompt} {answer}").input_ids])
+    with torch.no_grad():
+        rows = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+    return rows.gather(1, ids[0, start:, None])%s
+
+def live_objective(handle, prompt, chosen, rejected):
+    pos, neg = log_p(handle, prompt, chosen), log_p(handle, prompt, rejected)
+    return {"log_p_pos": float(pos), "log_p_neg": float(neg), "f": float(pos - neg)}
+"""
+
+
+def run(tmp_path: Path, name: str, code: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
+    prompts = build_world("simple").split("steer")[:3]
+    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in prompts]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    command = ["conform", "live", "--model", "tiny:simple-seed0", "--pairs", "pairs.jsonl", "--port", name, *options]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "160"})
+
+
+def test_a_right_port_passes_and_what_it_lacks_is_not_called_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(tmp_path, "right_port", PORT % ".sum()", monkeypatch, "--json", "all.json")
+    assert done.exit_code == 0, done.output
+    assert "3 passed" in done.output
+    assert "skipped" in done.output
+    statuses = {result["status"] for result in json.loads((tmp_path / "all.json").read_text())}
+    assert statuses == {"passed", "skipped"}
+
+
+def test_a_wrong_port_fails_with_the_check_that_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(tmp_path, "wrong_port", PORT % "[-1].sum()", monkeypatch)
+    assert done.exit_code == 1, done.output
+    assert "failed" in done.output
+
+
+def test_a_port_without_any_function_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(tmp_path, "empty_port", "x = 1", monkeypatch)
+    assert done.exit_code == 1
+    assert "live_objective" in done.output
