@@ -137,10 +137,15 @@ def _check(
 ) -> None:
     import fnmatch
 
+    import torch
+
     from grains_ref.conformance.cases import CASES
     from grains_ref.conformance.report import print_run, write_json, write_junit
-    from grains_ref.conformance.runner import number_of_cases, run_port
-    from grains_ref.conformance.vectors import load_budgets
+    from grains_ref.conformance.runner import number_of_cases, read_xfails, run_port
+    from grains_ref.conformance.vectors import check_complete, load_budgets, root
+
+    check_complete(root())
+    torch.set_num_threads(1)  # the tensors are far too small for a second one
 
     modes: tuple[Any, ...] = ("isolated", "chained", "end to end") if mode == "all" else (mode,)
     if mode not in ("all", "isolated", "chained", "end to end"):
@@ -154,7 +159,7 @@ def _check(
         raise ValueError(f"no case matches {', '.join(only or [])}; ids look like 'steering-003'")
     if only:
         modes = tuple(one for one in modes if one == "isolated")
-    known = read_xfails(xfails) if xfails else []
+    known = tuple(read_xfails(xfails)) if xfails else ()
     try:
         with progress_bar() as progress:
             bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
@@ -177,22 +182,3 @@ def _check(
         write_junit(result, junit)
     if result.failed:
         raise typer.Exit(1)
-
-
-def read_xfails(path: Path) -> list[str]:
-    """Case ids or patterns, one per line; everything after # is a reason.
-
-    Raises:
-        ValueError: a line has no reason.
-    """
-    patterns = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        pattern, has_reason, reason = line.partition("#")
-        if not pattern.strip():
-            continue
-        if not has_reason or not reason.strip():
-            raise ValueError(
-                f"{path}:{number}: {line.strip()!r} gives no reason; write: CASE  # why, and where it is tracked"
-            )
-        patterns.append(pattern.strip())
-    return patterns

@@ -134,10 +134,16 @@ def refused() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "objective", "attention_mask", {"attention_mask": np.ones(5)}
     yield "attribution", "at least one step", {"m": 0}
     yield "attribution", "expected right, midpoint", {"quadrature": "left"}
-    yield "attribution", "not finite", {"x": np.full((6, toy.WIDTH), np.nan)}
+    yield "attribution", "x holds NaN", {"x": np.full((6, toy.WIDTH), np.nan)}
     yield "attribution", "as baseline has 5 tokens", {"baseline": np.zeros((5, toy.WIDTH))}
-    yield "selection", "token 1 is NaN", {"a": nan, "eligible": np.ones(3), "k": 1}
+    yield "selection", "token 1 is nan", {"a": nan, "eligible": np.ones(3), "k": 1}
+    yield "selection", "token 1 is inf", {"a": np.array([1.0, np.inf, -1.0]), "eligible": np.array([1, 0, 1]), "k": 1}
     yield "selection", "k is 0", {"k": 0}
+    yield "objective", "expected 0s, then", {"attention_mask": np.array([1, 1, 1, 1, 0, 0])}
+    yield "steering", "h is not finite", {"h": np.full((1, 2, 13), np.inf)}
+    yield "aggregation", r"differ in \(N, L, d\)", {"delta_pos": varied, "delta_neg": varied[:3]}
+    yield "generation", "outside the vocabulary", {"forced": np.array([[3, 9, 31], [1, 2, 3]])}
+    yield "generation", r"n >= 1", {"forced": np.zeros((2, 0), dtype=np.int64)}
     yield "selection", r"\(T,\)", {"eligible": np.ones(7)}
     yield "contrast", "does not exist", {"pos": [6]}
     yield "contrast", "does not exist", {"neg": [-1]}

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grains_ref.conformance.stages import DTYPES, Stage, Values, run_oracle
-from grains_ref.conformance.toy import BLOCKS, EPS, HEAD_DIM, HEADS, KV_HEADS, THETA, VOCABULARY, WIDTH, toy_weights
+from grains_ref.conformance.stages import DTYPES, Stage, Values, check, run_oracle
+from grains_ref.conformance.toy import BLOCKS, EPS, HEAD_DIM, HEADS, KV_HEADS, THETA, WIDTH, toy_weights
 from grains_ref.grains import quadrature_rule, steer_hidden
 
 
@@ -42,7 +42,20 @@ Row: TypeAlias = tuple[str, str, str, str, Stage]  # a Bug without its stage
 
 
 def _bugs(stage: str, rows: Sequence[Row]) -> tuple[Bug, ...]:
-    return tuple(Bug(name, stage, what, effect, source, function) for name, what, effect, source, function in rows)
+    return tuple(
+        Bug(name, stage, what, effect, source, _refusing(stage, function))
+        for name, what, effect, source, function in rows
+    )
+
+
+def _refusing(stage: str, function: Stage) -> Stage:
+    """The same stage, refusing what the oracle refuses before it computes anything."""
+
+    def checked(*, dtype: str, **inputs: Any) -> Values:
+        check(stage, dtype, **inputs)
+        return function(**inputs, dtype=dtype)
+
+    return checked
 
 
 # -------------------------------------------------------------------------------------- the toy decoder
@@ -53,11 +66,15 @@ def _weights(dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _embed(ids: Any, dtype: torch.dtype) -> Tensor:
     """Whole numbers of any shape -> their embeddings."""
-    return _weights(dtype)["embed"][torch.from_numpy(np.asarray(ids, dtype=np.int64))]
+    return _weights(dtype)["embed"][_whole(ids)]
 
 
 def _tensor(array: Any, dtype: str) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64)).to(DTYPES[dtype])
+
+
+def _whole(numbers: Any) -> Tensor:
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -164,7 +181,7 @@ def response_logits(
 
 def pick(scores: Tensor, y: np.ndarray) -> Tensor:
     """(B, R, V) -> (B, R): the entry of every response token."""
-    return scores[:, torch.arange(len(y)), torch.from_numpy(np.asarray(y, dtype=np.int64))]
+    return scores[:, torch.arange(len(y)), _whole(y)]
 
 
 def token_log_p(x: Tensor, mask: Tensor, y: np.ndarray, **mistakes: Any) -> Tensor:
@@ -211,25 +228,11 @@ def objective_with(sides: Sides, f: Callable[[Tensor, Tensor], Tensor] = torch.s
     """Eq. (1) with other log-probabilities or another difference."""
 
     def stage(*, x: np.ndarray, attention_mask: np.ndarray, y_pos: Any, y_neg: Any, dtype: str) -> Values:
-        y_pos, y_neg = _responses(y_pos, y_neg)
         with torch.no_grad():
-            pos, neg = sides(_tensor(x, dtype)[None], _mask(x, attention_mask), y_pos, y_neg)
+            pos, neg = sides(_tensor(x, dtype)[None], _whole(attention_mask), np.asarray(y_pos), np.asarray(y_neg))
             return {"log_p_pos": pos.item(), "log_p_neg": neg.item(), "f": f(pos, neg).item()}
 
     return stage
-
-
-def _responses(*responses: Any) -> list[np.ndarray]:
-    arrays = [np.asarray(y, dtype=np.int64).reshape(-1) for y in responses]
-    if not all(len(y) for y in arrays) or any(y.min() < 0 or y.max() >= VOCABULARY for y in arrays):
-        raise ValueError(f"responses need at least one token id from 0 to {VOCABULARY - 1} each")
-    return arrays
-
-
-def _mask(x: np.ndarray, attention_mask: Any) -> Tensor:
-    if np.shape(x) != (len(attention_mask), WIDTH):
-        raise ValueError(f"x must be {(len(attention_mask), WIDTH)}; got {np.shape(x)}")
-    return torch.from_numpy(np.array(attention_mask, dtype=np.int64))
 
 
 def _sum_where(scores: Tensor, keep: np.ndarray) -> Tensor:
@@ -381,12 +384,8 @@ def attribution_with(
     def stage(
         *, x: Any, baseline: Any, attention_mask: Any, y_pos: Any, y_neg: Any, m: int, quadrature: str, dtype: str
     ) -> Values:
-        if np.shape(x) != np.shape(baseline) or not (np.isfinite(x).all() and np.isfinite(baseline).all()):
-            raise ValueError("x and baseline must be finite and of one shape")
-        if m < 1:
-            raise ValueError(f"m is {m}; expected at least 1")
         quadrature_rule(quadrature, m)  # type: ignore[arg-type]  # refuses unknown names
-        mask, (y_pos, y_neg) = _mask(x, attention_mask), _responses(y_pos, y_neg)
+        mask, y_pos, y_neg = _whole(attention_mask), np.asarray(y_pos), np.asarray(y_neg)
         x, b = _tensor(x, dtype), baseline_used(_tensor(baseline, dtype))
         nodes, weights = rule(quadrature, m)
         begin = start(b)
@@ -479,7 +478,6 @@ def selection_with(choose: Choice) -> Stage:
     """Eq. (3) with another choice."""
 
     def stage(*, a: np.ndarray, eligible: np.ndarray, k: int, dtype: str) -> Values:
-        run_oracle("selection", {"a": a, "eligible": eligible, "k": k}, dtype)  # refuses what it must
         pos, neg = choose(_array(_tensor(a, dtype)), np.asarray(eligible).astype(bool), k)
         return {"pos": [int(j) for j in pos], "neg": [int(j) for j in neg]}
 
@@ -637,9 +635,7 @@ def contrast_with(
     """Eq. (4) with another state, another way to mask, another prompt or another difference."""
 
     def stage(*, x: Any, baseline: Any, attention_mask: Any, pos: Any, neg: Any, dtype: str) -> Values:
-        if np.shape(baseline) != np.shape(x) or not all(0 <= j < len(x) for j in (*pos, *neg)):
-            raise ValueError("baseline must have the shape of x, and tokens must exist")
-        right_mask = _mask(x, attention_mask)
+        right_mask = _whole(attention_mask)
         prompt = change(Prompt(_tensor(x, dtype), _tensor(baseline, dtype), right_mask, list(pos), list(neg)))
         with torch.no_grad():
             h = state(_counted(prompt.x, prompt.mask))
@@ -751,7 +747,9 @@ def aggregation_with(
         return np.stack([(direction or first_component)(D) for D in deltas.swapaxes(0, 1)])
 
     def stage(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> Values:
-        run_oracle("aggregation", {"delta_pos": delta_pos, "delta_neg": delta_neg}, dtype)  # refuses what it must
+        run_oracle(
+            "aggregation", {"delta_pos": delta_pos, "delta_neg": delta_neg}, dtype
+        )  # refuses shifts that define no direction
         pos, neg = (_array(_tensor(deltas, dtype)) for deltas in (delta_pos, delta_neg))
         sides = both(pos, neg) if both else (one(pos), one(neg))
         v_pos, v_neg = (_tensor(v, dtype) for v in sides)
@@ -929,7 +927,6 @@ def steering_with(steer: Steer) -> Stage:
     """Eq. (7) and (8) with another edit."""
 
     def stage(*, h: np.ndarray, v: np.ndarray, lam: float, dtype: str) -> Values:
-        run_oracle("steering", {"h": h, "v": v, "lam": lam}, dtype)  # refuses what it must
         stream = _tensor(h, dtype)
         return {"h": _array(steer(_wide(stream), _wide(_tensor(v, dtype)), lam).to(stream))}
 
@@ -1112,9 +1109,7 @@ def generation_with(
     """
 
     def stage(*, ids: Any, attention_mask: Any, v: Any, lam: float, layers: Any, forced: Any, dtype: str) -> Values:
-        _check_generation(ids, attention_mask, v, lam, layers, forced)
-        ids, forced = np.asarray(ids, dtype=np.int64), np.asarray(forced, dtype=np.int64)
-        mask = torch.from_numpy(np.array(attention_mask, dtype=np.int64))
+        ids, forced, mask = np.asarray(ids), np.asarray(forced), _whole(attention_mask)
         if last_prompt_token_twice:
             ids = np.concatenate([ids, ids[:, -1:]], 1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -1137,17 +1132,6 @@ def generation_with(
             return {"logits": _array(next_logits(forced)), "tokens": said}
 
     return stage
-
-
-def _check_generation(ids: Any, attention_mask: Any, v: Any, lam: float, layers: Any, forced: Any) -> None:
-    """Refuse what the oracle refuses."""
-    known = set(range(BLOCKS))
-    if np.shape(ids) != np.shape(attention_mask) or np.shape(v) != (BLOCKS, WIDTH) or len(ids) != len(forced):
-        raise ValueError("ids and mask must be (B, T), forced (B, n) and v (L, d)")
-    if not (np.isfinite(lam) and np.isfinite(v).all()) or set(layers) - known or len(set(layers)) != len(layers):
-        raise ValueError("lam and v must be finite, layers different numbers of existing blocks")
-    if np.min(ids) < 0 or np.max(ids) >= VOCABULARY or np.min(forced) < 0 or np.max(forced) >= VOCABULARY:
-        raise ValueError(f"token ids must be from 0 to {VOCABULARY - 1}")
 
 
 def gap_after_padding(mask: Tensor, prompt: int) -> Tensor:

@@ -138,6 +138,13 @@ def baselines(x: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.tile(row, (len(x), 1)) for name, row in rows.items()}
 
 
+def _spoilt(values: Any, bad: float) -> np.ndarray:
+    """The values with their last number replaced by a NaN or an infinity."""
+    spoilt = np.array(values, dtype=np.float64)
+    spoilt.flat[-1] = bad
+    return spoilt
+
+
 # ----------------------------------------------------------------------------------------------- objective
 def _objective(
     number: int, comment: str, flags: str, inputs: dict[str, Any], kills: str = "", result: ResultKind = "valid"
@@ -239,6 +246,19 @@ OBJECTIVE = (
                seeded_prompt("tiny55", padding=0, tokens=11, step=2.0**-17) | answers([3, 10], [28, 28]),
                "off_by_one_logits kv_heads_interleaved eps_missing layer_norm gate_and_up_exchanged "
                "embeddings_scaled"),
+    _objective(29, "A negative token", "BadArgument", prompt(5, 7) | answers([3], [-1, 6]), result="invalid"),
+    _objective(30, "Padding on the right", "BadArgument",
+               {"x": EMBED[[5, 7, 0]], "attention_mask": np.array([1, 1, 0])} | answers([3], [6]), result="invalid"),
+    _objective(31, "A hole in the attention mask", "BadArgument",
+               {"x": EMBED[[5, 7, 9]], "attention_mask": np.array([1, 0, 1])} | answers([3], [6]), result="invalid"),
+    _objective(32, "Nothing but padding", "BadArgument",
+               {"x": EMBED[[0, 0]], "attention_mask": np.array([0, 0])} | answers([3], [6]), result="invalid"),
+    _objective(33, "NaN in the prompt", "NotANumber",
+               {"x": _spoilt(EMBED[[5, 7]], math.nan), "attention_mask": mask(0, 2)} | answers([3], [6]),
+               result="invalid"),
+    _objective(34, "Infinity in the prompt", "NotANumber",
+               {"x": _spoilt(EMBED[[5, 7]], math.inf), "attention_mask": mask(0, 2)} | answers([3], [6]),
+               result="invalid"),
 )  # fmt: skip
 
 
@@ -334,6 +354,20 @@ ATTRIBUTION = (
                  result="invalid"),
     _attribution(24, "NaN in the prompt", "NotANumber", _words | {"x": _not_a_number}, _pair, "zero", 5, "right",
                  result="invalid"),
+    _attribution(25, "Infinity in the prompt", "NotANumber", _words | {"x": _spoilt(_words["x"], math.inf)}, _pair,
+                 "zero", 5, "right", result="invalid"),
+    _attribution(26, "NaN in the baseline", "NotANumber", _words, _pair, _spoilt(_words["x"], math.nan), 5, "right",
+                 result="invalid"),
+    _attribution(27, "A token beyond the vocabulary", "BadArgument", _words, answers([3], [VOCABULARY]), "zero", 5,
+                 "right", result="invalid"),
+    _attribution(28, "A negative token", "BadArgument", _words, answers([-1], [3]), "zero", 5, "right",
+                 result="invalid"),
+    _attribution(29, "An attention mask shorter than the prompt", "BadShape", _words | {"attention_mask": mask(0, 4)},
+                 _pair, "zero", 5, "right", result="invalid"),
+    _attribution(30, "Padding on the right", "BadArgument", _words | {"attention_mask": mask(2, 3)[::-1].copy()},
+                 _pair, "zero", 5, "right", result="invalid"),
+    _attribution(31, "A baseline of another width", "BadShape", _words, _pair, EMBED[[0] * 5, :-1], 5, "right",
+                 result="invalid"),
 )  # fmt: skip
 
 
@@ -419,6 +453,10 @@ SELECTION = (
     _selection(29, "No tokens asked for", "BadArgument", [1, -1, 2], 0, result="invalid"),
     Case("selection-030", "selection", "One entry of `eligible` too many", ("BadShape",), "invalid",
          {"a": bf16([1, -1, 2]), "eligible": np.ones(4, dtype=np.int64), "k": 1}, ()),
+    _selection(31, "An infinite score", "NotANumber", [1, math.inf, -1, 2], 2, result="invalid"),
+    _selection(32, "A score of minus infinity that may not be selected", "NotANumber Ineligible", [1, -math.inf, 2], 1,
+               ineligible=[1], result="invalid"),
+    _selection(33, "A negative number of tokens", "BadArgument", [1, -1, 2], -1, result="invalid"),
 )  # fmt: skip
 
 
@@ -484,6 +522,17 @@ CONTRAST = (
     _contrast(17, "A token that does not exist", "BadArgument", _seven, "zero", [7], [1], result="invalid"),
     _contrast(18, "A negative token number", "BadArgument", _seven, "zero", [1], [-1], result="invalid"),
     _contrast(19, "A baseline with one row for all tokens", "BadShape", _seven, EMBED[:1], [1], [2], result="invalid"),
+    _contrast(20, "A baseline with one token too many", "BadShape", _seven, EMBED[[0] * 8], [1], [2],
+              result="invalid"),
+    _contrast(21, "NaN in the prompt", "NotANumber", _seven | {"x": _spoilt(_seven["x"], math.nan)}, "zero", [1], [2],
+              result="invalid"),
+    # A baseline row that no set asks for, too.
+    _contrast(22, "Infinity in the baseline of a token that is not masked", "NotANumber", _seven,
+              _spoilt(_seven["x"], math.inf), [1], [2], result="invalid"),
+    _contrast(23, "Padding on the right", "BadArgument", _seven | {"attention_mask": mask(2, 5)[::-1].copy()}, "zero",
+              [1], [2], result="invalid"),
+    _contrast(24, "An attention mask longer than the prompt", "BadShape", _seven | {"attention_mask": mask(0, 8)},
+              "zero", [1], [2], result="invalid"),
 )  # fmt: skip
 
 
@@ -547,6 +596,7 @@ _constant = np.tile(grid("aggregation-constant", 1, 3, 5), (6, 1, 1))
 _alike = spiked("aggregation-015b", 7, 2, 13)
 _one_weak_layer = spiked("aggregation-weak-layer", 7, 3, 13)
 _one_weak_layer[:, 1] = 0
+_seven_shifts = spiked("aggregation-025", 7, 2, 5)
 
 AGGREGATION = (
     _aggregation(1, "Seven examples, three layers, width thirteen", "Basic",
@@ -621,6 +671,13 @@ AGGREGATION = (
                  spiked("aggregation-023", 7, 2, 5), result="invalid"),
     _aggregation(24, "Shifts without a layer axis", "BadShape", spiked("aggregation-024", 7, 2, 5)[:, 0],
                  spiked("aggregation-024", 7, 2, 5)[:, 1], result="invalid"),
+    # The second side one example, layer or feature short.
+    _aggregation(25, "More positive shifts than negative ones", "BadShape", _seven_shifts, _seven_shifts[:-1],
+                 result="invalid"),
+    _aggregation(26, "More layers on one side", "BadShape", _seven_shifts, _seven_shifts[:, :-1], result="invalid"),
+    _aggregation(27, "Sides of different width", "BadShape", _seven_shifts, _seven_shifts[..., :-1], result="invalid"),
+    _aggregation(28, "Infinity in one shift", "NotANumber", _seven_shifts, _spoilt(_seven_shifts, -math.inf),
+                 result="invalid"),
 )  # fmt: skip
 
 
@@ -708,6 +765,15 @@ STEERING = (
               np.where(np.arange(WIDTH) == 4, np.inf, _v), 1.0, result="invalid"),
     _steering(21, "Where all but 2^-28 cancels the norm is still restored", "Cancellation TinyValues BeyondFloat16",
               _very_nearly, _first_axis, 1.0, "eps_in_denominator"),
+    _steering(22, "NaN in h", "NotANumber", _spoilt(stream("steering-022", 2, 5), math.nan), _v, 1.0, result="invalid"),
+    _steering(23, "Infinity in h", "NotANumber", _spoilt(stream("steering-023", 2, 5), math.inf), _v, 1.0,
+              result="invalid"),
+    _steering(24, "Lambda is NaN", "NotANumber", stream("steering-024", 2, 5), _v, math.nan, result="invalid"),
+    _steering(25, "Lambda is infinite", "NotANumber", stream("steering-025", 2, 5), _v, math.inf, result="invalid"),
+    _steering(26, "States without a batch axis", "BadShape", stream("steering-026", 1, 5)[0], _v, 1.0,
+              result="invalid"),
+    _steering(27, "A vector per token", "BadShape", stream("steering-027", 1, 5), np.tile(_v, (5, 1)), 1.0,
+              result="invalid"),
 )  # fmt: skip
 
 
@@ -722,13 +788,15 @@ def _generation(
     layers: list[int],
     forced: Sequence[Sequence[int]],
     kills: str = "",
+    *,
+    seen: Sequence[Sequence[int]] = (),
     result: ResultKind = "valid",
 ) -> Case:
     longest = max(len(words) for words in prompts)
     ids = np.array([[0] * (longest - len(words)) + list(words) for words in prompts])
-    seen = np.stack([mask(longest - len(words), len(words)) for words in prompts])
-    inputs = {"ids": ids, "attention_mask": seen, "v": bf16(v), "lam": float(lam), "layers": layers,
-              "forced": np.array(forced)}  # fmt: skip
+    padded = np.stack([mask(longest - len(words), len(words)) for words in prompts])
+    inputs = {"ids": ids, "attention_mask": np.array(seen) if len(seen) else padded, "v": bf16(v), "lam": float(lam),
+              "layers": layers, "forced": np.array(forced, dtype=np.int64)}  # fmt: skip
     return Case(f"generation-{number:03d}", "generation", comment, tuple(flags.split()), result, inputs,
                 tuple(kills.split()))  # fmt: skip
 
@@ -778,6 +846,22 @@ GENERATION = (
                 result="invalid"),
     _generation(18, "A continuation for one row too many", "BadShape", [[5, 7]], _V, 1.0, ALL, [[3], [4]],
                 result="invalid"),
+    _generation(19, "A prompt with a token beyond the vocabulary", "BadArgument", [[5, VOCABULARY]], _V, 1.0, ALL,
+                [[3]], result="invalid"),
+    _generation(20, "A prompt with a negative token", "BadArgument", [[5, -1]], _V, 1.0, ALL, [[3]], result="invalid"),
+    _generation(21, "A continuation with a token beyond the vocabulary", "BadArgument", [[5, 7]], _V, 1.0, ALL,
+                [[3, VOCABULARY]], result="invalid"),
+    _generation(22, "Nothing to generate", "BadArgument", [[5, 7]], _V, 1.0, ALL, [[]], result="invalid"),
+    _generation(23, "A negative layer", "BadArgument", [[5, 7]], _V, 1.0, [-1], [[3]], result="invalid"),
+    _generation(24, "Infinity in v", "NotANumber", [[5, 7]], _spoilt(_V, math.inf), 1.0, ALL, [[3]], result="invalid"),
+    _generation(25, "Lambda is NaN", "NotANumber", [[5, 7]], _V, math.nan, ALL, [[3]], result="invalid"),
+    _generation(26, "Vectors of another width", "BadShape", [[5, 7]], _V[:, :-1], 1.0, ALL, [[3]], result="invalid"),
+    _generation(27, "Padding on the right", "BadArgument", [[5, 7, 0]], _V, 1.0, ALL, [[3]],
+                seen=[[1, 1, 0]], result="invalid"),
+    _generation(28, "A row of padding only", "BadArgument", [[5, 7], [0, 0]], _V, 1.0, ALL, [[3], [4]],
+                seen=[[1, 1], [0, 0]], result="invalid"),
+    _generation(29, "An attention mask longer than the prompt", "BadShape", [[5, 7]], _V, 1.0, ALL, [[3]],
+                seen=[[0, 1, 1]], result="invalid"),
 )  # fmt: skip
 
 

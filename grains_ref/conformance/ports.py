@@ -37,7 +37,7 @@ class Skipped(Exception):
     """The port says that it cannot run this case."""
 
 
-class PortError(Exception):
+class PortError(ValueError):
     """The port crashed, hung or answered something that is no answer."""
 
 
@@ -271,9 +271,9 @@ class FolderPort:
 def encode_values(values: Mapping[str, Any], tensors: Path | None) -> dict[str, Any]:
     """Values as JSON: arrays as nested lists, or as references into a safetensors file that is written here."""
     arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    plain = {name: value for name, value in values.items() if name not in arrays}
+    plain = {name: json_numbers(value) for name, value in values.items() if name not in arrays}
     if tensors is None:
-        return plain | {name: _listed(value.tolist()) for name, value in arrays.items()}
+        return plain | {name: json_numbers(value.tolist()) for name, value in arrays.items()}
     if arrays:
         save_file(arrays, tensors)
     return plain | {name: {"tensor": f"{tensors}#{name}"} for name in arrays}
@@ -294,21 +294,23 @@ def decode_values(values: Mapping[str, Any], relative_to: Path = Path()) -> Valu
             except (OSError, SafetensorError, KeyError) as error:
                 raise PortError(f"{name}: {value['tensor']} cannot be read: {type(error).__name__}: {error}") from None
         else:
-            decoded[name] = _unlisted(value)
+            decoded[name] = numbers_of_json(value)
     return decoded
 
 
-def _listed(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
+    """Nested lists in which NaN and infinities, which JSON lacks, are strings."""
     if isinstance(value, list):
-        return [_listed(item) for item in value]
+        return [json_numbers(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _unlisted(value: Any) -> Any:
+def numbers_of_json(value: Any) -> Any:
+    """The reverse of `json_numbers`."""
     if isinstance(value, list):
-        return [_unlisted(item) for item in value]
+        return [numbers_of_json(item) for item in value]
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 

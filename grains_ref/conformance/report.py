@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from grains_ref.conformance.budgets import Budget
-from grains_ref.conformance.bugs import BUGS
+from grains_ref.conformance.bugs import BUGS, Bug
 from grains_ref.conformance.cases import CASES, FLAGS
 from grains_ref.conformance.runner import Mode, Result, Run
 from grains_ref.conformance.stages import OUTPUTS
@@ -26,54 +28,95 @@ def print_run(run: Run, budgets: Mapping[tuple[str, str], Budget], console: Cons
     console.print(f"\n{run.port}", style="bold", end="")
     console.print(f"   claims {', '.join(run.claimed) or 'nothing'} in {', '.join(run.dtypes) or 'no dtype'}")
     if not run.claimed or not run.dtypes:
-        console.print("Nothing claimed, nothing run: a port defines at least one stage.", style="bold red")
+        names = ", ".join(OUTPUTS)
+        console.print(f"Nothing claimed, nothing run. Define at least one of {names}.", style="bold red")
         return
     for dtype in run.dtypes:
         console.print(_table(run, dtype, budgets))
+    console.print("error, budget: relative, worst and allowed; weakest bug: the least visible planted bug", style="dim")
+    blind = [f"{s} in {d}" for d in run.dtypes for s in OUTPUTS if s in run.claimed and not budgets[s, d].claimable]
+    if blind:
+        console.print(f"Not claimable: {', '.join(blind)}. There a right port and a wrong one look alike.")
     missing = [stage for stage in OUTPUTS if stage not in run.claimed]
     if missing:
         console.print(f"Not claimed, not checked: {', '.join(missing)}.")
     if run.stale:
         console.print(f"Known failures that match no case: {', '.join(run.stale)}; remove them.", style="red")
     for line in explain(run, repeat=repeat):
-        console.print(line)
+        indent = len(line.plain) - len(line.plain.lstrip())
+        console.print(Padding(line[indent:], (0, 0, 0, indent), expand=False))
 
 
 def explain(run: Run, *, repeat: str) -> Iterator[Text]:
     """The first divergence in words, and a line for every other stage that fails."""
-    first = run.first_divergence()
-    unexpected = sum(result.status == "unexpected pass" for result in run.results)
+    unexpected = [r for r in run.results if r.status == "unexpected pass"]
     if unexpected:
-        yield Text(f"{unexpected} known failures pass now; take them out of the file.", style="red")
+        names = ", ".join(dict.fromkeys(r.case for r in unexpected))
+        yield Text(f"Known failures that pass now: {names}. Take them out of the file.", style="red")
+    first = run.first_divergence()
     if first is None:
         passed = sum(result.status == "passed" for result in run.results)
-        yield Text(f"No divergence in {passed} results.", style="bold green") if passed else Text("Nothing was run.")
+        if passed and not run.failed:
+            yield Text(f"No divergence in {passed} results.", style="bold green")
+        elif not passed:
+            yield Text("Nothing passed: all that was run was skipped, expected to fail or not claimable.", style="red")
         return
-    stage = first.stage
+    yield from _divergence(run, first, repeat)
+    for stage in OUTPUTS:
+        failures = [r for r in run.results if r.status == "failed" and r.stage == stage]
+        if failures and stage != first.stage:
+            likely = run.likely_bug(stage)
+            guess = f"{_planted(likely.bug).description} ({likely.bug})" if likely else "no planted bug matches"
+            yield Text(f"Also failing: {stage}, {len(failures)} times. Likely bug: {guess}.")
+
+
+def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
+    """The first failing stage: a case, what the case is for, what the bug may be, how to run it again."""
+    stage, likely = first.stage, run.likely_bug(first.stage)
+    failures = [r for r in run.results if r.status == "failed" and r.stage == stage]
     yield Text(f"First failing stage: {stage} ({first.mode}, {first.dtype}).", style="bold red")
+    if first.mode != "isolated":
+        yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
     yield Text(f"  {first.case}: {first.message}")
     case = next((case for case in CASES if case.id == first.case), None)
     if case:
         yield Text(f"  The case: {case.comment}.")
         for flag in case.flags:
-            yield Text(f"  {flag}: {FLAGS[flag].description}. {FLAGS[flag].effect}.")
-    bug, count, failures = run.likely_bug(stage)
-    if bug:
-        planted = next(one for one in BUGS if one.name == bug)
-        closest = min(r.diagnosis.distance for r in run.results if r.diagnosis and r.diagnosis.bug == bug)
-        yield Text("  Likely bug: ", style="bold").append(f"{planted.description} ({bug}).", style="bold yellow")
-        yield Text(
-            f"  In {count} of {failures} failures your output equals ours with this bug, at best to {closest:.0e}. "
-            f"{planted.effect}."
-        )
-    else:
-        yield Text("  No planted bug reproduces this output; it may be two bugs at once, or one that we do not know.")
-    yield Text(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
-    others = dict.fromkeys(r.stage for r in run.results if r.status == "failed" and r.stage != stage)
-    for other in others:
-        bug, count, failures = run.likely_bug(other)
-        guess = f"likely bug: {bug} ({count} of {failures})" if bug else "no planted bug matches"
-        yield Text(f"Also failing: {other}; {guess}.")
+            yield Text(f"    {flag}: {FLAGS[flag].description}. If wrong: {_lower(FLAGS[flag].effect)}.")
+    if likely:
+        bug = _planted(likely.bug)
+        yield Text("  Likely bug: ", style="bold").append(f"{bug.description} ({bug.name}).", style="bold yellow")
+        share = f"{likely.explained} of {likely.failures} wrong outputs of this stage are ours with this bug"
+        how_close = f"at best to {likely.distance:.0e}" if likely.distance else "at best exactly"
+        yield Text(f"    {share}, {how_close}. Effect: {_lower(bug.effect)}.")
+    elif any(r.diagnosed for r in failures):
+        yield Text("  No planted bug gives this output: two bugs at once, perhaps, or one that we do not know.")
+    others = [r for r in failures if not r.diagnosed and r is not first and r.mode != "end to end"]
+    for message, number in Counter(_without_details(r.message) for r in others).most_common(3):
+        example = next(r.case for r in others if _without_details(r.message) == message)
+        yield Text(f"  Also in {number} case{'s' if number > 1 else ''}, such as {example}: {message}")
+    if case:
+        yield Text(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
+
+
+def _planted(name: str) -> Bug:
+    return next(bug for bug in BUGS if bug.name == name)
+
+
+def _lower(text: str) -> str:
+    """For the middle of a sentence; BOS and NaN stay."""
+    first = text.split()[0]
+    return text[0].lower() + text[1:] if len(first) == 1 or first[1:].islower() else text
+
+
+def _without_details(message: str) -> str:
+    """The first line of a message up to its parenthesis, without what a program printed."""
+    return message.partition("\n")[0].partition(" (")[0].partition(". It wrote")[0]
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> Table:
@@ -81,15 +124,15 @@ def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> T
     for column in ("stage", "isolated", "chained", "worst case", "error", "budget", "weakest bug"):
         table.add_column(column, justify="right" if column in ("error", "budget", "weakest bug") else "left")
     for stage in OUTPUTS:
-        if stage not in run.claimed:
+        isolated, chained = (_of(run, stage, dtype, mode) for mode in ("isolated", "chained"))
+        if not isolated and not chained:
             continue
         budget = budgets[stage, dtype]
-        isolated = _of(run, stage, dtype, "isolated")
         worst = max(isolated, key=lambda r: r.error, default=None)
         table.add_row(
             stage,
             _count(isolated),
-            _count(_of(run, stage, dtype, "chained")),
+            _count(chained),
             worst.case if worst and worst.error else "",
             _number(worst.error) if worst else "",
             _number(budget.budget),
@@ -133,11 +176,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "dtypes": list(run.dtypes),
         "conformant": not run.failed,
         "first_divergence": _row(first) if first else None,
-        "likely_bugs": {
-            stage: run.likely_bug(stage)[0]
-            for stage in OUTPUTS
-            if any(r.status == "failed" and r.stage == stage for r in run.results)
-        },
+        "likely_bugs": {stage: asdict(likely) for stage in OUTPUTS if (likely := run.likely_bug(stage))},
         "stale_expected_failures": list(run.stale),
         "results": [_row(result) for result in run.results],
     }
@@ -161,9 +200,10 @@ def write_junit(run: Run, path: Path) -> None:
         case = ElementTree.SubElement(suite, "testcase", classname=f"conformance.{result.stage}", name=name)
         if result.status in ("failed", "unexpected pass"):
             likely = f"; likely bug: {result.diagnosis.bug}" if result.diagnosis else ""
-            ElementTree.SubElement(case, "failure", message=f"{result.message or result.status}{likely}")
+            message = _printable(f"{result.message or result.status}{likely}")
+            ElementTree.SubElement(case, "failure", message=message)
         elif result.status != "passed":
-            ElementTree.SubElement(case, "skipped", message=f"{result.status}: {result.message}")
+            ElementTree.SubElement(case, "skipped", message=_printable(f"{result.status}: {result.message}"))
     suite.set("skipped", str(sum(child.find("skipped") is not None for child in suite)))
     suite.set("failures", str(sum(child.find("failure") is not None for child in suite)))
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)

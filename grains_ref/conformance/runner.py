@@ -12,34 +12,58 @@ is named, if it lies clearly closer than the right answer.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from grains_ref.conformance.budgets import Budget, runs_in
+from grains_ref.conformance.budgets import Budget, allowed, runs_in
 from grains_ref.conformance.bugs import BUGS
 from grains_ref.conformance.cases import CASES, Case
 from grains_ref.conformance.compare import BadOutput, checked, distance, judge
 from grains_ref.conformance.ports import Port, PortError, Refused, Skipped
-from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
+from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, run_oracle
 
 Mode = Literal["isolated", "chained", "end to end"]
 Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable"]
 REPRODUCED = 0.1  # a bug is named if its output is at most this share of the error away from the port's
+ALIKE = 10  # bugs whose distances differ by less than this factor, or lie within rounding, are not told apart
+EPS = {dtype: float(torch.finfo(kind).eps) for dtype, kind in DTYPES.items()}
 CHAIN = ("attribution", "selection", "contrast", "aggregation", "steering")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The planted bug that lies closest to a wrong output; `distance` relative to the stage's scale."""
+    """The planted bug that lies closest to a wrong output; `distance` relative to the stage's scale.
+
+    alike: other bugs that reproduce the output of this one case as well.
+    """
 
     bug: str
     description: str
     distance: float
+    alike: tuple[str, ...] = ()
+
+    def names(self, bug: str) -> bool:
+        """Whether the output is what this bug would give."""
+        return bug in (self.bug, *self.alike)
+
+
+@dataclass(frozen=True)
+class Likely:
+    """The planted bug that explains most failures of a stage."""
+
+    bug: str
+    explained: int  # failures whose output it reproduces
+    failures: int  # failures that have an output: no refusals, crashes and the like
+    distance: float  # between the port's output and the bug's, in the best case
 
 
 @dataclass(frozen=True)
@@ -55,6 +79,7 @@ class Result:
     budget: float = 0.0
     message: str = ""
     diagnosis: Diagnosis | None = None
+    diagnosed: bool = False  # whether there was an output that could be compared with the bugs'
 
 
 @dataclass(frozen=True)
@@ -74,17 +99,31 @@ class Run:
         return bad or bool(self.stale) or not any(result.status == "passed" for result in self.results)
 
     def first_divergence(self) -> Result | None:
-        """The first failure in the order of the stages, isolated before chained before end to end."""
-        order = [(mode, stage) for mode in ("isolated", "chained", "end to end") for stage in OUTPUTS]
-        failures = [r for r in self.results if r.status == "failed"]
-        return min(failures, key=lambda r: (order.index((r.mode, r.stage)), -r.error), default=None)
+        """The first failure in the order of the stages, isolated before chained before end to end.
 
-    def likely_bug(self, stage: str) -> tuple[str, int, int]:
-        """The bug named most often for a stage, how often, and of how many failures with an output."""
-        named = [r.diagnosis.bug for r in self.results if r.stage == stage and r.status == "failed" and r.diagnosis]
-        failures = sum(r.stage == stage and r.status == "failed" for r in self.results)
-        bug, count = Counter(named).most_common(1)[0] if named else ("", 0)
-        return bug, count, failures
+        Of a stage's failures, the first that its likely bug reproduces: early cases are the plain ones.
+        """
+        order = [(mode, stage) for mode in ("isolated", "chained", "end to end") for stage in OUTPUTS]
+        failures = sorted(
+            (r for r in self.results if r.status == "failed"), key=lambda r: (order.index((r.mode, r.stage)), r.case)
+        )
+        if not failures:
+            return None
+        first = [r for r in failures if (r.mode, r.stage) == (failures[0].mode, failures[0].stage)]
+        likely = self.likely_bug(first[0].stage)
+        return next((r for r in first if likely and r.diagnosis and r.diagnosis.names(likely.bug)), first[0])
+
+    def likely_bug(self, stage: str) -> Likely | None:
+        """The bug that reproduces most wrong outputs of a stage; of several the one that is the closest most often."""
+        failures = [r for r in self.results if r.stage == stage and r.status == "failed" and r.diagnosed]
+        named = [r.diagnosis for r in failures if r.diagnosis]
+        reproduced = Counter(bug for d in named for bug in (d.bug, *d.alike))
+        closest = Counter(d.bug for d in named)
+        if not reproduced:
+            return None
+        bug = max(reproduced, key=lambda name: (reproduced[name], closest[name]))
+        distance = min((d.distance for d in named if d.bug == bug), default=min(d.distance for d in named))
+        return Likely(bug, reproduced[bug], len(failures), distance)
 
 
 def run_port(
@@ -108,7 +147,7 @@ def run_port(
         if "isolated" in modes:
             for case in cases:
                 if case.stage in port.stages and runs_in(case, dtype):
-                    results.append(_isolated(port, case, dtype, budgets[case.stage, dtype]))
+                    results.append(run_case(port, case, dtype, budgets[case.stage, dtype]))
                     on_case()
         if "chained" in modes:
             results += _chained(port, dtype, budgets)
@@ -120,25 +159,67 @@ def run_port(
     return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale)
 
 
+def read_xfails(path: Path) -> dict[str, str]:
+    """A porter's file of known failures: a case id or pattern per line, then # and a reason; both, by pattern.
+
+    Raises:
+        ValueError: a line has no reason.
+    """
+    patterns = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        pattern, _, reason = (part.strip() for part in line.partition("#"))
+        if pattern and not reason:
+            raise ValueError(
+                f"{path}:{number}: {pattern!r} gives no reason; write: CASE  # why, and where it is tracked"
+            )
+        if pattern:
+            patterns[pattern] = reason
+    return patterns
+
+
 def number_of_cases(port: Port, cases: Sequence[Case] = CASES, dtypes: Sequence[str] = ()) -> int:
     """How often `run_port` calls on_case."""
     wanted = [dtype for dtype in port.dtypes if not dtypes or dtype in dtypes]
     return len(wanted) * sum(case.stage in port.stages for case in cases)
 
 
-def diagnose(stage: str, inputs: Mapping[str, Any], got: Values, dtype: str, error: float) -> Diagnosis | None:
-    """The planted bug closest to a wrong output, if it is clearly closer to it than the right answer is."""
-    best: Diagnosis | None = None
+def diagnose(
+    stage: str,
+    inputs: Mapping[str, Any],
+    got: Values,
+    dtype: str,
+    error: float,
+    wrong: Mapping[str, Values] | None = None,
+) -> Diagnosis | None:
+    """The planted bug closest to a wrong output, if it is clearly closer to it than the right answer is.
+
+    wrong: what the bugs make of the inputs (`wrong_outputs`), if it is at hand.
+    """
+    wrong = wrong_outputs(stage, inputs, dtype) if wrong is None else wrong
+    near = {bug: _distance_like(stage, inputs, got, output) for bug, output in wrong.items()}
+    best = min(near, key=lambda name: near[name], default="")
+    if not best or near[best] > REPRODUCED * min(error, 1.0):
+        return None
+    alike = tuple(name for name in near if name != best and near[name] <= ALIKE * max(near[best], EPS[dtype]))
+    (planted,) = (bug for bug in BUGS if bug.name == best)
+    return Diagnosis(best, planted.description, near[best], alike)
+
+
+def wrong_outputs(stage: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Values]:
+    """What every planted bug of a stage makes of an input; a bug that fails on it is left out."""
+    outputs = {}
     for bug in BUGS:
-        if bug.stage != stage:
-            continue
-        try:
-            there = _distance_like(stage, inputs, got, bug.function(**inputs, dtype=dtype))
-        except (ValueError, ArithmeticError, RuntimeError, IndexError):
-            continue
-        if best is None or there < best.distance:
-            best = Diagnosis(bug.name, bug.description, there)
-    return best if best and best.distance <= REPRODUCED * error else None
+        if bug.stage == stage:
+            with contextlib.suppress(ValueError, ArithmeticError, RuntimeError, IndexError):
+                outputs[bug.name] = bug.function(**inputs, dtype=dtype)
+    return outputs
+
+
+@cache
+def wrong_outputs_of(case_id: str, dtype: str) -> dict[str, Values]:
+    """`wrong_outputs` of a case, computed once."""
+    (case,) = (case for case in CASES if case.id == case_id)
+    return wrong_outputs(case.stage, case.inputs, dtype)
 
 
 def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, wrong: Values) -> float:
@@ -152,8 +233,9 @@ def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, wrong: Va
     return distance(stage, inputs, *cleaned)
 
 
-def _isolated(port: Port, case: Case, dtype: str, budget: Budget) -> Result:
-    result = Result(case.id, case.stage, dtype, "isolated", "passed", budget=budget.budget)
+def run_case(port: Port, case: Case, dtype: str, budget: Budget) -> Result:
+    """One case by itself, with the oracle's input."""
+    result = Result(case.id, case.stage, dtype, "isolated", "passed", budget=allowed(case, dtype, budget))
     if not budget.claimable:
         return replace(
             result, status="not claimable", message=f"the weakest bug, {budget.weakest_bug}, hides in the noise"
@@ -169,21 +251,29 @@ def _isolated(port: Port, case: Case, dtype: str, budget: Budget) -> Result:
     except PortError as problem:
         return replace(result, status="failed", error=float("inf"), message=str(problem))
     if case.result == "invalid":
-        message = f"accepted an invalid input ({case.comment}); it must be refused"
+        message = f"accepted an invalid input, which must be refused ({case.comment})"
         return replace(result, status="failed", error=float("inf"), message=message)
-    return _judged(result, case.inputs, got)
+    return _judged(result, case.inputs, got, oracle_of(case.id))
 
 
-def _judged(result: Result, inputs: Mapping[str, Any], got: Mapping[str, Any]) -> Result:
-    verdict = judge(result.stage, inputs, got, budget=result.budget)
+@cache
+def oracle_of(case_id: str) -> Values:
+    """The oracle's output of a case in float64, computed once."""
+    (case,) = (case for case in CASES if case.id == case_id)
+    return run_oracle(case.stage, case.inputs)
+
+
+def _judged(result: Result, inputs: Mapping[str, Any], got: Mapping[str, Any], want: Values) -> Result:
+    verdict = judge(result.stage, inputs, got, budget=result.budget, want=want)
     if verdict.ok:
         return replace(result, error=verdict.error)
-    try:
-        values = checked(result.stage, got, run_oracle(result.stage, inputs))
-        diagnosis = diagnose(result.stage, inputs, values, result.dtype, max(verdict.error, 1e-300))
-    except BadOutput:
-        diagnosis = None
-    return replace(result, status="failed", error=verdict.error, message=verdict.message, diagnosis=diagnosis)
+    result = replace(result, status="failed", error=verdict.error, message=verdict.message)
+    with contextlib.suppress(BadOutput):
+        values = checked(result.stage, got, want)
+        wrong = wrong_outputs_of(result.case, result.dtype) if result.mode == "isolated" else None
+        diagnosis = diagnose(result.stage, inputs, values, result.dtype, verdict.error, wrong)
+        return replace(result, diagnosis=diagnosis, diagnosed=True)
+    return result
 
 
 # ------------------------------------------------------------------------------------- chained
@@ -196,27 +286,44 @@ def chain_examples() -> list[dict[str, Any]]:
     ]
 
 
+class _Broken(Exception):
+    """The chain cannot go on."""
+
+
 def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> list[Result]:
-    """Attribution to steering, each stage fed with the port's own outputs; stops where a stage is missing or fails."""
+    """Attribution to steering, each stage fed with the port's own outputs; ends where there is nothing to go on with.
+
+    Whatever the port made is rounded to the dtype first, so that port and oracle see the same numbers.
+    """
     if not set(CHAIN) <= set(port.stages):
         return []
     results: list[Result] = []
 
     def step(stage: str, inputs: dict[str, Any], name: str) -> Values:
+        inputs = {key: _rounded(value, dtype) for key, value in inputs.items()}
         budget = budgets[stage, dtype]
         result = Result(f"chained-{name}", stage, dtype, "chained", "passed", budget=budget.budget)
-        got = port.run(stage, inputs, dtype, f"chained-{name}")
-        if budget.claimable:
-            results.append(_judged(result, inputs, got))
-        return checked(stage, got, run_oracle(stage, inputs))
+        try:
+            want = run_oracle(stage, inputs)
+            got = port.run(stage, inputs, dtype, result.case)
+            if budget.claimable:
+                results.append(_judged(result, inputs, got, want))
+            return checked(stage, got, want)
+        except (Refused, Skipped, PortError, BadOutput, ValueError, ArithmeticError) as problem:
+            if not (results and results[-1].case == result.case):
+                why = f"{type(problem).__name__}: {problem}"
+                results.append(replace(result, status="failed", error=float("inf"), message=why))
+            raise _Broken from None
 
-    try:
-        outputs = link(step, chain_examples())
-    except (Refused, Skipped, PortError, BadOutput) as problem:
-        results.append(Result("chained", "objective", dtype, "chained", "failed", float("inf"), 0.0, str(problem)))
-        return results
-    del outputs
+    with contextlib.suppress(_Broken):
+        link(step, chain_examples())
     return results
+
+
+def _rounded(value: Any, dtype: str) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return torch.from_numpy(value.astype(np.float64)).to(DTYPES[dtype]).double().numpy()
+    return value
 
 
 def link(step: Callable[[str, dict[str, Any], str], Values], examples: Iterable[dict[str, Any]]) -> Values:
@@ -243,18 +350,18 @@ def _end_to_end(port: Port, dtype: str) -> list[Result]:
     """The last output of the chain against the oracle's own chain."""
     if not set(CHAIN) <= set(port.stages):
         return []
-    allowed = 1e-6 if dtype == "float64" else 1e-2
+    budget = 1e-6 if dtype == "float64" else 1e-2
     examples = chain_examples()
     want = link(lambda stage, inputs, name: run_oracle(stage, inputs), examples)
-    result = Result("end-to-end", "steering", dtype, "end to end", "passed", budget=allowed)
+    result = Result("end-to-end", "steering", dtype, "end to end", "passed", budget=budget)
     try:
         got = link(lambda stage, inputs, name: dict(port.run(stage, inputs, dtype, f"end-to-end-{name}")), examples)
         error = distance("steering", {}, checked("steering", got, want), want)
     except (Refused, Skipped, PortError, BadOutput, KeyError, TypeError, ValueError) as problem:
         return [replace(result, status="failed", error=float("inf"), message=str(problem))]
-    if error <= allowed:
+    if error <= budget:
         return [replace(result, error=error)]
-    return [replace(result, status="failed", error=error, message=f"relative error {error:.1e}, allowed {allowed:.0e}")]
+    return [replace(result, status="failed", error=error, message=f"relative error {error:.1e}, allowed {budget:.0e}")]
 
 
 def _mark(result: Result, expected_failures: Sequence[str]) -> Result:

@@ -77,8 +77,8 @@ def selection(*, a: np.ndarray, eligible: np.ndarray, k: int, dtype: str) -> dic
     if k < 1:
         raise ValueError(f"k is {k}; expected at least one token")
     for j, score in enumerate(scores):
-        if math.isnan(score):
-            raise ValueError(f"the score of token {j} is NaN; nothing can be ranked")
+        if not math.isfinite(score):
+            raise ValueError(f"the score of token {j} is {score}; nothing can be ranked, eligible or not")
 
     def strongest(sign: int) -> list[int]:
         left = [j for j in range(len(scores)) if eligible[j] and sign * scores[j] > 0]
@@ -116,6 +116,8 @@ def contrast(
 
 def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> dict[str, Any]:
     """Eq. (5) and (6): per layer the first principal component of either side, and their difference."""
+    if np.shape(delta_pos) != np.shape(delta_neg):
+        raise ValueError(f"the two sides differ in (N, L, d): {np.shape(delta_pos)}, {np.shape(delta_neg)}")
     sides = {}
     for name, shifts in (("v_pos", delta_pos), ("v_neg", delta_neg)):
         D = np.asarray(shifts, dtype=_float(dtype)).astype(np.float64)
@@ -123,8 +125,6 @@ def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> 
             raise ValueError(f"the shifts must be (N, L, d) with N >= 1; got {D.shape}")
         components = [_first_component(D[:, layer], f"{name}, layer {layer}") for layer in range(D.shape[1])]
         sides[name] = np.array(components).astype(_float(dtype))
-    if sides["v_pos"].shape != sides["v_neg"].shape:
-        raise ValueError(f"the two sides differ in (L, d): {sides['v_pos'].shape}, {sides['v_neg'].shape}")
     return {**sides, "v": sides["v_pos"] - sides["v_neg"]}
 
 
@@ -133,6 +133,8 @@ def steering(*, h: np.ndarray, v: np.ndarray, lam: float, dtype: str) -> dict[st
     states, vector = np.array(h, dtype=_float(dtype)), np.asarray(v, dtype=_float(dtype))
     if states.ndim != 3 or vector.shape != states.shape[2:]:
         raise ValueError(f"h must be (B, T, d) and v (d,); got {states.shape} and {vector.shape}")
+    if not np.isfinite(states).all():
+        raise ValueError("a state in h is not finite")
     _check_strength(vector, lam)
     for row in range(states.shape[0]):
         for t in range(states.shape[1]):
@@ -159,16 +161,20 @@ def generation(
         raise ValueError(f"layers must be different numbers from 0 to {BLOCKS - 1}; got {list(layers)}")
     if np.shape(ids) != np.shape(attention_mask) or len(ids) != len(forced):
         raise ValueError(f"rows do not fit: {np.shape(ids)}, {np.shape(attention_mask)}, {np.shape(forced)}")
+    if np.ndim(forced) != 2 or np.size(forced) == 0:
+        raise ValueError(f"forced must be (B, n) with n >= 1; got {np.shape(forced)}")
 
     def edit(block: int, state: np.ndarray) -> np.ndarray:
         return _steer(state, vectors[block], lam) if block in layers else state
 
-    def next_logits(prompt_ids: Sequence[int], mask: np.ndarray, said: Sequence[int]) -> np.ndarray:
+    def next_logits(prompt_ids: Sequence[int], mask: list[int], said: Sequence[int]) -> np.ndarray:
         embeds = _embed([*prompt_ids, *said], dtype)
         return _logits(_run(embeds, [*mask, *[1] * len(said)], dtype, edit)[-1], dtype)
 
     logits, tokens = [], []
     for row, mask, known in zip(ids, attention_mask, forced, strict=True):
+        mask = _seen(mask)
+        _embed(known, dtype)  # refuses what is outside the vocabulary, the last token too
         logits.append([next_logits(row, mask, known[:r]) for r in range(len(known))])
         said: list[int] = []
         for _ in known:
@@ -431,6 +437,17 @@ def _prompt(x: np.ndarray, mask: np.ndarray, dtype: str, name: str = "x") -> tup
     x = np.array(x, dtype=_float(dtype))
     if x.ndim != 2 or len(x) == 0 or x.shape[1] != WIDTH:
         raise ValueError(f"{name} must be (T, {WIDTH}) with T >= 1; got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinite values")
     if np.shape(mask) != (len(x),):
         raise ValueError(f"attention_mask must be ({len(x)},), as {name} has {len(x)} tokens; got {np.shape(mask)}")
-    return x, [int(bool(seen)) for seen in mask]
+    return x, _seen(mask)
+
+
+def _seen(mask: Sequence[int] | np.ndarray) -> list[int]:
+    """An attention mask as a list: padding (0) on the left, then at least one token (1)."""
+    seen = [int(one) for one in mask]
+    tokens = sum(seen)
+    if tokens == 0 or seen != [0] * (len(seen) - tokens) + [1] * tokens:
+        raise ValueError(f"attention_mask is {seen}; expected 0s, then at least one 1")
+    return seen

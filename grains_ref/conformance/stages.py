@@ -14,19 +14,36 @@ Objective, attribution, contrast and generation run on the decoder of `toy`. In 
 steered model that predict the tokens `forced` one after the other, and `tokens` are its own greedy continuation, made
 with whatever cache the port has.
 
-Inputs are float64 arrays whose values bfloat16 can hold; a port converts them to the dtype it is asked for. A stage
-here is a call of the reference, nothing more: what is right is decided in `grains_ref.grains`.
+The response (objective, attribution) and the new tokens (generation) continue the prompt: attention mask 1, positions
+going on from the last prompt token's. Greedy ties go to the lower id.
+
+Quadrature (attribution), with j = 1..m: `right` has its nodes at j / m, `midpoint` at (j - 1/2) / m, both with weights
+1 / m; `gauss_legendre` has the m Gauss-Legendre nodes and weights moved from [-1, 1] to [0, 1].
+
+Aggregation in low precision: the shifts are rounded to the dtype first, then converted to float64 for mean and SVD;
+v_pos and v_neg are rounded to the dtype, and v is their difference in that dtype. Shifts that define no direction are
+refused. With D the (N, d) shifts of one layer, s1 the first singular value of D minus its mean, u the component:
+
+    all equal (or all zero)     s1        <= 1e-6 * Frobenius norm of D
+    no mean to sign u by        |u . mean| <= 1e-6 * Frobenius norm of D / sqrt(N)
+
+Inputs are float64 arrays whose values bfloat16 can hold; a port converts them to the dtype it is asked for. What makes
+no sense is refused by `check`, before anything is computed: wrong shapes (nothing is broadcast), NaN and infinities
+(also in a score that may not be selected), token ids outside the vocabulary, an attention mask that is not 0s then 1s.
+
+A stage here is a call of the reference, nothing more: what is right is decided in `grains_ref.grains`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from grains_ref.conformance.toy import BLOCKS, WIDTH, Toy, toy_weights
+from grains_ref.conformance.toy import BLOCKS, VOCABULARY, WIDTH, Toy, toy_weights
 from grains_ref.grains import (
     Selection,
     Steering,
@@ -46,15 +63,85 @@ Stage: TypeAlias = Callable[..., Values]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+AXES: dict[str, dict[str, str]] = {
+    "objective": {"x": "T d", "attention_mask": "T", "y_pos": "R", "y_neg": "R'"},
+    "attribution": {"x": "T d", "baseline": "T d", "attention_mask": "T", "y_pos": "R", "y_neg": "R'"},
+    "selection": {"a": "T", "eligible": "T"},
+    "contrast": {"x": "T d", "baseline": "T d", "attention_mask": "T"},
+    "aggregation": {"delta_pos": "N L d", "delta_neg": "N L d"},
+    "steering": {"h": "B T d", "v": "d"},
+    "generation": {"ids": "B T", "attention_mask": "B T", "v": "L d", "forced": "B n"},
+}
+"""The axes of every array; an axis has one size in all arrays of a stage, and at least one entry."""
+ON_THE_TOY = ("objective", "attribution", "contrast", "generation")  # stages whose d and L are the toy decoder's
+FINITE = ("x", "baseline", "a", "delta_pos", "delta_neg", "h", "v", "lam")
+TOKEN_IDS = ("ids", "y_pos", "y_neg", "forced")
+
+
+def check(stage: str, dtype: str, **inputs: Any) -> None:
+    """Refuse an input that makes no sense; every stage begins with this, and so should a port's.
+
+    Raises:
+        ValueError: a shape does not fit, a value is not finite, or a token, position, layer or number does not exist.
+    """
+    _require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    sizes = {"d": WIDTH, "L": BLOCKS} if stage in ON_THE_TOY else {}
+    for name, axes in AXES[stage].items():
+        shape, expected = np.shape(inputs[name]), f"({', '.join(str(sizes.get(axis, axis)) for axis in axes.split())})"
+        fits = len(shape) == len(axes.split()) and 0 not in shape
+        # setdefault: the first array with an axis says how long it is
+        fits = fits and all(sizes.setdefault(axis, n) == n for axis, n in zip(axes.split(), shape, strict=True))
+        _require(fits, f"{name} has the shape {shape}; expected {expected}, no axis empty. Nothing is broadcast")
+    for name, value in inputs.items():
+        if name in FINITE:
+            bad = int((~np.isfinite(value)).sum())
+            _require(not bad, f"{name} holds {bad} NaN or infinite values; did an earlier step overflow?")
+        elif name in TOKEN_IDS:
+            wrong = [i for i in np.ravel(value).tolist() if i not in range(VOCABULARY)]
+            _require(not wrong, f"{name} holds {wrong}; token ids are whole numbers from 0 to {VOCABULARY - 1}")
+        elif name == "attention_mask":
+            rows = [row == sorted(row) and row[-1] == 1 and row[0] in (0, 1) for row in np.atleast_2d(value).tolist()]
+            _require(all(rows), f"attention_mask is {np.asarray(value).tolist()}; expected 0s (padding), then 1s")
+        elif name == "eligible":
+            _require(np.isin(value, (0, 1)).all(), "eligible must hold 0 and 1 only")
+        elif name in ("k", "m"):
+            whole = isinstance(value, (int, np.integer)) and value >= 1
+            _require(whole, f"{name} is {value!r}; expected a whole number of at least 1")
+        elif name in ("pos", "neg"):
+            wrong = [j for j in value if j not in range(sizes["T"])]
+            _require(not wrong, f"{name} holds {wrong}; expected tokens from 0 to {sizes['T'] - 1}, padding counted")
+        elif name == "layers":
+            different = len(set(value)) == len(value) and set(value) <= set(range(BLOCKS))
+            _require(different, f"layers is {list(value)}; expected different numbers from 0 to {BLOCKS - 1}")
+
+
+def _require(condition: bool | np.bool_, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _refusing(stage: Stage) -> Stage:
+    """The stage with `check` before it."""
+
+    @functools.wraps(stage)
+    def checked(*, dtype: str, **inputs: Any) -> Values:
+        check(stage.__name__.rstrip("_"), dtype, **inputs)
+        return stage(**inputs, dtype=dtype)
+
+    return checked
+
+
+@_refusing
 def objective(*, x: np.ndarray, attention_mask: np.ndarray, y_pos: np.ndarray, y_neg: np.ndarray, dtype: str) -> Values:
     """Eq. (1) on the toy decoder."""
     model = Toy(toy_weights(), DTYPES[dtype])
     encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
     embeds = encoded.embeds[None]
-    pos, neg = (log_prob(model, encoded, embeds, y=_response(y)) for y in (y_pos, y_neg))
+    pos, neg = (log_prob(model, encoded, embeds, y=_ids(y)) for y in (y_pos, y_neg))
     return {"log_p_pos": pos.item(), "log_p_neg": neg.item(), "f": (pos - neg).item()}
 
 
+@_refusing
 def attribution(
     *,
     x: np.ndarray,
@@ -67,11 +154,9 @@ def attribution(
     dtype: str,
 ) -> Values:
     """Eq. (2) on the toy decoder."""
-    if m < 1:
-        raise ValueError(f"m is {m}; expected at least one step")
     model = Toy(toy_weights(), DTYPES[dtype])
     encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
-    pos, neg = _response(y_pos), _response(y_neg)
+    pos, neg = _ids(y_pos), _ids(y_neg)
     found = integrated_gradients(
         lambda embeds: preference(model, encoded, embeds, y_pos=pos, y_neg=neg),
         encoded.embeds,
@@ -82,25 +167,25 @@ def attribution(
     return {"a": _array(found.a)}
 
 
+@_refusing
 def selection(*, a: np.ndarray, eligible: np.ndarray, k: int, dtype: str) -> Values:
     """Eq. (3)."""
-    chosen = select(_tensor(a, dtype), k=k, eligible=torch.from_numpy(np.asarray(eligible)).bool())
+    chosen = select(_tensor(a, dtype), k=k, eligible=_ids(eligible).bool())
     return {"pos": list(chosen.pos), "neg": list(chosen.neg)}
 
 
+@_refusing
 def contrast_(
     *, x: np.ndarray, baseline: np.ndarray, attention_mask: np.ndarray, pos: list[int], neg: list[int], dtype: str
 ) -> Values:
     """Eq. (4) on the toy decoder."""
     model = Toy(toy_weights(), DTYPES[dtype])
     encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
-    outside = [j for j in (*pos, *neg) if not 0 <= j < len(x)]
-    if outside:
-        raise ValueError(f"tokens {outside} do not exist: the prompt has {len(x)}")
     delta_pos, delta_neg = contrast(model, encoded, Selection(tuple(pos), tuple(neg)), _tensor(baseline, dtype))
     return {"delta_pos": _array(delta_pos), "delta_neg": _array(delta_neg)}
 
 
+@_refusing
 def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> Values:
     """Eq. (5) and (6); the singular vectors are computed in float64 whatever the dtype of the shifts."""
     pos, neg = (aggregate(_tensor(deltas, dtype)).v for deltas in (delta_pos, delta_neg))
@@ -108,13 +193,13 @@ def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> 
     return {"v_pos": _array(v_pos), "v_neg": _array(v_neg), "v": _array(combine(v_pos, v_neg))}
 
 
+@_refusing
 def steering(*, h: np.ndarray, v: np.ndarray, lam: float, dtype: str) -> Values:
     """Eq. (7) and (8)."""
-    if not (np.isfinite(lam) and np.isfinite(v).all()):
-        raise ValueError("lam and v must be finite")
     return {"h": _array(steer_hidden(_tensor(h, dtype), _tensor(v, dtype), lam=lam))}
 
 
+@_refusing
 def generation(
     *,
     ids: np.ndarray,
@@ -127,8 +212,6 @@ def generation(
 ) -> Values:
     """Sect. 3.3 on the toy decoder: every row of the batch by itself, every token by full recomputation."""
     model = Toy(toy_weights(), DTYPES[dtype])
-    if np.shape(v) != (BLOCKS, WIDTH):
-        raise ValueError(f"v must be {(BLOCKS, WIDTH)}; got {np.shape(v)}")
     logits, tokens = [], []
     with torch.no_grad(), Steering(model.blocks, _tensor(v, dtype), lam=lam, layers=layers):
         for row, mask, known in zip(_ids(ids), _ids(attention_mask), _ids(forced), strict=True):
@@ -173,10 +256,6 @@ def _tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 
 def _ids(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.int64))
-
-
-def _response(ids: np.ndarray) -> torch.Tensor:
-    return _ids(ids).reshape(-1)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

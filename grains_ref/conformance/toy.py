@@ -119,10 +119,10 @@ class Toy(nn.Module):
         super().__init__()
         w = {name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype) for name, array in weights.items()}
         self.embed, self.norm, self.head = w["embed"], w["norm"], w["head"]
-        self.blocks = nn.ModuleList(
+        self.blocks = [
             ToyBlock({name.split(".")[2]: tensor for name, tensor in w.items() if name.startswith(f"blocks.{block}.")})
             for block in range(BLOCKS)
-        )
+        ]
 
     def forward(self, inputs: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, d), (B, S) -> logits (B, S, V) and the residual stream after every block (B, L, S, d)."""

@@ -18,19 +18,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
-import grains_ref.conformance.cases as cases_module
 from grains_ref.conformance.budgets import Budget, measure
 from grains_ref.conformance.bugs import BUGS
 from grains_ref.conformance.cases import CASES, FLAGS, Case
+from grains_ref.conformance.ports import json_numbers, numbers_of_json
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, run_oracle
 from grains_ref.conformance.toy import toy_weights
 
@@ -48,9 +51,7 @@ HEADERS = {
 
 def root() -> Path:
     """Where the installed vectors lie."""
-    import grains_ref.fixtures as fixtures
-
-    return Path(next(iter(fixtures.__path__))) / "vectors" / VERSION
+    return Path(str(resources.files("grains_ref.fixtures"))) / "vectors" / VERSION
 
 
 def load_budgets(folder: Path | None = None) -> dict[tuple[str, str], Budget]:
@@ -59,14 +60,14 @@ def load_budgets(folder: Path | None = None) -> dict[tuple[str, str], Budget]:
     return {(row["stage"], row["dtype"]): Budget(**row) for row in rows}
 
 
-def write(folder: Path) -> None:
-    """Write all vectors into an empty or an earlier folder."""
+def write(folder: Path, budgets: Iterable[Budget] = ()) -> None:
+    """Write all vectors into an empty or an earlier folder; without `budgets` they are measured, in two minutes."""
     (folder / "paper").mkdir(parents=True, exist_ok=True)
     (folder / "schema").mkdir(exist_ok=True)
     for name, schema in schemas().items():
         _write_json(folder / "schema" / f"{name}.schema.json", schema)
     save_file(toy_weights(), folder / "toy.safetensors")
-    budgets = [measure(stage, dtype) for stage in OUTPUTS for dtype in DTYPES]
+    budgets = list(budgets) or [measure(stage, dtype) for stage in OUTPUTS for dtype in DTYPES]
     _write_json(folder / "budgets.json", {"budgets": [asdict(budget) for budget in budgets]})
     by_key = {(budget.stage, budget.dtype): budget for budget in budgets}
     for stage in OUTPUTS:
@@ -96,6 +97,8 @@ def write(folder: Path) -> None:
             "dialects": ["paper"],
             "numberOfTests": {stage: sum(case.stage == stage for case in CASES) for stage in OUTPUTS},
             "plantedBugs": len(BUGS),
+            "generator": {"python": platform.python_version()}
+            | {package: metadata.version(package) for package in ("numpy", "torch", "safetensors")},
             "sha256": {
                 path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
             },
@@ -104,20 +107,25 @@ def write(folder: Path) -> None:
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse a corpus that has shrunk or changed.
+    """Refuse a corpus that has shrunk or changed: with half of the cases gone every port would pass.
 
     Raises:
-        ValueError: a file is missing or has another digest, or there are fewer cases than the manifest says.
+        ValueError: a file is missing or has another digest, or cases of the manifest are not run.
     """
-    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    again = "Install grains_ref again; in a checkout, `git checkout fixtures/vectors`"
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no manifest of conformance vectors in {folder} ({error}). {again}.") from None
     for name, digest in manifest["sha256"].items():
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{path} is missing or was changed; the vectors are not those of the manifest")
+            raise ValueError(f"{path} is missing or was changed; it is not the file of the manifest. {again}.")
     for stage, number in manifest["numberOfTests"].items():
-        found = len(json.loads((folder / "paper" / f"{stage}.json").read_text())["tests"])
-        if found < number:
-            raise ValueError(f"{stage} has {found} cases; the manifest promises {number}")
+        tests = json.loads((folder / "paper" / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
+        stored, here = {test["id"] for test in tests}, {case.id for case in CASES if case.stage == stage}
+        if len(stored) < number or not stored <= here:
+            raise ValueError(f"{stage}: the manifest promises {number} cases, {len(stored & here)} exist. {again}.")
 
 
 def stored_case(folder: Path, stage: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,7 +136,7 @@ def stored_case(folder: Path, stage: str, name: str) -> tuple[dict[str, Any], di
 
     def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            key: arrays[value["tensor"].partition("#")[2]] if isinstance(value, dict) else value
+            key: arrays[value["tensor"].partition("#")[2]] if isinstance(value, dict) else numbers_of_json(value)
             for key, value in values.items()
         }
 
@@ -144,7 +152,7 @@ def _test(case: Case, budgets: Mapping[tuple[str, str], Budget], arrays: dict[st
                 arrays[key] = np.ascontiguousarray(value)
                 shown[name] = {"tensor": f"{case.stage}.safetensors#{key}"}
             else:
-                shown[name] = value
+                shown[name] = json_numbers(value)
         return shown
 
     test: dict[str, Any] = {
@@ -268,5 +276,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    assert cases_module.CASES
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER")
+    torch.set_num_threads(1)  # the tensors are far too small for a second one
     write(Path(sys.argv[1]))

@@ -122,6 +122,10 @@ def components(shifts: jax.Array, n: int) -> tuple:
     return u[:, 0], s[:, 0], mean, jnp.sqrt(jnp.sum(shifts**2, (0, 2)))
 
 
+def padding_left(mask: Any) -> bool:
+    return np.diff(mask).min(initial=0) >= 0 and np.min(np.asarray(mask)[..., -1]) == 1
+
+
 def require(condition: Any, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -135,15 +139,15 @@ def padded(x: Any, *buckets: int) -> np.ndarray:
 
 def prompt(dtype: str, mask: Any, *embeddings: Any) -> list[np.ndarray]:
     """The mask, and every (T, d) array rounded to the dtype but float32 or wider, with more padding on the left."""
-    require(len(mask) and all(np.shape(x) == (len(mask), D) for x in embeddings), f"x must be {(len(mask), D)}")
+    fits = all(np.shape(x) == (len(mask), D) and np.isfinite(x).all() for x in embeddings)
+    require(fits and padding_left(mask), f"x must be {(len(mask), D)} and finite, padding on the left")
     rounded = (wide(jnp.asarray(x, dtype)) for x in embeddings)
     return [padded(x, -T_BUCKET) for x in (np.asarray(mask, bool), *rounded)]
 
 
 def responses(y_pos: Any, y_neg: Any) -> tuple[np.ndarray, np.ndarray]:
     both = [np.asarray(y, np.int64) for y in (y_pos, y_neg)]
-    require(all(y.ndim == 1 and len(y) for y in both), "a response must be a vector of at least one token id")
-    require(all(0 <= token < V for y in both for token in y), f"token ids must be from 0 to {V - 1}")  # JAX would clamp
+    require(all(len(y) and y.min() >= 0 and y.max() < V for y in both), "a response must be ids from 0 to V - 1")
     y = padded([np.pad(y, (0, max(map(len, both)) - len(y))) for y in both], 1, R_BUCKET)
     return y, np.stack([np.arange(y.shape[1]) < len(response) for response in both])
 
@@ -166,13 +170,12 @@ def objective(*, x: Any, attention_mask: Any, y_pos: Any, y_neg: Any, dtype: str
 def attribution(
     *, x: Any, baseline: Any, attention_mask: Any, y_pos: Any, y_neg: Any, m: int, quadrature: str, dtype: str
 ) -> dict:
-    require(m >= 1, f"m is {m}; expected at least one step")
     t, (seen, x, start) = len(x), prompt(dtype, attention_mask, x, baseline)
     rest = (seen, *responses(y_pos, y_neg))
     even, (z, c) = np.full(m, 1 / m), np.polynomial.legendre.leggauss(m)  # the latter on [-1, 1]
     rules = {"right": ((np.arange(m) + 1) / m, even), "midpoint": ((np.arange(m) + 0.5) / m, even)}
     rules["gauss_legendre"] = ((z + 1) / 2, c / 2)
-    require(quadrature in rules, f"quadrature is {quadrature!r}; expected one of {', '.join(rules)}")
+    require(m >= 1 and quadrature in rules, f"got m = {m} and {quadrature!r}; expected one of {', '.join(rules)}")
     total = np.zeros_like(x)
     for alpha, weight in zip(*(nodes.tolist() for nodes in rules[quadrature]), strict=True):
         total += weight * np.asarray(preference(weights(dtype), start + alpha * (x - start), *rest)[1])
@@ -183,16 +186,15 @@ def attribution(
 def selection(*, a: Any, eligible: Any, k: int, dtype: str) -> dict:
     a, eligible = np.asarray(wide(jnp.asarray(a, dtype))), np.asarray(eligible, bool)
     require(k >= 1 and a.ndim == 1 and a.shape == eligible.shape, f"got k = {k}, {a.shape}, {eligible.shape}")
-    require(not np.isnan(a).any(), "a score is NaN")
+    require(np.isfinite(a).all(), "a score is not finite")
     signed = {"pos": np.where(eligible, a, 0), "neg": np.where(eligible, -a, 0)}
     order = {name: np.argsort(-score, kind="stable")[:k].tolist() for name, score in signed.items()}
     return {name: [j for j in order[name] if score[j] > 0] for name, score in signed.items()}
 
 
 def contrast(*, x: Any, baseline: Any, attention_mask: Any, pos: Any, neg: Any, dtype: str) -> dict:
-    t = len(x)
+    t, (seen, x, start) = len(x), prompt(dtype, attention_mask, x, baseline)
     require(all(0 <= j < t for j in (*pos, *neg)), f"tokens must be from 0 to {t - 1}; got {pos}, {neg}")
-    seen, x, start = prompt(dtype, attention_mask, x, baseline)
     versions = np.stack([x, x, x])
     for version, tokens in enumerate((pos, neg), start=1):
         versions[version, [j - t for j in tokens]] = start[[j - t for j in tokens]]
@@ -204,6 +206,7 @@ def contrast(*, x: Any, baseline: Any, attention_mask: Any, pos: Any, neg: Any, 
 
 def aggregation(*, delta_pos: Any, delta_neg: Any, dtype: str) -> dict:
     sides = []
+    require(np.shape(delta_pos) == np.shape(delta_neg), "the two sides have different examples, layers or widths")
     for shifts in (delta_pos, delta_neg):
         shifts = np.asarray(jnp.asarray(shifts, dtype), np.float64)
         require(shifts.ndim == 3 and len(shifts) and np.isfinite(shifts).all(), f"got {shifts.shape}, or not finite")
@@ -213,27 +216,24 @@ def aggregation(*, delta_pos: Any, delta_neg: Any, dtype: str) -> dict:
         require((s > 1e-6 * size).all(), "the shifts of a layer are all zero or all equal")
         require((abs(along) > 1e-6 * size / math.sqrt(n)).all(), "the mean shift is zero along the component")
         sides.append(jnp.asarray((u * np.sign(along)[:, None])[:, :d], dtype))
-    require(sides[0].shape == sides[1].shape, "the two sides have different layers or widths")
     v_pos, v_neg = sides
     return {name: np.asarray(wide(v)) for name, v in (("v_pos", v_pos), ("v_neg", v_neg), ("v", v_pos - v_neg))}
 
 
 def steering(*, h: Any, v: Any, lam: float, dtype: str) -> dict:
     require(np.ndim(h) == 3 and np.shape(v) == np.shape(h)[-1:], f"h is {np.shape(h)}, v is {np.shape(v)}")
-    require(np.isfinite(lam) and np.isfinite(v).all(), "lam and v must be finite")
+    require(all(np.isfinite(z).all() for z in (h, v, lam)), "h, v and lam must be finite")
     tokens, v = padded(np.reshape(h, (-1, len(v))), N_BUCKET, D_BUCKET), padded(v, D_BUCKET)
     steered = wide(steer(jnp.asarray(tokens, dtype), jnp.asarray(v, dtype), jnp.float64(lam)))
     return {"h": np.asarray(steered)[: h.shape[0] * h.shape[1], : h.shape[2]].reshape(h.shape)}
 
 
 def generation(*, ids: Any, attention_mask: Any, v: Any, lam: float, layers: Any, forced: Any, dtype: str) -> dict:
-    require(np.shape(v) == (BLOCKS, D), f"v must be {(BLOCKS, D)}; got {np.shape(v)}")
-    require(np.isfinite(lam) and np.isfinite(v).all(), "lam and v must be finite")
+    require(np.shape(v) == (BLOCKS, D) and np.isfinite([lam, *np.ravel(v)]).all(), "v must be (L, d), all finite")
     require(set(layers) <= set(range(BLOCKS)) and len(set(layers)) == len(layers), f"no such layers: {layers}")
-    require(np.shape(ids) == np.shape(attention_mask) and len(ids) == len(forced), "the batches do not fit")
-    require(
-        all(0 <= token < V for token in (*np.ravel(ids), *np.ravel(forced))), f"token ids must be from 0 to {V - 1}"
-    )
+    require(np.shape(ids) == np.shape(attention_mask) and padding_left(attention_mask), "ids and mask do not fit")
+    require(len(ids) == len(forced) and np.size(forced), "forced must be (B, n), n >= 1")
+    require(all(0 <= i < V for i in (*np.ravel(ids), *np.ravel(forced))), f"token ids must be from 0 to {V - 1}")
     w, rows, n = weights(dtype), len(ids), np.shape(forced)[1]
     ids, mask = (padded(z, 1, -T_BUCKET) for z in (ids, attention_mask))
     logits, _, state = prefill(w, w["embed"][ids], mask, n, v, [lam * (block in layers) for block in range(BLOCKS)])

@@ -54,7 +54,7 @@ function selection({ a, eligible, k }, round) {
   demand(k >= 1, `k is ${k}; expected at least 1`);
   demand(shape(scores).length === 1 && shape(eligible).length === 1, "a and eligible must be (T,)");
   demand(scores.length === eligible.length, `${scores.length} scores, but ${eligible.length} entries of eligible`);
-  demand(!scores.some(Number.isNaN), "a score is NaN");
+  demand(finite(scores), "a score is not finite");
   const strongest = (sign) =>
     scores
       .map((_, j) => j)
@@ -118,6 +118,7 @@ function component(D, layer) {
 
 // Eq. (5) and (6).
 function aggregation({ delta_pos, delta_neg }, round) {
+  demand(String(shape(delta_pos)) === String(shape(delta_neg)), "the two sides have different shapes");
   const sides = [delta_pos, delta_neg].map((deltas) => {
     const shifts = array(deltas, round);
     const sizes = shape(shifts);
@@ -126,7 +127,6 @@ function aggregation({ delta_pos, delta_neg }, round) {
     return shifts[0].map((_, layer) => array(component(shifts.map((example) => example[layer]), layer), round));
   });
   const [v_pos, v_neg] = sides;
-  demand(String(shape(v_pos)) === String(shape(v_neg)), "the two sides have different layers or widths");
   const v = v_pos.map((row, layer) => row.map((value, c) => round(value - v_neg[layer][c])));
   return { v_pos, v_neg, v };
 }
@@ -138,7 +138,7 @@ function steering({ h, v, lam }, round) {
   const sizes = shape(states);
   demand(sizes.length === 3 && rectangular(states), `h must be (B, T, d); got (${sizes})`);
   demand(String(shape(vector)) === String([sizes[2]]), `v must be (${sizes[2]}); got (${shape(vector)})`);
-  demand(Number.isFinite(strength) && finite(vector), "lam and v must be finite");
+  demand(Number.isFinite(strength) && finite(vector) && finite(states), "h, v and lam must be finite");
   const norm = (x) => round(Math.sqrt(dot(x, x)));
   const token = (state) => {
     const shifted = state.map((value, c) => round(value + round(strength * vector[c]))); // eq. (7)
