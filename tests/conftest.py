@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and rich would take it for the screen's width
 sys.path.insert(0, str(Path(__file__).parent))  # tests import toys.py, whatever pytest's import mode
 
 import toys

