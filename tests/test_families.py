@@ -141,7 +141,7 @@ side = st.integers(1, 400)
 
 
 @given(size=st.tuples(side, side))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_llava_picture_has_as_many_patches_as_the_processor_says_and_the_model_makes(
     llava: HuggingFaceModel, size: Size
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_llava_picture_has_as_many_patches_as_the_processor_says_and_the_model
 
 
 @given(width=side, height=side, long=st.integers(1, 9000))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_picture_of_which_no_patch_is_left_is_refused_and_no_other(
     llava: HuggingFaceModel, width: int, height: int, long: int
 ) -> None:
@@ -217,7 +217,7 @@ def check_no_overlap(patches: list[Patch]) -> None:
 
 
 @given(size=st.tuples(side, side))
-@settings(max_examples=60)
+@settings(max_examples=20)
 def test_llava_boxes_tile_the_picture(llava: HuggingFaceModel, size: Size) -> None:
     assume(counts_of_processor(llava.family, llava.tokenizer, size)[1])
     width, height = size
@@ -510,7 +510,7 @@ def test_gemmas_token_types_of_zero_are_not_enough(gemma3: HuggingFaceModel) -> 
 
 
 @given(size=st.tuples(st.integers(8, 300), st.integers(8, 300)), before=st.integers(1, 5), after=st.integers(0, 5))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_qwens_positions_are_those_of_transformers(
     qwen_vl: HuggingFaceModel, size: Size, before: int, after: int
 ) -> None:

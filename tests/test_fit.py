@@ -209,7 +209,7 @@ def test_hyper_parameters_that_would_be_ignored_or_misread_are_refused(change: d
 
 
 def test_every_hyper_parameter_reaches_its_stage(toy: ToyDecoder) -> None:
-    examples, seen = toy_examples(toy)[:2], []
+    examples, seen = toy_examples(toy)[:3], []
     for change in (
         {},
         {"k": 1},

@@ -101,7 +101,7 @@ boxes = st.tuples(edge, edge, edge, edge).map(
 scored = st.lists(st.tuples(st.none() | boxes, st.floats(-100, 100)), max_size=5)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), scored)
 def test_every_pixel_gets_the_share_of_the_boxes_that_it_covers(width: int, height: int, scored: list) -> None:
     patches = [None if box is None else at(*box) for box, _ in scored]
@@ -121,7 +121,7 @@ def test_every_pixel_gets_the_share_of_the_boxes_that_it_covers(width: int, heig
     assert density.sum() == pytest.approx(total, abs=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_the_sum_is_kept_at_any_size(width: int, height: int, rows: int, columns: int, seed: int) -> None:
     patches = [*grid("base", rows, columns, (width, height)), *grid("tile", 2, 3, (width, height), newline=True), None]
