@@ -39,6 +39,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if config.option.markexpr == "cpu" and config.option.numprocesses is None and not config.option.usepdb:
         config.option.numprocesses, config.option.dist = os.cpu_count(), "loadfile"
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the workers inherit these; BLAS threads only compete
+            os.environ.setdefault(name, "1")
+        for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # glibc: keep freed memory, no page faults
+            os.environ.setdefault(name, str(1 << 28))
 
 
 SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,12 @@ from grains_ref.data import PreferencePair
 from grains_ref.families import Picture
 from grains_ref.grains import select, steer_hidden
 from grains_ref.models import HuggingFaceModel
-from grains_ref.tiny_models.random_models import random_llama, random_qwen2
-from grains_ref.tiny_models.random_vision_models import noise_picture, random_llava
+from grains_ref.tiny_models import random_models, random_vision_models
+from grains_ref.tiny_models.random_vision_models import noise_picture
 
 pytestmark = pytest.mark.cpu
+random_llama, random_qwen2 = functools.cache(random_models.random_llama), functools.cache(random_models.random_qwen2)
+random_llava = functools.cache(random_vision_models.random_llava)
 
 WORDS = "the moon is made of rock and cheese said people who live in France near Rome but not in Spain".split()
 SEEDS = range(int(os.environ.get("GRAINS_LIVE_SEEDS", "3")))  # 20 take a minute
