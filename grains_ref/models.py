@@ -11,13 +11,14 @@ treated like any other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -423,6 +424,15 @@ class HuggingFaceModel:
         )
         new = out[:, ids.shape[1] :].tolist()
         return [self._text(row, skip_special_tokens=True).strip() for row in new]
+
+    @contextlib.contextmanager
+    def fresh_image_features(self) -> Iterator[None]:
+        """Image features are computed anew inside, and forgotten afterwards: for edits of pixels or vision tower."""
+        kept, self._features = self._features, OrderedDict()
+        try:
+            yield
+        finally:
+            self._features = kept
 
     # ------------------------------------------------------------------ inside
 

@@ -1,0 +1,15 @@
+"""The methods that the paper compares GrAInS with, one short file each, on one core of reading and editing.
+
+| method | file | reads | edits |
+|---|---|---|---|
+| CAA | `caa` | residual stream at the answer | residual stream of one block, or of all |
+| ICV | `icv` | residual stream at the answer's last token | MLP outputs or residual stream, all blocks |
+| ITI, NL-ITI | `iti` | attention heads at the answer's last tokens | the heads whose probes tell right from wrong |
+| RepE | `repe` | residual stream at the answer's last token | residual stream of a range of blocks |
+| VTI | `vti` | as ICV, and the vision tower | MLP outputs of decoder and vision tower |
+| ICT | `ict` | attention heads, with clean and with noised pictures | the heads whose probes tell them apart |
+| LoRA | `lora` | - | query and value projections, by training |
+
+Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,
+gentlest first, every point a label and a context manager that steers the model while it is entered.
+"""
