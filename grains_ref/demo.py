@@ -32,7 +32,7 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder
+from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder, strengths
 from grains_ref.tiny_models.worlds import CapabilityPrompt, PlantedPrompt, World, WorldName, build_world
 
 PAPER = PRESETS["paper_llm"]
@@ -87,7 +87,6 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
         model,
         dev=(as_pairs(world.split("dev")), as_tasks(world.capability_split("dev"))),
         test=(as_pairs(world.split("test")), as_tasks(world.capability_split("test"))),
-        lams=LAMS,
         tick=lambda what: tick(f"seed {seed}: {what}"),
     )
     steer_set = world.split("steer")
@@ -114,13 +113,13 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
     zero = torch.zeros_like(true_pca.v)
     paper = fit_of[PAPER.k, "pca"]
 
-    rows: dict[str, list[Setting]] = {"unsteered": [Setting("lam 0", zero, 0.0)]}
+    rows: dict[str, list[Setting]] = {"unsteered": strengths(model, {"lam 0": zero}, [0.0])}
     tried: list[tuple[str, float, float]] = []
 
     def settle(row: str, candidates: dict[str, Tensor]) -> None:
-        choice = bench.choose(candidates)
+        choice = bench.choose(strengths(model, candidates, LAMS))
         rows.setdefault(row, []).append(choice.best)
-        tried.extend((f"{row}: {setting.label}", setting.lam, accuracy) for setting, accuracy in choice.tried)
+        tried.extend((f"{row}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried)
 
     settle(PAPER_ROW, {"pca, k 3": paper.v})
     settle("GrAInS, uncentred PCA", {"uncentred, k 3": fit_of[PAPER.k, "uncentred"].v})

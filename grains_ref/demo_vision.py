@@ -34,7 +34,7 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder
+from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder, strengths
 from grains_ref.tiny_models.visual_worlds import (
     VisualPrompt,
     VisualTask,
@@ -138,7 +138,6 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
         model,
         dev=(as_pairs(world.split("dev"), folder), as_tasks(world.capability_split("dev"), folder)),
         test=(as_pairs(world.split("test"), folder), as_tasks(world.capability_split("test"), folder)),
-        lams=LAMS,
         tick=lambda what: tick(f"seed {seed}: {what}"),
     )
     steer_set = world.split("steer")
@@ -163,13 +162,15 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
     paper = fits[f"joint, pca, k {PAPER.k}"]
     truth = [_planted_shift(model, e, p) for e, p in zip(examples, steer_set, strict=True)]
 
-    rows: dict[str, list[Setting]] = {ROWS[0]: [Setting("lam 0", torch.zeros_like(paper.v), 0.0)]}
+    rows: dict[str, list[Setting]] = {ROWS[0]: strengths(model, {"lam 0": torch.zeros_like(paper.v)}, [0.0])}
     tried: list[tuple[str, float, float]] = []
 
     def settle(row: str, candidates: dict[str, Tensor]) -> None:
-        choice = bench.choose(candidates)
+        choice = bench.choose(strengths(model, candidates, LAMS))
         rows.setdefault(row, []).append(choice.best)
-        tried.extend((f"{row.strip()}: {setting.label}", setting.lam, accuracy) for setting, accuracy in choice.tried)
+        tried.extend(
+            (f"{row.strip()}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried
+        )
 
     literal = f"pca, k {PAPER.k}"
     for row, modality in zip(ROWS[1:4], ("joint", "image", "text"), strict=True):

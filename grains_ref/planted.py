@@ -6,6 +6,7 @@ method was run; this module and the two demos carry them out.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import queue
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 import grains_ref.tiny_models as tiny_models
+from grains_ref.baselines.core import Setting
 from grains_ref.data import PreferencePair, Task
 from grains_ref.evaluation import (
     Choice,
@@ -46,20 +48,21 @@ Tick = Callable[[str], None]  # called after each piece of work with what comes 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One way to steer: a label, the vectors and a strength."""
-
-    label: str
-    v: Tensor  # (L, d)
-    lam: float
+def strengths(model: HuggingFaceModel, candidates: dict[str, Tensor], lams: Sequence[float]) -> list[Setting]:
+    """Steering by equation (7) with each of the candidate vectors (L, d) at each strength, gentlest first."""
+    return [
+        Setting(label, lam, functools.partial(Steering, model.blocks, v, lam=lam))
+        for lam in lams
+        for label, v in candidates.items()
+    ]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Test outcomes of one setting of one training seed, one entry per prompt."""
 
-    setting: Setting
+    label: str
+    strength: float
     right: tuple[bool, ...]  # prefers the chosen answer
     rejected: tuple[bool, ...]  # greedy decoding gives the rejected answer, word for word
     capable: tuple[bool, ...]
@@ -133,30 +136,28 @@ class Bench:
         *,
         dev: tuple[Sequence[PreferencePair], Sequence[Task]],
         test: tuple[Sequence[PreferencePair], Sequence[Task]],
-        lams: Sequence[float],
         tick: Tick,
     ) -> None:
-        self.model, self.lams, self.tick = model, lams, tick
+        self.model, self.tick = model, tick
         self.dev, self.dev_tasks = pair_rows(model, dev[0]), task_rows(model, dev[1])
         self.test_rows, self.test_tasks = pair_rows(model, test[0]), task_rows(model, test[1])
         wrong = exact_matches(model, self.dev_tasks).count(False)
         self.allowed = wrong + int(DEV_CAPABILITY_LOSS * len(self.dev_tasks))
         self.accuracies: dict[tuple[str, float], float] = {}
 
-    def choose(self, candidates: dict[str, Tensor]) -> Choice[Setting]:
-        """Strength, and which of the candidates, by the rules of docs/worlds.md."""
-        settings = [Setting(label, v, lam) for lam in self.lams for label, v in candidates.items()]  # gentlest first
+    def choose(self, settings: Sequence[Setting]) -> Choice[Setting]:
+        """One of the settings (gentlest first, strength 0 among them), by the rules of docs/worlds.md."""
 
         def accuracy(setting: Setting) -> float:
-            key = (setting.label if setting.lam else "lam 0", setting.lam)
+            key = (setting.label if setting.strength else "unsteered", setting.strength)
             if key not in self.accuracies:
                 self.tick(f"strength on dev: {setting.label}")
-                with Steering(self.model.blocks, setting.v, lam=setting.lam):
+                with setting.steering():
                     self.accuracies[key] = rate(m > 0 for m in row_margins(self.model, self.dev)).value
             return self.accuracies[key]
 
         def admissible(setting: Setting) -> bool:
-            with Steering(self.model.blocks, setting.v, lam=setting.lam):
+            with setting.steering():
                 return keeps_capability(self.model, self.dev_tasks, allowed=self.allowed, chunk=60)
 
         return choose(settings, accuracy=accuracy, admissible=admissible)
@@ -164,12 +165,13 @@ class Bench:
     def test(self, setting: Setting) -> Outcome:
         """Outcomes on test."""
         self.tick(f"test: {setting.label}")
-        with Steering(self.model.blocks, setting.v, lam=setting.lam):
+        with setting.steering():
             scored = self.model.score_rows(self.test_rows)
             capable = exact_matches(self.model, self.test_tasks)
         n = len(scored) // 2
         return Outcome(
-            setting,
+            setting.label,
+            setting.strength,
             right=tuple(
                 chosen.log_prob > rejected.log_prob for chosen, rejected in zip(scored[:n], scored[n:], strict=True)
             ),
@@ -232,11 +234,10 @@ def summarise(results: Sequence[SeedResult], facts: Sequence[str]) -> list[Summa
 
 def _chosen(outcomes: Sequence[Outcome]) -> str:
     """What was chosen on dev, in the order of training seeds and draws; labels only where they differ."""
-    settings = [o.setting for o in outcomes]
-    kinds = {s.label.split(", draw")[0] for s in settings if s.lam}
+    kinds = {o.label.split(", draw")[0] for o in outcomes if o.strength}
     if len(kinds) < 2:
-        return ", ".join(kinds) + ": lam " + ", ".join(f"{s.lam:g}" for s in settings)
-    return "; ".join(f"{s.label}, lam {s.lam:g}" if s.lam else "lam 0" for s in settings)
+        return ", ".join(kinds) + ": lam " + ", ".join(f"{o.strength:g}" for o in outcomes)
+    return "; ".join(f"{o.label}, lam {o.strength:g}" if o.strength else "lam 0" for o in outcomes)
 
 
 def found_means(results: Sequence[SeedResult]) -> dict[str, dict[str, float]]:
@@ -265,8 +266,8 @@ def record(name: str, results: Sequence[SeedResult], facts: Sequence[str]) -> di
                 "rows": [
                     {
                         "name": row,
-                        "setting": outcome.setting.label,
-                        "lam": outcome.setting.lam,
+                        "setting": outcome.label,
+                        "lam": outcome.strength,
                         "accuracy": sum(outcome.right) / len(outcome.right),
                         "rejected_rate": sum(outcome.rejected) / len(outcome.rejected),
                         "capability": sum(outcome.capable) / len(outcome.capable),

@@ -21,13 +21,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from grains_ref import demo, planted
+from grains_ref.baselines.core import Setting
 from grains_ref.cli import app
 from grains_ref.data import PreferencePair, Task, content_digest, read_pairs, read_tasks
 from grains_ref.demo import TextResult
 from grains_ref.evaluation import Rate, exact_matches
 from grains_ref.grains import Selection, Steering, attribute, eligible_tokens, fit, select
 from grains_ref.models import HuggingFaceModel, TokenRow
-from grains_ref.planted import PAPER_ROW, Setting, SummaryRow
+from grains_ref.planted import PAPER_ROW, SummaryRow
 from grains_ref.report import centring_figure, coloured_tokens, demo_table, strongest_tokens
 from grains_ref.tiny_models.worlds import World, build_world
 from grains_ref.vectors import SteeringVectors
@@ -66,6 +67,12 @@ class Small:
     result: TextResult
     ticks: list[str]
     steps: int
+    tested: list[Setting]  # in the order of the outcomes
+
+    def vectors_of(self, row: str) -> list[torch.Tensor]:
+        """The vectors that the outcomes of a row were steered with."""
+        names = [name for name, outcomes in self.result.outcomes.items() for _ in outcomes]
+        return [setting.steering.args[1] for name, setting in zip(names, self.tested, strict=True) if name == row]  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,8 +88,17 @@ def cut_down() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def small(cut_down: None) -> Small:
     ticks: list[str] = []
-    result = demo.run_seed("graded", 0, ticks.append)
-    return Small(result, ticks, demo.steps_per_seed())
+    tested: list[Setting] = []
+    test = planted.Bench.test
+
+    def record(bench: planted.Bench, setting: Setting) -> planted.Outcome:
+        tested.append(setting)
+        return test(bench, setting)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted.Bench, "test", record)
+        result = demo.run_seed("graded", 0, ticks.append)
+    return Small(result, ticks, demo.steps_per_seed(), tested)
 
 
 @pytest.fixture
@@ -106,7 +122,7 @@ def test_every_row_is_there_with_its_number_of_draws(small: Small) -> None:
     for outcomes in small.result.outcomes.values():
         for outcome in outcomes:
             assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (14, 14, 20)
-            assert outcome.setting.lam in (0.0, 1.6, 6.3)
+            assert outcome.strength in (0.0, 1.6, 6.3)
 
 
 def test_the_papers_row_is_the_reference_fit_steered_and_measured(small: Small, graded_model: HuggingFaceModel) -> None:
@@ -115,12 +131,13 @@ def test_the_papers_row_is_the_reference_fit_steered_and_measured(small: Small, 
     examples = [graded_model.example(p.prompt, p.chosen, p.rejected) for p in pairs]
     expected = fit(graded_model, examples, demo.PAPER)
     (outcome,) = small.result.outcomes[PAPER_ROW]
-    assert torch.equal(outcome.setting.v, expected.v)
+    (v,) = small.vectors_of(PAPER_ROW)
+    assert torch.equal(v, expected.v)
     assert torch.equal(small.result.vectors.v_neg, expected.neg.v.float())
     assert small.result.vectors.header.data_digest == content_digest(pairs)
 
     tests, tasks = world.split("test"), world.capability_split("test")
-    with Steering(graded_model.blocks, expected.v, lam=outcome.setting.lam):
+    with Steering(graded_model.blocks, expected.v, lam=outcome.strength):
         chosen, rejected = (
             graded_model.score([(p.prompt, getattr(p, side)) for p in tests]) for side in ("chosen", "rejected")
         )
@@ -142,8 +159,8 @@ def test_the_best_on_dev_over_everything_is_no_worse_there_than_any_single_row(s
 
 
 def test_random_draws_differ_and_are_seeded_by_their_number(small: Small) -> None:
-    one, two = (outcome.setting.v for outcome in small.result.outcomes["random tokens"])
-    if min(outcome.setting.lam for outcome in small.result.outcomes["random tokens"]) > 0:
+    one, two = small.vectors_of("random tokens")
+    if min(outcome.strength for outcome in small.result.outcomes["random tokens"]) > 0:
         assert not torch.equal(one, two)
     labels = {label for label, _, _ in small.result.dev_tried if label.startswith("random tokens")}
     assert labels == {"random tokens: pca, k 3, draw 0", "random tokens: pca, k 3, draw 1"}
@@ -197,13 +214,15 @@ class LeaningModel:
 def leaning_bench(model: LeaningModel, tick: planted.Tick) -> planted.Bench:
     pairs = [PreferencePair(f"{i}", f"{i} ?", "1", "0", where="") for i in range(10)]
     tasks = [Task(f"{i}", f"{i} ?", "1") for i in range(400)]
-    lams = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-    return planted.Bench(model, dev=(pairs, tasks), test=(pairs, tasks), lams=lams, tick=tick)  # type: ignore[arg-type]
+    return planted.Bench(model, dev=(pairs, tasks), test=(pairs, tasks), tick=tick)  # type: ignore[arg-type]
+
+
+def leaning(bench: planted.Bench, **candidates: torch.Tensor) -> list[Setting]:
+    return planted.strengths(bench.model, candidates, (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> planted.Bench:
-    monkeypatch.setattr(demo, "LAMS", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
+def bench() -> planted.Bench:
     return leaning_bench(LeaningModel(), lambda what: None)
 
 
@@ -213,14 +232,14 @@ UP, DOWN = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, -1.0]])
 def test_a_setting_below_the_capability_limit_is_never_chosen(bench: planted.Bench) -> None:
     # tan(angle) = lam / 3.  400 tasks, half a point of loss is 2 tasks: the angle may reach 31 degrees.
     assert bench.allowed == 2
-    choice = bench.choose({"up": UP})
-    accuracy = {setting.lam: value for setting, value in choice.tried}
+    choice = bench.choose(leaning(bench, up=UP))
+    accuracy = {setting.strength: value for setting, value in choice.tried}
     assert accuracy == {0.0: 0.0, 0.5: 0.2, 1.0: 0.3, 1.5: 0.4, 2.0: 0.5, 3.0: 0.6, 5.0: 0.8}
-    assert choice.best.lam == 1.5  # 26.6 degrees; the next has 33.7 and fails in eight tasks
+    assert choice.best.strength == 1.5  # 26.6 degrees; the next has 33.7 and fails in eight tasks
     outcome = bench.test(choice.best)
     assert sum(outcome.right) == 4
     assert all(outcome.capable)
-    stronger = bench.test(Setting("up", UP, 2.0))
+    stronger = bench.test(planted.strengths(bench.model, {"up": UP}, [2.0])[0])
     assert sum(stronger.right) > sum(outcome.right)
     assert stronger.capable.count(False) == 8
 
@@ -236,34 +255,33 @@ def test_what_the_unsteered_model_gets_wrong_is_not_held_against_a_setting() -> 
 
 
 def test_the_unsteered_model_is_kept_when_nothing_is_better_or_all_ties(bench: planted.Bench) -> None:
-    assert bench.choose({"down": DOWN}).best.lam == 0.0
+    assert bench.choose(leaning(bench, down=DOWN)).best.strength == 0.0
 
 
 def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: planted.Bench) -> None:
-    again = bench.choose({"down": DOWN, "up": UP, "up again": UP})
-    assert (again.best.label, again.best.lam) == ("up", 1.5)
-    assert [setting.lam for setting, _ in again.tried[:6]] == [0.0] * 3 + [0.5] * 3
+    again = bench.choose(leaning(bench, down=DOWN, up=UP, up_again=UP))
+    assert (again.best.label, again.best.strength) == ("up", 1.5)
+    assert [setting.strength for setting, _ in again.tried[:6]] == [0.0] * 3 + [0.5] * 3
 
 
 def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
     ticks: list[str] = []
     bench = leaning_bench(LeaningModel(), ticks.append)  # type: ignore[arg-type]
-    first = bench.choose({"up": UP}).tried
+    first = bench.choose(leaning(bench, up=UP)).tried
     assert len(ticks) == 7
-    assert bench.choose({"up": UP}).tried == first
-    bench.choose({"down": DOWN})  # strength 0 is the same for all
+    assert bench.choose(leaning(bench, up=UP)).tried == first
+    bench.choose(leaning(bench, down=DOWN))  # strength 0 is the same for all
     assert len(ticks) == 13
 
 
 def test_no_row_of_the_demo_breaks_the_limit_on_dev(small: Small, graded_model: HuggingFaceModel) -> None:
     world = SmallWorld(build_world("graded"))
     dev = demo.as_pairs(world.split("dev")), demo.as_tasks(world.capability_split("dev"))
-    bench = planted.Bench(graded_model, dev=dev, test=dev, lams=demo.LAMS, tick=lambda what: None)
-    for outcomes in small.result.outcomes.values():
-        for setting in (outcome.setting for outcome in outcomes):
-            with Steering(graded_model.blocks, setting.v, lam=setting.lam):
-                wrong = exact_matches(graded_model, bench.dev_tasks).count(False)
-            assert wrong <= bench.allowed
+    bench = planted.Bench(graded_model, dev=dev, test=dev, tick=lambda what: None)
+    for setting in small.tested:
+        with Steering(graded_model.blocks, setting.steering.args[1], lam=setting.strength):  # type: ignore[attr-defined]
+            wrong = exact_matches(graded_model, bench.dev_tasks).count(False)
+        assert wrong <= bench.allowed
 
 
 # --- the summary and the record
@@ -320,13 +338,13 @@ def test_the_report_has_the_papers_row_at_top_level(small: Small, by_name: dict[
     assert len(seed["rows"]) == len(ROWS) + 1  # two random draws
     (paper,) = [row for row in seed["rows"] if row["name"] == PAPER_ROW]
     (outcome,) = small.result.outcomes[PAPER_ROW]
-    assert (paper["lam"], paper["accuracy"]) == (outcome.setting.lam, sum(outcome.right) / 14)
+    assert (paper["lam"], paper["accuracy"]) == (outcome.strength, sum(outcome.right) / 14)
     assert len(seed["dev_tried"]) == len(small.result.dev_tried)
     assert {"python", "torch", "transformers", "grains_ref"} <= record["versions"].keys()
 
 
 def settings(*chosen: tuple[str, float]) -> Any:
-    return [SimpleNamespace(setting=Setting(label, torch.zeros(1, 1), lam)) for label, lam in chosen]
+    return [SimpleNamespace(label=label, strength=lam) for label, lam in chosen]
 
 
 def test_the_chosen_settings_are_named_in_the_order_of_seeds() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -39,7 +39,7 @@ class Setting:
 
     label: str
     strength: float
-    steering: Callable[[], AbstractContextManager[object]]
+    steering: Callable[[], AbstractContextManager[object]] = field(compare=False)
 
 
 # ------------------------------------------------------------------------------------------- reading
