@@ -8,16 +8,16 @@ that was made from other data, another model or other settings is refused, never
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from grains_ref.data import PreferencePair, RowError, check_tokens, content_digest
+from grains_ref.files import write_atomically
 from grains_ref.grains import Example, Fit, HyperParameters, Selection, Shift, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel
 from grains_ref.vectors import Header, SteeringVectors, library_versions
@@ -150,7 +150,7 @@ def _claim(work: Path, header: dict[str, Any]) -> None:
         raise WorkFolderError(f"{work} is not empty and not a work folder of grains-ref; name another one with --work")
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _write_atomically(path, json.dumps(header, indent=2, sort_keys=True).encode())
+        write_atomically(path, json.dumps(header, indent=2, sort_keys=True).encode())
         return
     try:
         found = json.loads(path.read_text())
@@ -168,20 +168,14 @@ def _claim(work: Path, header: dict[str, Any]) -> None:
 
 
 def _write_shift(path: Path, one: Shift) -> None:
-    temporary = path.with_suffix(".tmp")
+    content = safetensors.torch.save(
+        {"a": one.a, "delta_pos": one.delta_pos, "delta_neg": one.delta_neg},
+        metadata={"selection": json.dumps({"pos": one.selection.pos, "neg": one.selection.neg})},
+    )
     try:
-        save_file(
-            {"a": one.a, "delta_pos": one.delta_pos, "delta_neg": one.delta_neg},
-            temporary,
-            metadata={"selection": json.dumps({"pos": one.selection.pos, "neg": one.selection.neg})},
-        )
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except (SafetensorError, OSError) as error:  # safetensors reports a full disk as its own kind of error
+        write_atomically(path, content)
+    except OSError as error:
         raise OSError(f"{path} could not be written ({error}); the examples finished so far are kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_shift(path: Path) -> Shift:
@@ -192,15 +186,3 @@ def _read_shift(path: Path) -> Shift:
     except (SafetensorError, KeyError, ValueError) as error:
         raise WorkFolderError(f"{path} is damaged ({error}); delete this file and run the command again") from error
     return Shift(a, Selection(tuple(selection["pos"]), tuple(selection["neg"])), delta_pos, delta_neg)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

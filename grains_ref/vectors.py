@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
@@ -28,6 +27,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from grains_ref.files import write_atomically
 
 FORMAT_VERSION = 1
 METADATA_KEY = "grains_ref"
@@ -179,15 +180,7 @@ class SteeringVectors:
             for name, tensor in zip(_tensor_names(layer), rows, strict=True)
         }
         content = safetensors.torch.save(tensors, metadata={METADATA_KEY: self.header.to_json()})
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # same folder: a rename cannot cross disks
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVectors:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -218,21 +217,19 @@ def test_a_fit_that_was_killed_in_its_first_moment_starts_again(llama: HuggingFa
     assert run(llama, work).resumed == 0
 
 
-@pytest.mark.parametrize(
-    "problem", [SafetensorError("I/O error: No space left on device"), OSError(errno.ENOSPC, "No space left on device")]
-)
 def test_a_full_disk_keeps_what_is_finished_and_a_later_run_goes_on(
-    llama: HuggingFaceModel, tmp_path: Path, whole: FitRecord, monkeypatch: pytest.MonkeyPatch, problem: Exception
+    llama: HuggingFaceModel, tmp_path: Path, whole: FitRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
 
-    def full_after_two(tensors: Any, path: Path, metadata: Any) -> None:
-        if path.name >= "000002":
-            path.write_bytes(b"as much as went in")
-            raise problem
-        save_file(tensors, path, metadata=metadata)
+    write = fitting.write_atomically
 
-    monkeypatch.setattr(fitting, "save_file", full_after_two)
+    def full_after_two(path: Path, content: bytes) -> None:
+        if "000002" <= path.name < "fit":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(fitting, "write_atomically", full_after_two)
     with pytest.raises(OSError, match=r"000002.* could not be written .*No space left.* finished so far are kept"):
         run(llama, work)
     assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
