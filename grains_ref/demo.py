@@ -32,7 +32,7 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder, strengths
+from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, gentlest_first, model_folder, strengths
 from grains_ref.tiny_models.worlds import CapabilityPrompt, PlantedPrompt, World, WorldName, build_world
 
 PAPER = PRESETS["paper_llm"]
@@ -113,11 +113,15 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
     zero = torch.zeros_like(true_pca.v)
     paper = fit_of[PAPER.k, "pca"]
 
-    rows: dict[str, list[Setting]] = {"unsteered": strengths(model, {"lam 0": zero}, [0.0])}
+    rows: dict[str, list[Setting]] = {"unsteered": strengths(model, "lam 0", zero, [0.0])}
     tried: list[tuple[str, float, float]] = []
 
+    grids: dict[str, list[Setting]] = {}  # a vector that stands in several rows is measured once
+
     def settle(row: str, candidates: dict[str, Tensor]) -> None:
-        choice = bench.choose(strengths(model, candidates, LAMS))
+        for label, v in candidates.items():
+            grids.setdefault(label, strengths(model, label, v, LAMS))
+        choice = bench.choose(gentlest_first(grids[label] for label in candidates))
         rows.setdefault(row, []).append(choice.best)
         tried.extend((f"{row}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried)
 

@@ -34,7 +34,7 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, model_folder, strengths
+from grains_ref.planted import PAPER_ROW, Bench, SeedResult, Setting, Tick, gentlest_first, model_folder, strengths
 from grains_ref.tiny_models.visual_worlds import (
     VisualPrompt,
     VisualTask,
@@ -162,11 +162,15 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
     paper = fits[f"joint, pca, k {PAPER.k}"]
     truth = [_planted_shift(model, e, p) for e, p in zip(examples, steer_set, strict=True)]
 
-    rows: dict[str, list[Setting]] = {ROWS[0]: strengths(model, {"lam 0": torch.zeros_like(paper.v)}, [0.0])}
+    rows: dict[str, list[Setting]] = {ROWS[0]: strengths(model, "lam 0", torch.zeros_like(paper.v), [0.0])}
     tried: list[tuple[str, float, float]] = []
 
+    grids: dict[str, list[Setting]] = {}  # a vector that stands in several rows is measured once
+
     def settle(row: str, candidates: dict[str, Tensor]) -> None:
-        choice = bench.choose(strengths(model, candidates, LAMS))
+        for label, v in candidates.items():
+            grids.setdefault(label, strengths(model, label, v, LAMS))
+        choice = bench.choose(gentlest_first(grids[label] for label in candidates))
         rows.setdefault(row, []).append(choice.best)
         tried.extend(
             (f"{row.strip()}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried

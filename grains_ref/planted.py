@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -46,15 +46,17 @@ PAPER_ROW = "GrAInS, paper's settings"
 _steps: Any  # in a worker process: the queue to the parent
 Tick = Callable[[str], None]  # called after each piece of work with what comes next
 R = TypeVar("R")
+U = TypeVar("U")
 
 
-def strengths(model: HuggingFaceModel, candidates: dict[str, Tensor], lams: Sequence[float]) -> list[Setting]:
-    """Steering by equation (7) with each of the candidate vectors (L, d) at each strength, gentlest first."""
-    return [
-        Setting(label, lam, functools.partial(Steering, model.blocks, v, lam=lam))
-        for lam in lams
-        for label, v in candidates.items()
-    ]
+def strengths(model: HuggingFaceModel, label: str, v: Tensor, lams: Sequence[float]) -> list[Setting]:
+    """Steering by equation (7) with the vectors v (L, d) at each strength."""
+    return [Setting(label, lam, functools.partial(Steering, model.blocks, v, lam=lam)) for lam in lams]
+
+
+def gentlest_first(grids: Iterable[Sequence[Setting]]) -> list[Setting]:
+    """Several grids of the same strengths as one: all settings of the first strength, then of the second, ..."""
+    return [setting for same_strength in zip(*grids, strict=True) for setting in same_strength]
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ def model_folder(world: str, seed: int) -> Path:
     return folder
 
 
-def run(work: Callable[[int, Tick], R], seeds: Sequence[int], tick: Tick) -> list[R]:
-    """The work on every training seed, each in a process of its own with one thread.
+def run(work: Callable[[U, Tick], R], units: Sequence[U], tick: Tick, *, workers: int = 0) -> list[R]:
+    """The work on every unit (a training seed, say), each in a process with one thread, `workers` at a time.
 
-    `work` is sent to another process: a plain function, or a `functools.partial` of one.
+    `work` is sent to another process: a plain function, or a `functools.partial` of one.  workers = 0: all at once.
 
     The models are so small that two threads on one of them are slower than two models side by side.
     """
@@ -102,10 +104,15 @@ def run(work: Callable[[int, Tick], R], seeds: Sequence[int], tick: Tick) -> lis
         os.environ.setdefault(variable, str(size))  # glibc: keep freed memory; a third of the time went to page faults
     context = multiprocessing.get_context("spawn")
     steps = context.Queue()
-    with ProcessPoolExecutor(len(seeds), mp_context=context, initializer=_start_worker, initargs=(steps,)) as pool:
+    with ProcessPoolExecutor(
+        workers or len(units), mp_context=context, initializer=_start_worker, initargs=(steps,)
+    ) as pool:
         try:
-            futures = [pool.submit(_work, work, seed) for seed in seeds]
+            futures = [pool.submit(_work, work, unit) for unit in units]
             while not all(future.done() for future in futures):
+                for future in futures:
+                    if future.done():
+                        future.result()  # an error in one ends the others now, not when they are through
                 with suppress(queue.Empty):
                     tick(steps.get(timeout=0.2))
             return [future.result() for future in futures]
@@ -123,8 +130,8 @@ def _start_worker(steps: Any) -> None:
     _steps = steps
 
 
-def _work(work: Callable[[int, Tick], R], seed: int) -> R:
-    return work(seed, _steps.put)
+def _work(work: Callable[[U, Tick], R], unit: U) -> R:
+    return work(unit, _steps.put)
 
 
 class Bench:
@@ -143,13 +150,13 @@ class Bench:
         self.test_rows, self.test_tasks = pair_rows(model, test[0]), task_rows(model, test[1])
         wrong = exact_matches(model, self.dev_tasks).count(False)
         self.allowed = wrong + int(DEV_CAPABILITY_LOSS * len(self.dev_tasks))
-        self.accuracies: dict[tuple[str, float], float] = {}
+        self.accuracies: dict[Setting | None, float] = {}  # None: any setting of strength 0
 
     def choose(self, settings: Sequence[Setting]) -> Choice[Setting]:
         """One of the settings (gentlest first, strength 0 among them), by the rules of docs/worlds.md."""
 
         def accuracy(setting: Setting) -> float:
-            key = (setting.label if setting.strength else "unsteered", setting.strength)
+            key = setting if setting.strength else None
             if key not in self.accuracies:
                 self.tick(f"strength on dev: {setting.label}")
                 with setting.steering():

@@ -218,7 +218,8 @@ def leaning_bench(model: LeaningModel, tick: planted.Tick) -> planted.Bench:
 
 
 def leaning(bench: planted.Bench, **candidates: torch.Tensor) -> list[Setting]:
-    return planted.strengths(bench.model, candidates, (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
+    lams = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+    return planted.gentlest_first(planted.strengths(bench.model, label, v, lams) for label, v in candidates.items())
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_setting_below_the_capability_limit_is_never_chosen(bench: planted.Ben
     outcome = bench.test(choice.best)
     assert sum(outcome.right) == 4
     assert all(outcome.capable)
-    stronger = bench.test(planted.strengths(bench.model, {"up": UP}, [2.0])[0])
+    stronger = bench.test(planted.strengths(bench.model, "up", UP, [2.0])[0])
     assert sum(stronger.right) > sum(outcome.right)
     assert stronger.capable.count(False) == 8
 
@@ -267,11 +268,14 @@ def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: planted.B
 def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
     ticks: list[str] = []
     bench = leaning_bench(LeaningModel(), ticks.append)  # type: ignore[arg-type]
-    first = bench.choose(leaning(bench, up=UP)).tried
+    up = leaning(bench, up=UP)
+    first = bench.choose(up).tried
     assert len(ticks) == 7
-    assert bench.choose(leaning(bench, up=UP)).tried == first
-    bench.choose(leaning(bench, down=DOWN))  # strength 0 is the same for all
+    assert bench.choose(up).tried == first
+    down = bench.choose(leaning(bench, down=DOWN)).tried  # strength 0 is the same for all
     assert len(ticks) == 13
+    namesake = bench.choose(leaning(bench, up=DOWN)).tried  # what it is called does not matter
+    assert [accuracy for _, accuracy in namesake] == [accuracy for _, accuracy in down] != [a for _, a in first]
 
 
 def test_no_row_of_the_demo_breaks_the_limit_on_dev(small: Small, graded_model: HuggingFaceModel) -> None:

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from grains_ref.data import PreferencePair
+from grains_ref.families import LlavaNext, Qwen25VL
 from grains_ref.models import HuggingFaceModel, Item
 
 Site = Literal["block_input", "residual", "mlp", "heads", "attention_output"]
@@ -33,13 +35,16 @@ Sign = Literal["score", "loading", "mean"]
 Change: TypeAlias = Callable[[Tensor], Tensor]  # (B, n, width) -> the same shape, in float32 or wider
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """One point of a method's search grid: what a table calls it, its strength, and the steering it stands for."""
+    """One point of a method's search grid: what a table calls it, its strength, and the steering it stands for.
+
+    Two settings are never equal, whatever they are called: only their steering tells them apart.
+    """
 
     label: str
     strength: float
-    steering: Callable[[], AbstractContextManager[object]] = field(compare=False)
+    steering: Callable[[], AbstractContextManager[object]]
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -73,6 +78,17 @@ def capture(model: HuggingFaceModel, items: Sequence[Item], *, site: Site, last:
     return torch.stack(states)
 
 
+def answer_differences(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> Tensor:
+    """Residual stream at the last token of the chosen answer minus that of the rejected one: (N, L, d).
+
+    Raises:
+        ValueError: no pair, or see `HuggingFaceModel.encode`.
+    """
+    chosen = capture(model, [(p.prompt, p.chosen, p.image) for p in pairs], site="residual")
+    rejected = capture(model, [(p.prompt, p.rejected, p.image) for p in pairs], site="residual")
+    return (chosen - rejected)[:, :, 0]
+
+
 def n_heads(model: HuggingFaceModel) -> int:
     """K, the number of query heads; the key/value heads may be fewer."""
     return int(model.text_config.num_attention_heads)
@@ -88,7 +104,8 @@ class Edit:
 
     Convention: `after_prompt` is what editing "the last token" of each cached generation step amounts to; the same
       edit of only the last row in a pass over prompt + answer would leave the answer's score as it was.
-      It needs runs with a cache (as `score` and `generate` make them), which tell where the prompt ends.
+      It needs runs with a cache (as `score` and `generate` make them), which tell where the prompt ends: what is run
+      on an empty cache is taken for the whole prompt.
 
     Raises:
         ValueError: a block does not exist; a change alters the shape; `after_prompt` in a run without a cache.
@@ -143,20 +160,31 @@ class Edit:
 
 @contextmanager
 def edit_pixels(model: HuggingFaceModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change the processed pixel values before the vision tower sees them, whatever their layout.
+    """Change a picture's processed pixel values before the vision tower sees them, in scoring and in generation.
+
+    change: gets the layout that the picture's image processor makes, e.g. (1, tiles, 3, height, width) for LLaVA-NeXT
+    and (patches, values) for Qwen2.5-VL; several pictures generated from at once come as tiles of one.
+
+    Convention: hooked at the tower's entrance, as transformers' `generate` runs the tower before the model.
 
     Raises:
         ValueError: a text model.
     """
     if not model.family.marker:
         raise ValueError(f"{model.name} is a text model and takes no pictures")
+    is_llava = isinstance(model.family, LlavaNext)  # it takes the axis of pictures off before its tower
 
-    def edit(hf: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if kwargs.get("pixel_values") is not None:
-            kwargs["pixel_values"] = change(kwargs["pixel_values"])
-        return args, kwargs
+    def edited(pixels: Tensor) -> Tensor:
+        return change(pixels[None])[0] if is_llava else change(pixels)
 
-    handle = model.hf.register_forward_pre_hook(edit, with_kwargs=True)
+    def edit(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (edited(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"pixel_values": edited(kwargs["pixel_values"])}
+
+    base: Any = model.hf.model
+    tower: nn.Module = base.visual if isinstance(model.family, Qwen25VL) else base.vision_tower
+    handle = tower.register_forward_pre_hook(edit, with_kwargs=True)
     try:
         with model.fresh_image_features():
             yield
@@ -204,6 +232,17 @@ def _module(block: nn.Module, site: Site) -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------------- directions
+def check_vectors(model: HuggingFaceModel, v: Tensor) -> None:
+    """Check that vectors are one per block and as wide as the residual stream, (L, d).
+
+    Raises:
+        ValueError: they are not; they were fitted on another model.
+    """
+    expected = (len(model.blocks), model.width)
+    if v.shape != expected:
+        raise ValueError(f"{model.name} needs vectors (L, d) = {expected}; got {tuple(v.shape)}, from another model?")
+
+
 def unit(x: Tensor) -> Tensor:
     """n(x) = x / max(|x|, 1e-12) along the last axis; a zero vector stays zero."""
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -236,9 +275,12 @@ def first_component(rows: Tensor, *, centred: bool, sign: Sign) -> tuple[Tensor,
         return torch.zeros_like(mean), mean
     direction = torch.linalg.svd(z, full_matrices=False).Vh[0]
     scores = z @ direction
-    anchor = {"score": scores[scores.abs().argmax()], "loading": direction[direction.abs().argmax()]}
-    towards = anchor.get(sign, mean @ direction)
-    return (direction if towards >= 0 else -direction), mean
+    towards = {
+        "score": scores[scores.abs().argmax()],
+        "loading": direction[direction.abs().argmax()],
+        "mean": mean @ direction,
+    }
+    return (direction if towards[sign] >= 0 else -direction), mean
 
 
 def _wide(x: Tensor) -> Tensor:
