@@ -18,8 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from grains_ref import cli_live, console
+from grains_ref import cli_live, cli_reproduce, console
 from grains_ref.cli_conform import conform
+from grains_ref.cli_datasets import datasets
 from grains_ref.console import err, guarded, out, progress_bar, table_of
 
 app = typer.Typer(
@@ -32,7 +33,9 @@ app = typer.Typer(
 )
 _F = TypeVar("_F", bound=Callable[..., None])
 app.add_typer(conform, name="conform")
+app.add_typer(datasets, name="datasets")
 conform.command()(cli_live.live)
+app.command()(cli_reproduce.reproduce)
 MANY = 60  # image tokens; of more only the selected ones are printed
 
 

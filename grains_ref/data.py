@@ -80,7 +80,7 @@ class Task:
     """
 
     id: str
-    prompt: str
+    prompt: str | tuple[Message, ...]
     answer: str
     image: Path | None = None
 

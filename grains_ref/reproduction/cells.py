@@ -1,0 +1,153 @@
+"""A cell is one row on one model: what was chosen on dev and what came out on test. Finished cells are kept.
+
+A cell is a JSON file, `cells/<world>/seed<seed>/<row>.json`:
+
+| field | meaning |
+|---|---|
+| `world`, `seed`, `row`, `version` | what was measured, and by which version of this package |
+| `fit_seconds` | building the vectors or adapters, less what an earlier row of the same run had computed already |
+| `draws` | one entry, or one per random draw: `label`, `strength`, `tried` (label, strength, dev accuracy), outcomes |
+| `error` | why the row could not be measured; then there are no draws |
+
+The outcomes of a draw are strings of 0 and 1, one character per test prompt (or task): `right` (the preferred answer
+is the more likely one), `rejected` (greedy decoding gives the rejected answer), `bleu` (the generated text is closer
+to the preferred answer), `capable`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from grains_ref import planted
+from grains_ref.baselines.core import Setting
+from grains_ref.data import PreferencePair
+from grains_ref.evaluation import Choice
+from grains_ref.files import write_atomically
+from grains_ref.grains import DegenerateShiftsError
+from grains_ref.metrics import bleu
+from grains_ref.planted import Tick
+from grains_ref.reproduction.curves import CURVES
+from grains_ref.reproduction.lab import UNSTEERED, Lab
+from grains_ref.reproduction.rows import rows_of
+from grains_ref.vectors import library_versions
+
+Cell: TypeAlias = dict[str, Any]
+GENERATED_AT_ONCE = 100
+VERSION = library_versions()["grains_ref"]
+Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
+MakeLab: TypeAlias = Callable[[str, int, Path], Lab]
+
+
+def cell_path(folder: Path, world: str, seed: int, name: str) -> Path:
+    """Where a cell is kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return folder / "cells" / world / f"seed{seed}" / f"{slug}.json"
+
+
+def facts_path(folder: Path, world: str, seed: int) -> Path:
+    """Where it is kept which fact each test prompt is about."""
+    return folder / "cells" / world / f"seed{seed}" / "facts.json"
+
+
+def read_cell(folder: Path, world: str, seed: int, name: str) -> Cell | None:
+    """A finished cell of this version, or None."""
+    path = cell_path(folder, world, seed, name)
+    try:
+        cell: Cell = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or damaged: run it again
+        return None
+    return cell if cell.get("version") == VERSION and cell.get("row") == name else None
+
+
+def missing(folder: Path, cells: Iterable[tuple[str, int, str]]) -> list[Unit]:
+    """The cells that still have to be run, by world and seed: what shares a model is run together."""
+    units: dict[tuple[str, int], list[str]] = {}
+    for world, seed, name in cells:
+        if read_cell(folder, world, seed, name) is None:
+            units.setdefault((world, seed), []).append(name)
+    return [(world, seed, tuple(names)) for (world, seed), names in units.items()]
+
+
+def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
+    """Fill cells, several models side by side; each cell is written when it is done."""
+    planted.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
+
+
+def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:
+    world, seed, names = unit
+    lab = make_lab(world, seed, folder / "data" / world / f"seed{seed}")
+    path = facts_path(folder, world, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(list(lab.facts)).encode())
+    for name in names:
+        tick(f"{world}, seed {seed}: {name}")
+        cell = {"world": world, "seed": seed, "row": name, "version": VERSION} | fill(lab, name)
+        write_atomically(cell_path(folder, world, seed, name), json.dumps(cell).encode())
+
+
+def fill(lab: Lab, name: str) -> Cell:
+    """One cell's figures."""
+    try:
+        if name in CURVES:
+            return {"curve": CURVES[name](lab)}
+        start = time.perf_counter()
+        draws = rows_of(is_visual=lab.is_visual)[name](lab)
+        seconds = time.perf_counter() - start
+        return {"fit_seconds": seconds, "draws": [_measure(lab, settings) for settings in draws]}
+    except DegenerateShiftsError as error:
+        return {"error": str(error)}
+
+
+def _measure(lab: Lab, settings: Sequence[Setting]) -> Cell:
+    """Choose among the settings on dev, measure the choice on test."""
+    choice: Choice[Setting] = lab.bench.choose([UNSTEERED, *settings])
+    best = choice.best
+    if best.strength == 0:
+        best = UNSTEERED
+    tried = [(setting.label, setting.strength, accuracy) for setting, accuracy in choice.tried]
+    return {"label": best.label, "strength": best.strength, "tried": tried} | _outcomes(lab, best)
+
+
+def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> list[str]:
+    """Greedy answers to the pairs' prompts, a few tokens longer than the longest reference."""
+    lengths = [len(lab.model.response_ids(p.prompt, answer)) for p in pairs for answer in (p.chosen, p.rejected)]
+    texts: list[str] = []
+    for start in range(0, len(pairs), GENERATED_AT_ONCE):
+        batch = pairs[start : start + GENERATED_AT_ONCE]
+        with setting.steering():
+            texts += lab.model.generate(
+                [p.prompt for p in batch], max_new_tokens=max(lengths) + 2, images=[p.image for p in batch if p.image]
+            )
+    return texts
+
+
+def _outcomes(lab: Lab, setting: Setting) -> Cell:
+    """What the setting does on test; the unsteered model is measured once."""
+    if setting is UNSTEERED and lab.unsteered:
+        return lab.unsteered
+    outcome = lab.bench.test(setting)
+    pairs, _ = lab.test
+    texts = _generate(lab, setting, pairs)
+    closer = [
+        bleu(text, p.chosen, effective_order=True) > bleu(text, p.rejected, effective_order=True)
+        for text, p in zip(texts, pairs, strict=True)
+    ]
+    found: dict[str, Sequence[bool]] = {
+        "right": outcome.right,
+        "rejected": outcome.rejected,
+        "bleu": closer,
+        "capable": outcome.capable,
+    }
+    if lab.judged:
+        with setting.steering():
+            found["rejected"] = lab.judged()
+    figures = {name: "".join(str(int(one)) for one in values) for name, values in found.items()}
+    if setting is UNSTEERED:
+        lab.unsteered = figures
+    return figures

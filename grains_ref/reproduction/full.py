@@ -1,0 +1,240 @@
+"""The rung of the full models: which model meets which dataset, what is there, and what is missing.
+
+A column is a model with a dataset, "llama-3.1-8b, truthfulqa". It becomes a `Lab` as a planted world does, so that
+every row of every table runs on it unchanged.
+
+| dataset | pairs | test measure | capability |
+|---|---|---|---|
+| truthfulqa, toxigen, faitheval | 50, and dev / test as in appendix A.1 | chosen more likely than rejected | MMLU |
+| spa_vl | the same | the same | MMMU |
+| mmhal | 50 of VTI's, the other 50 as dev | hallucinations that a judge finds in greedy answers | MMMU |
+
+Capability tasks are asked with as many examples as fit the context, at most five, and count as solved when the model's
+most likely next token is the right letter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grains_ref.data import PreferencePair, Task
+from grains_ref.families import family_class
+from grains_ref.grains import PRESETS
+from grains_ref.judge import Case, Judge, judge_all, read_rating
+from grains_ref.metrics import hallucinated
+from grains_ref.models import HuggingFaceModel, load
+from grains_ref.readers import faitheval, mmhal, mmlu, mmmu, spa_vl, toxigen, truthfulqa
+from grains_ref.readers.about import available, rehearse
+from grains_ref.readers.records import MultipleChoice
+from grains_ref.reproduction.lab import Lab
+from grains_ref.reproduction.tables import TableSpec
+from grains_ref.tiny_models.full_size import read_config
+
+LLMS = ("llama-3.1-8b", "qwen2.5-7b")
+VLMS = ("llava-v1.6-vicuna-7b", "qwen2.5-vl-7b", "gemma-3-12b")
+HUB_IDS = {
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "gemma-3-12b": "google/gemma-3-12b-it",
+}
+TEXT_DATA = ("truthfulqa", "toxigen", "faitheval")
+LAMS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0)  # figure 5 shows 2 to 10
+N_DEV_TASKS, N_TEST_TASKS = 200, 1000
+MMHAL_TOKENS = 256  # longest answer that is judged
+
+
+def _columns(models: Sequence[str], datasets: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{model}, {dataset}" for model in models for dataset in datasets)
+
+
+COLUMNS: dict[str, tuple[str, ...]] = {  # what the paper measures
+    "table 1": _columns(LLMS, TEXT_DATA),
+    "table 2": _columns(VLMS, ("mmhal",)),
+    "table 3": _columns(VLMS, ("spa_vl",)),
+    "table 4": _columns(LLMS, ("truthfulqa",)),
+    "table 5": _columns(VLMS[:2], ("spa_vl",)),
+    "table 6": _columns(LLMS[:1], TEXT_DATA),
+    "table 7": _columns(VLMS[:2], ("spa_vl",)),
+    "table 8": _columns(VLMS[:2], ("spa_vl",)),
+    "figure 3": _columns(LLMS, ("truthfulqa",)),
+    "figure 5": _columns(LLMS, ("truthfulqa",)),
+    "figure 6": _columns(LLMS, ("truthfulqa",)),
+}
+
+
+READERS: dict[str, Any] = {"truthfulqa": truthfulqa, "toxigen": toxigen, "faitheval": faitheval, "spa_vl": spa_vl}
+
+
+@dataclass(frozen=True)
+class FullRung:
+    """Where models and data lie; call it to get the lab of a column (`cells.MakeLab`).
+
+    weights: model -> folder or hub id.  data: dataset -> folder or hub id, with "mmlu" and "mmmu" for capability.
+    judge: rates MMHal-Bench's answers.  n: steering pairs.  n_tasks: capability tasks in dev and in test.
+    """
+
+    weights: Mapping[str, str]
+    data: Mapping[str, str]
+    judge: Judge | None
+    device: str = "cuda"
+    dtype: str = "bfloat16"
+    n: int = 50
+    n_tasks: tuple[int, int] = (N_DEV_TASKS, N_TEST_TASKS)
+
+    def __call__(self, column: str, seed: int, folder: Path) -> Lab:
+        """The lab of a column; seed: of the split."""
+        model_name, dataset = column.split(", ")
+        model = load(self.weights[model_name], device=self.device, dtype=self.dtype)
+        steer, dev, test, judged = self._pairs(dataset, seed, model)
+        capability = "mmmu" if model.family.marker else "mmlu"
+        tasks = _tasks(capability, self.data[capability], model, n=sum(self.n_tasks))
+        n_dev = min(self.n_tasks[0], len(tasks) // 2)
+        return Lab(
+            model,
+            paper=PRESETS[model.family.preset],
+            lams=LAMS,
+            neutral=neutral_word(model),
+            steer=steer,
+            dev=(dev, tasks[:n_dev]),
+            test=(test, tasks[n_dev:]),
+            facts=[pair.id for pair in test],
+            judged=judged,
+        )
+
+    def _pairs(
+        self, dataset: str, seed: int, model: HuggingFaceModel
+    ) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair], Callable[[], list[bool]] | None]:
+        """Steering, dev and test pairs; for MMHal-Bench, which has no pairs to test on, a judged measure instead."""
+        source = self.data[dataset]
+        if dataset != "mmhal":
+            reader = READERS[dataset]
+            split = reader.split(source, n=self.n, seed=seed)
+            steer, dev, test = ([reader.pair(row) for row in part] for part in (split.steering, split.dev, split.test))
+            return steer, dev, test, None
+        if self.judge is None:
+            raise ValueError("MMHal-Bench needs a judge: give --judge-url and --judge-model")
+        folder = Path(source)
+        split = mmhal.split(source, n=self.n, seed=seed)
+        used = {row.id for row in split.steering}
+        rest = [row for row in mmhal.read_vti(folder / mmhal.VTI_FILE, coco=folder / mmhal.COCO) if row.id not in used]
+        measure = _Judged(model, [mmhal.generation(row) for row in split.test], self.judge)
+        return [mmhal.pair(row) for row in split.steering], [mmhal.pair(row) for row in rest], [], measure
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Which answers the judge calls hallucinations, under whatever steering is active."""
+
+    model: HuggingFaceModel
+    questions: Sequence[mmhal.MMHalQuestion]
+    judge: Judge
+
+    def __call__(self) -> list[bool]:
+        texts = self.model.generate(
+            [question.prompt for question in self.questions],
+            max_new_tokens=MMHAL_TOKENS,
+            images=[question.images[0] for question in self.questions],
+        )
+        cases = [
+            Case(contents=q.image_content, question=q.question, reference=q.references[0], answer=text)
+            for q, text in zip(self.questions, texts, strict=True)
+        ]
+        return [hallucinated(read_rating(verdict.reply)) for verdict in judge_all(self.judge, cases)]
+
+
+def without_planted_rows(spec: TableSpec) -> TableSpec:
+    """A table without the rows that only a planted world can have, as it alone knows the causes."""
+    return replace(spec, rows={name: row for name, row in spec.rows.items() if not row.startswith("planted")})
+
+
+def neutral_word(model: HuggingFaceModel) -> str:
+    """A baseline of one token that is evidence for little: a space, a line break, or "the", whichever is one token.
+
+    Raises:
+        ValueError: none is.
+    """
+    for word in (" ", "\n", " the", "the"):
+        ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] != model.tokenizer.unk_token_id:
+            return f"token:{word}"
+    raise ValueError(f"{model.name}: neither a space nor 'the' is one token; name a neutral word")
+
+
+def _tasks(name: str, source: str, model: HuggingFaceModel, *, n: int) -> list[Task]:
+    """n capability tasks, drawn with a fixed seed: multiple choice, the answer is a letter."""
+
+    def count_tokens(prompt: Any, pictures: Sequence[Path]) -> int:
+        return len(model.encode(prompt, pictures[0] if pictures else None).ids)
+
+    options: dict[str, Any] = {"count_tokens": count_tokens, "context": model.context}
+    questions: list[MultipleChoice] = []
+    rows: Sequence[Any]
+    if name == "mmlu":
+        rows, dev = list(mmlu.read(source)), mmlu.read(source, split="dev")
+        random.Random(0).shuffle(rows)
+        questions = [mmlu.multiple_choice(row, dev=dev, **options) for row in rows[:n]]
+    else:
+        local = Path(source)  # that a folder lacks a subject is for `inventory` to say
+        subjects = [one for one in mmmu.SUBJECTS if not local.is_dir() or (local / one).is_dir()]
+        asked = mmmu.read(source, subjects=subjects)
+        rows = [row for row in asked if not mmmu.is_open(row) and len(mmmu.pictures_of(row)) == 1]
+        random.Random(0).shuffle(rows)
+        questions = [mmmu.multiple_choice(row, **options) for row in rows[:n]]
+    return [Task(q.id, q.prompt, q.choices[q.label], image=q.images[0] if q.images else None) for q in questions]
+
+
+# --------------------------------------------------------------------------------- what there is and what is missing
+@dataclass(frozen=True)
+class Part:
+    """Something the full rung needs: what it is, whether it is there, and what to do about it."""
+
+    kind: str  # model, dataset, device, judge
+    name: str
+    checked: str  # what has been verified here without it
+    missing: str  # what to do; "" if it is there
+
+
+def inventory(columns: Sequence[str], rung: FullRung) -> list[Part]:
+    """Everything that the columns need; builds every model on the meta device, reads every dataset's miniature."""
+    models = dict.fromkeys(column.split(", ")[0] for column in columns)
+    datasets = dict.fromkeys(column.split(", ")[1] for column in columns)
+    datasets |= dict.fromkeys(("mmmu" if model in VLMS else "mmlu") for model in models)
+    parts = [_model_part(name, rung.weights.get(name, "")) for name in models]
+    parts += [_dataset_part(name, rung.data.get(name, "")) for name in datasets]
+    if rung.device.startswith("cuda"):
+        found = torch.cuda.is_available()
+        missing = "" if found else "no CUDA device here; run where there is one, or give --device cpu (very slow)"
+        parts.append(Part("device", rung.device, torch.cuda.get_device_name() if found else "", missing))
+    if "mmhal" in datasets:
+        missing = "" if rung.judge else "give --judge-url and --judge-model: any OpenAI-compatible endpoint"
+        parts.append(Part("judge", rung.judge.identity if rung.judge else "-", "", missing))
+    return parts
+
+
+def _model_part(name: str, weights: str) -> Part:
+    config = read_config(name)
+    with torch.device("meta"):
+        hf = family_class(config).auto_class.from_config(config, dtype=torch.bfloat16)
+    n = sum(p.numel() for p in hf.parameters())
+    checked = f"{n / 1e9:.2f} billion parameters and {config.get_text_config().num_hidden_layers} blocks on meta"
+    repository = HUB_IDS[name]
+    if not weights:
+        return Part("model", name, checked, f"hf download {repository}; then --weights {name}=FOLDER")
+    if Path(weights).is_dir() and not (Path(weights) / "config.json").is_file():
+        return Part("model", name, checked, f"{weights} holds no config.json; name the folder of the snapshot")
+    return Part("model", name, checked, "")
+
+
+def _dataset_part(name: str, source: str) -> Part:
+    counts = ", ".join(f"{n} {form}" for form, n in rehearse(name).items())
+    there = available(name, source)
+    missing = "" if there.is_available else f"{there.why}; then --data {name}=FOLDER"
+    return Part("dataset", name, f"miniature read: {counts}", missing)

@@ -1,0 +1,226 @@
+"""What a reproduction leaves behind: one JSON record, a Markdown page, and figures as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure as Canvas
+
+from grains_ref.metrics import Rate
+from grains_ref.reproduction.rows import CANDIDATES
+from grains_ref.reproduction.tables import (
+    COST_ROWS,
+    MEASURES,
+    WORLDS_OF,
+    Cells,
+    Figure,
+    TableSpec,
+    dev_curve,
+    dev_gain,
+    figure_rows,
+)
+
+COLOURS = {"positive": "#2e7d50", "negative": "#b03a2e", "random": "#888888"}
+SEED_STYLE = ("-", "--", ":")
+
+
+# --------------------------------------------------------------------------------------------- tables
+def table_page(spec: TableSpec, worlds: Sequence[str], found: Mapping[tuple[str, str, Any], Figure | str]) -> str:
+    """One table in Markdown: the paper's numbers first, then ours with gains and intervals."""
+    ours = [(world, measure) for world in worlds for measure in spec.measures]
+    head = ["", *(f"paper: {column}" for column in spec.paper_columns)]
+    for world, measure in ours:
+        name = MEASURES[measure]
+        head += [f"{world}: {name}", "gain"] if measure != "capable" else [f"{world}: {name}"]
+    lines = [f"### {spec.name.capitalize()}. {spec.title}", "", _line(head), _line(["---"] * len(head))]
+    notes: list[str] = []
+    for row in spec.rows:
+        columns = [row]
+        numbers = spec.paper.get(row, ())
+        columns += [f"{n:g}" for n in numbers] or ["-"] * len(spec.paper_columns)
+        for world, measure in ours:
+            one = found[row, world, measure]
+            if isinstance(one, str):
+                if one not in notes:
+                    notes.append(one)
+                columns += [f"none [^{notes.index(one) + 1}]", "-"] if measure != "capable" else ["none"]
+                continue
+            columns.append(f"{100 * one.value.value:.1f}")
+            if measure != "capable":
+                columns.append("" if row.lower() in ("base model", "unsteered") else _gain(one))
+        lines.append(_line(columns))
+    lines += [""] + [f"[^{i}]: {note}" for i, note in enumerate(notes, 1)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _gain(one: Figure) -> str:
+    star = " *" if one.p < 0.05 else ""
+    edge = " >" if one.at_end else ""
+    return f"{_signed(one.gain)}{star}{edge}"
+
+
+def _signed(rate: Rate) -> str:
+    return f"{100 * rate.value:+.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+LEGEND = """All numbers in percent. Gains are over the unsteered model, with a 95 % bootstrap interval over facts, means
+over training seeds. A star marks a row that differs from GrAInS with the paper's setting (paired sign-flip test over
+facts, Holm-corrected over the rows of a table and world, p < .05); `>` marks rows where a chosen strength was the last
+of its grid in some seed. A dash: the paper has no such number.
+"""
+
+
+def candidates_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Dev gains of the candidates for the preset, which alone decide (docs/reproduction.md)."""
+    lines = [
+        "### Candidates: gain on dev, in points",
+        "",
+        _line(["", *worlds, "mean"]),
+        _line(["---"] * (len(worlds) + 2)),
+    ]
+    for name in ("GrAInS", *CANDIDATES):
+        gains = [sum(dev_gain(cells[world, seed, name]) for seed in seeds) / len(seeds) for world in worlds]
+        lines.append(_line([name, *(f"{100 * g:+.1f}" for g in gains), f"{100 * sum(gains) / len(gains):+.1f}"]))
+    return "\n".join(lines) + "\n"
+
+
+def cost_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Sections 4.1 and 4.2: seconds to build vectors from the 50 steering pairs."""
+    lines = [
+        "### Cost: seconds to fit on 50 pairs",
+        "",
+        "The paper: about 96 s (LLMs) and 302 s (VLMs) on an RTX A6000, LoRA 30 to 3600 minutes. Here: tiny models, "
+        "one thread; what an earlier row has computed is not counted again.",
+        "",
+        _line(["", *worlds]),
+        _line(["---"] * (len(worlds) + 1)),
+    ]
+    for row in dict.fromkeys((*COST_ROWS["text"], *COST_ROWS["visual"])):
+        means = []
+        for world in worlds:
+            times = [cells.get((world, seed, row), {}).get("fit_seconds") for seed in seeds]
+            measured = [one for one in times if one is not None]
+            means.append(f"{sum(measured) / len(measured):.1f}" if measured else "-")
+        lines.append(_line([row, *means]))
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------- figures
+def figure_3(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """Change of the preference difference when the top k tokens are masked."""
+    canvas, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.2), layout="constrained", squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        for name, colour in COLOURS.items():
+            curves = [cells[world, seed, "figure 3"]["curve"][name] for seed in seeds]
+            for curve, style in zip(curves, SEED_STYLE, strict=False):
+                axis.plot(range(1, len(curve) + 1), curve, style, color=colour, linewidth=0.8, alpha=0.6)
+            mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            axis.plot(range(1, len(mean) + 1), mean, color=colour, linewidth=2, label=name)
+        axis.axhline(0, color="black", linewidth=0.5)
+        axis.set(title=world, xlabel="k tokens masked")
+    axes[0, 0].set_ylabel("change of f, nats")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    _save(canvas, path)
+
+
+def figure_5(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """Dev accuracy by strength."""
+    _sweep(path, worlds, seeds, "lam", lambda world, seed: dev_curve(cells[world, seed, "GrAInS"]), symlog=True)
+
+
+def figure_6(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
+    """Dev accuracy by k, each with its own best admissible strength."""
+
+    def curve(world: str, seed: int) -> dict[float, float]:
+        both = [figure_rows(kind) for kind in WORLDS_OF]
+        rows = next(rows for rows in both if all((world, seed, row) in cells for row in rows.values()))
+        found = {}
+        for k, row in rows.items():
+            cell = cells[world, seed, row]
+            if "draws" in cell:
+                found[float(k)] = dev_curve(cell)[0.0] + dev_gain(cell)
+        return found
+
+    _sweep(path, worlds, seeds, "k", curve)
+
+
+def _sweep(
+    path: Path, worlds: Sequence[str], seeds: Sequence[int], label: str, curve: Any, *, symlog: bool = False
+) -> None:
+    canvas, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.0), layout="constrained", squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        curves = [curve(world, seed) for seed in seeds]
+        for seed, one, style in zip(seeds, curves, SEED_STYLE, strict=False):
+            axis.plot([*one], [100 * y for y in one.values()], f"{style}o", color="#555555", markersize=2.5,
+                      linewidth=0.9, label=f"seed {seed}")  # fmt: skip
+        common = sorted(set.intersection(*(set(one) for one in curves)))
+        means = [100 * sum(one[x] for one in curves) / len(curves) for x in common]
+        axis.plot(common, means, color="#1f4e79", linewidth=2, label="mean")
+        if symlog:
+            axis.set_xscale("symlog", linthresh=min(x for x in common if x > 0))
+            axis.set_xticks(common[::2], [f"{x:g}" for x in common[::2]])
+        axis.set(title=world, xlabel=label)
+    axes[0, 0].set_ylabel("dev accuracy, %")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    _save(canvas, path)
+
+
+def _save(canvas: Canvas, path: Path) -> None:
+    for suffix in (".png", ".svg"):
+        canvas.savefig(path.with_suffix(suffix), dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
+    plt.close(canvas)
+
+
+FIGURES = {
+    "figure 3": (figure_3, "What masking the strongest tokens does to f (dev prompts, mean change in nats)"),
+    "figure 5": (figure_5, "Dev accuracy by strength; figure 5 of the paper"),
+    "figure 6": (figure_6, "Dev accuracy by k, strength chosen for each; figure 6 of the paper"),
+}
+
+
+# -------------------------------------------------------------------------------------------- record
+def rows_record(found: Mapping[tuple[str, str, Any], Figure | str]) -> list[dict[str, Any]]:
+    """Every figure of one table, for programs; shares, not percentages."""
+    return [
+        {"row": name, "world": world, "measure": measure} | ({"error": one} if isinstance(one, str) else asdict(one))
+        for (name, world, measure), one in found.items()
+    ]
+
+
+def geometry_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Where the aggregations point, by world, seed and sign: means over layers."""
+    head = ["world", "seed", "sign", "cos: PCA", "uncentred", "mean", "share of the mean", "last token masked",
+            "explained by it"]  # fmt: skip
+    lines = ["### Where the aggregations point", "", _line(head), _line(["---"] * len(head))]
+    for world in worlds:
+        for seed in seeds:
+            layers = cells[world, seed, "geometry"]["curve"]
+            for sign in ("pos", "neg"):
+                rows = [layer for layer in layers if layer["sign"] == sign]
+
+                def average(get: Any, rows: list[dict[str, Any]] = rows) -> str:
+                    return f"{sum(get(row) for row in rows) / len(rows):.2f}"
+
+                lines.append(
+                    _line(
+                        [world, str(seed), sign]
+                        + [average(lambda r, m=m: r["cos_planted"][m]) for m in ("pca", "uncentred", "mean")]
+                        + [average(lambda r: r["mean_share"]), str(rows[0]["last_token_masked"])]
+                        + [average(lambda r: r["explained_by_last_token"])]
+                    )
+                )
+    return "\n".join(lines) + "\n"
+
+
+EXTRAS = {"candidates": candidates_page, "geometry": geometry_page, "cost": cost_page}

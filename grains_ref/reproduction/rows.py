@@ -1,0 +1,219 @@
+"""What every row of a table does: the settings it tries on dev, gentlest first.
+
+A row is a function from a `Lab` to one list of settings, or to several for a row that is a mean over random draws.
+All rows of all tables are named here once; a row that stands in several tables is run once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from grains_ref.baselines import caa, ict, icv, iti, lora, repe, vti
+from grains_ref.baselines.core import Setting
+from grains_ref.grains import objective, shift, vectors
+from grains_ref.reproduction.lab import UNSTEERED, Lab
+
+Draws: TypeAlias = list[list[Setting]]
+Row: TypeAlias = Callable[[Lab], Draws]
+
+NEUTRAL = "the neutral word"
+PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
+KS = {"text": (1, 2, 3, 5, 7, 10), "visual": (2, 5, 10, 20, 30)}  # figure 6; the paper's own k is the row "GrAInS"
+N_EXAMPLES = (5, 10, 20, 100, 200)  # 50 is the row "GrAInS"
+RANDOM_DRAWS = 3
+
+
+# ------------------------------------------------------------------------------------------- baselines
+def _baseline(method: Any, **options: Any) -> Row:
+    """A baseline fitted on the steering pairs, with its declared grid."""
+    return lambda lab: [method.fit(lab.model, lab.steer, **options).settings(lab.model)]
+
+
+def _ict(lab: Lab) -> Draws:
+    """Both levels where the object's box is known, the image level alone elsewhere."""
+    return [ict.fit(lab.model, lab.steer, boxes=lab.boxes).settings(lab.model)]
+
+
+def _random(lab: Lab) -> Draws:
+    """Table 6: tokens drawn at random, everything else as in the paper's setting."""
+    hps = [replace(lab.paper, attribution="random", seed=draw) for draw in range(RANDOM_DRAWS)]
+    return [lab.grains(f"draw {hp.seed}", hp) for hp in hps]
+
+
+# ---------------------------------------------------------------------------------------------- GrAInS
+def _grains(**changes: Any) -> Row:
+    """GrAInS with the paper's setting but for the changes; NEUTRAL stands for the lab's neutral word."""
+
+    def row(lab: Lab) -> Draws:
+        return [lab.grains("GrAInS", replace(lab.paper, **_with_neutral_word(changes, lab)))]
+
+    return row
+
+
+def _with_neutral_word(changes: dict[str, Any], lab: Lab) -> dict[str, Any]:
+    return {name: lab.neutral if value == NEUTRAL else value for name, value in changes.items()}
+
+
+def _smoothgrad(lab: Lab) -> Draws:
+    """Table 6, at the cost of Integrated Gradients: n = m."""
+    return [lab.grains("SmoothGrad", replace(lab.paper, attribution="smoothgrad", n=lab.paper.m))]
+
+
+def _examples(n: int, **changes: Any) -> Row:
+    return lambda lab: [lab.grains(f"{n} examples", replace(lab.paper, **changes), n=n)]
+
+
+def _planted(**changes: Any) -> Row:
+    """The true causes masked instead of attributed tokens: a reference for attribution, not a method."""
+
+    def row(lab: Lab) -> Draws:
+        truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
+        return [lab.strengths("planted", vectors(truth, replace(lab.paper, **changes)).v)]
+
+    return row
+
+
+def _layer(block: int) -> Row:
+    return lambda lab: [lab.strengths(f"layer {block}", lab.fit(lab.paper).v, layers=[block])]
+
+
+def _greedy_layers(lab: Lab) -> Draws:
+    """The set of layers that grows by whichever layer raises dev accuracy most, until none does."""
+    v = lab.fit(lab.paper).v
+    chosen: list[int] = []
+    best, settings = -1.0, list[Setting]()
+    while len(chosen) < len(v):
+        tried = []
+        for layer in sorted(set(range(len(v))) - set(chosen)):
+            label = "layers " + ", ".join(str(one) for one in sorted([*chosen, layer]))
+            grid = lab.strengths(label, v, layers=sorted([*chosen, layer]))
+            choice = lab.bench.choose([UNSTEERED, *grid])
+            tried.append((dict(choice.tried)[choice.best], -layer, grid))
+        accuracy, layer, grid = max(tried, key=lambda one: one[:2])
+        if accuracy <= best:
+            break
+        best, settings = accuracy, grid
+        chosen.append(-layer)
+    return [settings]
+
+
+def _graded_in_log_alpha(m: int) -> Row:
+    """Integrated Gradients with nodes equally spaced in log(alpha)."""
+
+    def row(lab: Lab) -> Draws:
+        shifts = []
+        for example in map(lab.example, range(len(lab.steer))):
+            f, x = objective(lab.model, example, lab.paper), example.encoded.embeds
+            scores = log_graded_scores(f, x, m=m)
+            shifts.append(shift(lab.model, example, scores, lab.paper))
+        return [lab.strengths("log-graded nodes", vectors(shifts, lab.paper).v)]
+
+    return row
+
+
+def log_graded_scores(f: Callable[[Tensor], Tensor], x: Tensor, *, m: int, start: float = 1e-3) -> Tensor:
+    r"""Equation (2) with a zero baseline after the substitution alpha = exp(u): scores (T,) in nats.
+
+        int_start^1 g(alpha) d alpha = int_{log start}^0 g(exp u) exp(u) du,  midpoint rule with m nodes in u
+
+    x: (T, d).  Below `start` nothing is counted.  With a zero baseline RMSNorm hides the common scale of x, and almost
+    all of f's change lies at small alpha, where equally spaced nodes never look.
+    """
+    width = -math.log(start) / m
+    total = torch.zeros_like(x)
+    for j in range(m):
+        alpha = math.exp(math.log(start) + (j + 0.5) * width)
+        point = (alpha * x).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(f(point[None]).sum(), point)
+        total += width * alpha * gradient
+    return (x * total).sum(-1)
+
+
+# ------------------------------------------------------------------------------------------------ all
+CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction.md, "the hypothesis"
+    "protect": PROTECT,
+    "protect + mean": PROTECT | {"aggregation": "mean"},
+    "neutral + mean": {"path_baseline": NEUTRAL, "aggregation": "mean"},
+    "protect + neutral": PROTECT | {"path_baseline": NEUTRAL},
+    "protect + neutral + mean": PROTECT | {"path_baseline": NEUTRAL, "aggregation": "mean"},
+}
+
+
+def _unsteered(lab: Lab) -> Draws:
+    return [[]]
+
+
+SHARED: dict[str, Row] = {
+    "unsteered": _unsteered,
+    "LoRA, the paper's setting": _baseline(lora, learning_rates=lora.PAPER),
+    "LoRA, tuned": _baseline(lora, learning_rates=lora.LEARNS),
+    "ICV": _baseline(icv),
+    "CAA": _baseline(caa),
+    "CAA, read at the difference": _baseline(caa, read="difference"),
+    "GrAInS": _grains(),
+    "random tokens": _random,
+    "gradient": _grains(attribution="gradient"),
+    "SmoothGrad": _smoothgrad,
+    "likelihood objective": _grains(objective="likelihood"),
+    "planted tokens, PCA": _planted(),
+    "planted tokens, mean": _planted(aggregation="mean"),
+    "uncentred PCA": _grains(aggregation="uncentred"),
+    "mean": _grains(aggregation="mean"),
+    "path baseline: mean embedding": _grains(path_baseline="mean"),
+    "path baseline: neutral word": _grains(path_baseline=NEUTRAL),
+    "mask: mean embedding": _grains(mask_baseline="mean"),
+    "mask: neutral word": _grains(mask_baseline=NEUTRAL),
+} | {name: _grains(**changes) for name, changes in CANDIDATES.items()}
+
+TEXT: dict[str, Row] = SHARED | {
+    "ITI": _baseline(iti, probe="linear"),
+    "NL-ITI": _baseline(iti, probe="mlp"),
+    "RepE": _baseline(repe),
+    "weighted mean": _grains(aggregation="weighted_mean"),
+    "2 components": _grains(components=2),
+    "3 components": _grains(components=3),
+    "4 components": _grains(components=4),
+    "not the last token": _grains(eligible=("not_last",)),
+    "no special tokens": _grains(eligible=("no_special",)),
+    "path and mask: neutral word": _grains(path_baseline=NEUTRAL, mask_baseline=NEUTRAL),
+    "m = 1": _grains(m=1),
+    "m = 2": _grains(m=2),
+    "m = 10": _grains(m=10),
+    "m = 20": _grains(m=20),
+    "m = 50": _grains(m=50),
+    "m = 5, midpoint": _grains(quadrature="midpoint"),
+    "m = 5, Gauss-Legendre": _grains(quadrature="gauss_legendre"),
+    "m = 5, log-graded": _graded_in_log_alpha(5),
+    "m = 10, log-graded": _graded_in_log_alpha(10),
+    "layer 0": _layer(0),
+    "layer 1": _layer(1),
+    "layer 2": _layer(2),
+    "layer 3": _layer(3),
+    "greedy set of layers": _greedy_layers,
+}
+TEXT |= {f"k = {k}": _grains(k=k) for k in KS["text"] if k != 3}
+TEXT |= {f"{n} examples": _examples(n) for n in N_EXAMPLES}
+TEXT |= {f"{n} examples, mean": _examples(n, aggregation="mean") for n in N_EXAMPLES if n not in (10, 100)}
+
+VISUAL: dict[str, Row] = SHARED | {
+    "VTI": _baseline(vti),
+    "ICT": _ict,
+    "image tokens only": _grains(eligible=("image",)),
+    "text tokens only": _grains(eligible=("text",)),
+    "layer 0": _layer(0),
+    "layer 1": _layer(1),
+    "layer 2": _layer(2),
+}
+VISUAL |= {f"k = {k}": _grains(k=k) for k in KS["visual"] if k != 20}
+
+
+def rows_of(*, is_visual: bool) -> dict[str, Row]:
+    """Every row of a text world or of a visual world, by name."""
+    return VISUAL if is_visual else TEXT

@@ -1,0 +1,468 @@
+"""Which rows make which table or figure of the paper, the paper's own numbers, and what the cells say.
+
+A `TableSpec` is a view on cells; nothing is run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from grains_ref.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
+from grains_ref.reproduction.cells import Cell
+from grains_ref.reproduction.rows import CANDIDATES, KS, N_EXAMPLES
+
+Measure = Literal["right", "rejected", "bleu", "capable"]
+Kind = Literal["text", "visual"]
+MEASURES: dict[Measure, str] = {
+    "right": "accuracy",
+    "rejected": "hallucination rate",
+    "bleu": "BLEU accuracy",
+    "capable": "capability",
+}
+Cells: TypeAlias = Mapping[tuple[str, int, str], Cell]  # (world, seed, row) -> cell
+WORLDS_OF: dict[Kind, tuple[str, str]] = {
+    "text": ("simple", "graded"),
+    "visual": ("simple-visual", "graded-visual"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TableSpec:
+    """One table: what stands in it, and what stood in the paper's."""
+
+    name: str  # "table 1", "steps", ...: what the command is asked for
+    title: str
+    kind: Kind
+    measures: tuple[Measure, ...]
+    rows: dict[str, str]  # what the page calls it -> the row of `rows`
+    paper_columns: tuple[str, ...] = ()
+    paper: dict[str, tuple[float, ...]] = field(default_factory=dict)  # under the page's names
+    reference: str = "GrAInS"  # the row that the others are compared with in pairs
+
+
+TEXT_METHODS = {
+    "Base model": "unsteered",
+    "LoRA": "LoRA, the paper's setting",
+    "LoRA, rate chosen on dev": "LoRA, tuned",
+    "ICV": "ICV",
+    "ITI": "ITI",
+    "NL-ITI": "NL-ITI",
+    "CAA": "CAA",
+    "CAA, read where the answers differ": "CAA, read at the difference",
+    "RepE": "RepE",
+    "Random tokens": "random tokens",
+    "GrAInS": "GrAInS",
+    "GrAInS, robust candidate": "protect + neutral + mean",
+    "Planted tokens, PCA": "planted tokens, PCA",
+    "Planted tokens, mean": "planted tokens, mean",
+}
+VISUAL_METHODS = {
+    "Base model": "unsteered",
+    "LoRA": "LoRA, the paper's setting",
+    "LoRA, rate chosen on dev": "LoRA, tuned",
+    "VTI": "VTI",
+    "ICT": "ICT",
+    "CAA": "CAA",
+    "CAA, read where the answers differ": "CAA, read at the difference",
+    "ICV": "ICV",
+    "Random tokens": "random tokens",
+    "GrAInS": "GrAInS",
+    "GrAInS, robust candidate": "protect + neutral + mean",
+    "Planted tokens, PCA": "planted tokens, PCA",
+    "Planted tokens, mean": "planted tokens, mean",
+}
+VLMS = ("LLaVA-1.6-7B", "Qwen2.5-VL-7B", "Gemma-3-12B-IT")
+LLM_COLUMNS = tuple(f"{m} {d}" for m in ("Llama", "Qwen") for d in ("TruthfulQA", "Toxigen", "FaithEval"))
+
+TABLES = (
+    TableSpec(
+        "table 1",
+        "LLM benchmarks: accuracy",
+        "text",
+        ("right",),
+        TEXT_METHODS,
+        LLM_COLUMNS,
+        {
+            "Base model": (34.15, 51.19, 68.00, 51.41, 55.04, 59.89),
+            "LoRA": (40.67, 58.78, 69.93, 56.87, 59.98, 64.96),
+            "ICV": (39.67, 59.07, 68.65, 53.06, 59.72, 63.64),
+            "NL-ITI": (37.04, 56.88, 69.46, 52.95, 60.54, 60.38),
+            "CAA": (44.62, 58.89, 69.32, 56.74, 60.01, 62.21),
+            "GrAInS": (47.37, 60.98, 70.94, 59.85, 62.12, 64.77),
+        },
+    ),
+    TableSpec(
+        "table 2",
+        "Hallucination rate (lower is better)",
+        "visual",
+        ("rejected",),
+        VISUAL_METHODS,
+        VLMS,
+        {
+            "Base model": (62.4, 52.3, 46.8),
+            "LoRA": (56.5, 46.1, 46.4),
+            "VTI": (58.7, 49.9, 46.0),
+            "ICT": (59.2, 51.5, 45.7),
+            "CAA": (61.0, 53.7, 49.3),
+            "GrAInS": (51.4, 47.3, 44.2),
+        },
+    ),
+    TableSpec(
+        "table 3",
+        "Preference win rate, chosen over rejected",
+        "visual",
+        ("right",),
+        VISUAL_METHODS,
+        VLMS,
+        {
+            "Base model": (40.24, 53.21, 49.32),
+            "LoRA": (45.72, 56.83, 52.37),
+            "VTI": (42.46, 54.42, 51.45),
+            "ICT": (43.18, 54.45, 52.13),
+            "CAA": (43.71, 53.60, 50.63),
+            "GrAInS": (48.35, 58.90, 53.51),
+        },
+    ),
+    TableSpec(
+        "table 4",
+        "What LLM steering costs: generation and capability",
+        "text",
+        ("bleu", "capable"),
+        TEXT_METHODS,
+        ("Llama BLEU", "Qwen BLEU", "Llama MMLU", "Qwen MMLU"),
+        {
+            "Base model": (38.19, 47.65, 69.27, 74.58),
+            "LoRA": (46.81, 51.96, 67.69, 72.17),
+            "ICV": (46.60, 49.09, 69.18, 74.41),
+            "NL-ITI": (45.71, 48.62, 65.74, 70.33),
+            "CAA": (46.52, 49.63, 51.49, 62.91),
+            "GrAInS": (47.91, 54.09, 69.15, 74.29),
+        },
+    ),
+    TableSpec(
+        "table 5",
+        "What VLM steering costs: generation and capability",
+        "visual",
+        ("bleu", "capable"),
+        VISUAL_METHODS,
+        ("LLaVA BLEU", "Qwen-VL BLEU", "LLaVA MMMU", "Qwen-VL MMMU"),
+        {
+            "Base model": (42.38, 49.17, 35.81, 58.64),
+            "LoRA": (47.27, 51.74, 34.55, 57.36),
+            "VTI": (45.92, 51.87, 35.63, 58.41),
+            "ICT": (47.65, 52.01, 34.11, 53.29),
+            "CAA": (42.13, 50.14, 33.29, 41.51),
+            "GrAInS": (46.79, 53.02, 34.92, 58.13),
+        },
+    ),
+    TableSpec(
+        "table 6",
+        "Attribution methods: accuracy",
+        "text",
+        ("right",),
+        {
+            "Base model": "unsteered",
+            "Random selection": "random tokens",
+            "GrAInS, vanilla gradient": "gradient",
+            "GrAInS, SmoothGrad": "SmoothGrad",
+            "GrAInS, Integrated Gradients": "GrAInS",
+        },
+        ("Llama TruthfulQA", "Toxigen", "FaithEval"),
+        {
+            "Base model": (34.15, 48.10, 68.00),
+            "Random selection": (38.47, 52.66, 67.29),
+            "GrAInS, vanilla gradient": (41.68, 55.28, 69.12),
+            "GrAInS, SmoothGrad": (45.06, 58.32, 71.13),
+            "GrAInS, Integrated Gradients": (47.37, 60.94, 70.94),
+        },
+    ),
+    TableSpec(
+        "table 7",
+        "Modalities: preference win rate",
+        "visual",
+        ("right",),
+        {
+            "Base model": "unsteered",
+            "GrAInS, vision only": "image tokens only",
+            "GrAInS, text only": "text tokens only",
+            "GrAInS": "GrAInS",
+        },
+        VLMS[:2],
+        {
+            "Base model": (40.24, 53.21),
+            "GrAInS, vision only": (46.47, 56.29),
+            "GrAInS, text only": (44.30, 56.42),
+            "GrAInS": (48.35, 58.90),
+        },
+    ),
+    TableSpec(
+        "table 8",
+        "Objectives: preference win rate",
+        "visual",
+        ("right",),
+        {
+            "Base model": "unsteered",
+            "GrAInS, likelihood": "likelihood objective",
+            "GrAInS, preference-based loss": "GrAInS",
+        },
+        VLMS[:2],
+        {
+            "Base model": (40.24, 53.21),
+            "GrAInS, likelihood": (47.32, 57.19),
+            "GrAInS, preference-based loss": (48.35, 58.90),
+        },
+    ),
+)
+
+QUESTIONS = (  # what the paper leaves open
+    TableSpec(
+        "objective",
+        "Objectives in the text worlds",
+        "text",
+        ("right",),
+        {"Unsteered": "unsteered", "Likelihood": "likelihood objective", "Preference": "GrAInS"},
+    ),
+    TableSpec(
+        "attribution",
+        "Attribution methods in the visual worlds",
+        "visual",
+        ("right",),
+        {
+            "Unsteered": "unsteered",
+            "Random": "random tokens",
+            "Gradient": "gradient",
+            "SmoothGrad": "SmoothGrad",
+            "Integrated Gradients": "GrAInS",
+        },
+    ),
+    TableSpec(
+        "examples",
+        "How many examples?",
+        "text",
+        ("right",),
+        {f"{n}": "GrAInS" if n == 50 else f"{n} examples" for n in sorted((*N_EXAMPLES, 50))}
+        | {f"{n}, mean": "mean" if n == 50 else f"{n} examples, mean" for n in (5, 20, 50, 200)},
+    ),
+    TableSpec(
+        "layers",
+        "Which layers?",
+        "text",
+        ("right",),
+        {"All": "GrAInS"} | {f"Layer {i}": f"layer {i}" for i in range(4)} | {"Greedy set": "greedy set of layers"},
+    ),
+    TableSpec(
+        "layers, visual",
+        "Which layers? (visual worlds)",
+        "visual",
+        ("right",),
+        {"All": "GrAInS"} | {f"Layer {i}": f"layer {i}" for i in range(3)},
+    ),
+    TableSpec(
+        "steps",
+        "How many steps, and which quadrature?",
+        "text",
+        ("right",),
+        {
+            "1": "m = 1",
+            "2": "m = 2",
+            "5": "GrAInS",
+            "10": "m = 10",
+            "20": "m = 20",
+            "50": "m = 50",
+            "5, midpoint": "m = 5, midpoint",
+            "5, Gauss-Legendre": "m = 5, Gauss-Legendre",
+            "5, equal in log(alpha)": "m = 5, log-graded",
+            "10, equal in log(alpha)": "m = 10, log-graded",
+        },
+    ),
+    TableSpec(
+        "eligible",
+        "Which tokens may be selected?",
+        "text",
+        ("right",),
+        {
+            "All": "GrAInS",
+            "No special tokens": "no special tokens",
+            "Not the last token": "not the last token",
+            "Content, not the last token": "protect",
+        },
+    ),
+    TableSpec(
+        "aggregation",
+        "How are shifts aggregated?",
+        "text",
+        ("right",),
+        {
+            "Centred PCA": "GrAInS",
+            "2 components": "2 components",
+            "3 components": "3 components",
+            "4 components": "4 components",
+            "Uncentred PCA": "uncentred PCA",
+            "Mean": "mean",
+            "Weighted mean": "weighted mean",
+        },
+    ),
+    TableSpec(
+        "aggregation, visual",
+        "How are shifts aggregated? (visual worlds)",
+        "visual",
+        ("right",),
+        {"Centred PCA": "GrAInS", "Uncentred PCA": "uncentred PCA", "Mean": "mean"},
+    ),
+    TableSpec(
+        "baselines",
+        "Which baseline, for the path and for the mask?",
+        "text",
+        ("right",),
+        {
+            "Zero, zero": "GrAInS",
+            "Path: mean embedding": "path baseline: mean embedding",
+            "Path: neutral word": "path baseline: neutral word",
+            "Mask: mean embedding": "mask: mean embedding",
+            "Mask: neutral word": "mask: neutral word",
+            "Both: neutral word": "path and mask: neutral word",
+        },
+    ),
+    TableSpec(
+        "baselines, visual",
+        "Which baseline, for the path and for the mask? (visual worlds)",
+        "visual",
+        ("right",),
+        {
+            "Zero, zero": "GrAInS",
+            "Path: mean embedding": "path baseline: mean embedding",
+            "Path: neutral word": "path baseline: neutral word",
+            "Mask: mean embedding": "mask: mean embedding",
+            "Mask: neutral word": "mask: neutral word",
+        },
+    ),
+    TableSpec(
+        "robust",
+        "Candidates for a recommended setting",
+        "text",
+        ("right", "capable"),
+        {"Unsteered": "unsteered", "GrAInS, the paper's setting": "GrAInS"} | {name: name for name in CANDIDATES},
+    ),
+    TableSpec(
+        "robust, visual",
+        "Candidates for a recommended setting (visual worlds)",
+        "visual",
+        ("right", "capable"),
+        {"Unsteered": "unsteered", "GrAInS, the paper's setting": "GrAInS"} | {name: name for name in CANDIDATES},
+    ),
+)
+
+
+def needed(spec: TableSpec, worlds: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int, str]]:
+    """The cells of a table; the unsteered model is always needed, as what gains are measured from."""
+    rows = dict.fromkeys(["unsteered", spec.reference, *spec.rows.values()])
+    return [(world, seed, row) for world in worlds for seed in seeds for row in rows]
+
+
+def kind_of(world: str) -> Kind:
+    """Whether a world, or a column of the full rung, has pictures."""
+    visual = (*WORLDS_OF["visual"], "spa_vl", "mmhal")
+    return "visual" if world.split(", ")[-1] in visual else "text"
+
+
+COST_ROWS: dict[Kind, list[str]] = {
+    "text": ["GrAInS", "CAA", "ICV", "ITI", "NL-ITI", "RepE", "LoRA, the paper's setting", "LoRA, tuned"],
+    "visual": ["GrAInS", "CAA", "ICV", "VTI", "ICT", "LoRA, the paper's setting", "LoRA, tuned"],
+}
+
+
+def figure_rows(kind: Kind) -> dict[int, str]:
+    """Figure 6: k -> row."""
+    paper_k = {"text": 3, "visual": 20}[kind]
+    return {k: "GrAInS" if k == paper_k else f"k = {k}" for k in sorted({*KS[kind], paper_k})}
+
+
+# -------------------------------------------------------------------------------------------- figures
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a table: a row in one world by one measure, means over seeds and draws."""
+
+    value: Rate
+    gain: Rate  # over the unsteered model
+    versus: Rate  # over the table's reference row, in pairs
+    p: float  # two-sided, of `versus`; Holm-corrected over the rows of the table and world
+    chosen: tuple[str, ...]  # by seed and draw
+    at_end: bool  # a chosen strength was the last of its grid
+
+
+Facts: TypeAlias = Mapping[tuple[str, int], Sequence[str]]  # (world, seed) -> which fact each test prompt is about
+
+
+def figures(
+    spec: TableSpec, worlds: Sequence[str], cells: Cells, facts: Facts, seeds: Sequence[int]
+) -> dict[tuple[str, str, Measure], Figure | str]:
+    """(the page's row, world, measure) -> its figure, or why there is none."""
+    found: dict[tuple[str, str, Measure], Figure | str] = {}
+    for world in worlds:
+        for measure in spec.measures:
+            p_values: dict[str, float] = {}
+            for name, row in spec.rows.items():
+                one = _figure(row, spec.reference, world, measure, cells, facts, seeds)
+                found[name, world, measure] = one
+                if row != spec.reference and isinstance(one, Figure):
+                    p_values[name] = one.p
+            for name, p in holm(p_values).items():
+                one = found[name, world, measure]
+                assert isinstance(one, Figure)
+                found[name, world, measure] = replace(one, p=p)
+    return found
+
+
+def _figure(
+    row: str, reference: str, world: str, measure: Measure, cells: Cells, facts: Facts, seeds: Sequence[int]
+) -> Figure | str:
+    mine, base, other = list[float](), list[float](), list[float]()
+    clusters, chosen = list[str](), list[str]()
+    at_end = False
+    for seed in seeds:
+        cell, reference_cell = cells[world, seed, row], cells[world, seed, reference]
+        for one in (cell, reference_cell):
+            if "error" in one:
+                return str(one["error"])
+        unsteered = _mean(cells[world, seed, "unsteered"], measure)
+        mine += _mean(cell, measure)
+        base += unsteered
+        other += _mean(reference_cell, measure)
+        # Tasks and judged questions are about no fact: each is its own cluster, with its seeds together.
+        by_fact = measure != "capable" and len(unsteered) == len(facts[world, seed])
+        clusters += facts[world, seed] if by_fact else [f"{i}" for i in range(len(unsteered))]
+        for draw in cell["draws"]:
+            chosen.append(f"{draw['label']}, {draw['strength']:g}" if draw["strength"] else "unsteered")
+            at_end |= bool(draw["strength"]) and draw["strength"] == max(s for _, s, _ in draw["tried"])
+    if not mine:
+        return "this dataset has no such measure"
+    return Figure(
+        value=clustered_mean(mine, clusters),
+        gain=paired_gain(mine, base, clusters=clusters),
+        versus=paired_gain(mine, other, clusters=clusters),
+        p=sign_flip_p(mine, other, clusters=clusters) if row != reference else 1.0,
+        chosen=tuple(chosen),
+        at_end=at_end,
+    )
+
+
+def _mean(cell: Cell, measure: Measure) -> list[float]:
+    """Per test prompt, the mean over draws."""
+    draws = [d[measure] for d in cell["draws"]]
+    return [sum(int(d[i]) for d in draws) / len(draws) for i in range(len(draws[0]))]
+
+
+def dev_gain(cell: Cell) -> float:
+    """What the choice gained on dev over the unsteered model, mean over draws."""
+    gains = []
+    for draw in cell["draws"]:
+        tried = {(label, strength): accuracy for label, strength, accuracy in draw["tried"]}
+        gains.append(tried[draw["label"], draw["strength"]] - tried["unsteered", 0.0])
+    return sum(gains) / len(gains)
+
+
+def dev_curve(cell: Cell) -> dict[float, float]:
+    """Figure 5: strength -> dev accuracy."""
+    return {strength: accuracy for _, strength, accuracy in cell["draws"][0]["tried"]}
