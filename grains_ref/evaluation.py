@@ -1,68 +1,67 @@
-"""What steering changed and what it cost: accuracies with intervals, and the choice of a setting on dev data."""
+"""What steering changed and what it cost: measures of a model, and the choice of a setting on dev data.
+
+Everything runs the model as it is, under whatever steering is active.  What is made of the numbers is in
+`grains_ref.metrics`; its rates and means are also found here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-import numpy as np
-from scipy.stats import binomtest, bootstrap
+from typing import Any, Generic, Protocol, TypeVar
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.families import PictureSource
+from grains_ref.metrics import (
+    BleuScores,
+    Mean,
+    Normalisation,
+    Rate,
+    average,
+    bleu_scores,
+    clustered_mean,
+    mc1,
+    mc2,
+    mc3,
+    normalised,
+    rate,
+)
+from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
+
+__all__ = [
+    "Choice",
+    "ChoiceRecord",
+    "ChoiceScores",
+    "Mean",
+    "Rate",
+    "ReferenceRecord",
+    "average",
+    "bleu_accuracy",
+    "capability",
+    "choose",
+    "clustered_mean",
+    "exact_matches",
+    "generations",
+    "keeps_capability",
+    "margins",
+    "multiple_choice",
+    "multiple_choice_accuracy",
+    "pair_rows",
+    "preference_accuracy",
+    "rate",
+    "row_margins",
+    "task_rows",
+]
 
 Setting = TypeVar("Setting")
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of successes, or a mean of shares, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-
-def rate(successes: Iterable[bool]) -> Rate:
-    """The share of True with its Wilson interval.
-
-    Raises:
-        ValueError: nothing to count.
-    """
-    outcomes = list(successes)
-    if not outcomes:
-        raise ValueError("no outcomes to count; is the evaluation set empty?")
-    interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
-    return Rate(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
-
-
-def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Rate:
-    """The mean of values that come in clusters (several prompts about one fact), with a bootstrap over clusters.
-
-    The bootstrap is seeded; n is the number of clusters.
-
-    Raises:
-        ValueError: fewer than two clusters, or values and clusters differ in number.
-    """
-    names = sorted(set(clusters))
-    if len(names) < 2 or len(values) != len(clusters):
-        raise ValueError(f"need values in at least two clusters; got {len(values)} values in {len(names)} clusters")
-    means = np.array([np.mean([v for v, c in zip(values, clusters, strict=True) if c == name]) for name in names])
-    if np.ptp(means) == 0:
-        return Rate(float(means[0]), float(means[0]), float(means[0]), len(names))
-    interval = bootstrap((means,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-    return Rate(float(means.mean()), float(interval.low), float(interval.high), len(names))
-
-
-# ------------------------------------------------------------------------------------- measures
-def margins(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[float]:
-    """log P(chosen) - log P(rejected) of each pair, in nats."""
-    return row_margins(model, pair_rows(model, pairs))
+# ------------------------------------------------------------------------------------- preferences
+def margins(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> list[float]:
+    """log P(chosen) - log P(rejected) of each pair, in nats, or per token if so normalised."""
+    return row_margins(model, pair_rows(model, pairs), normalise=normalise)
 
 
 def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
@@ -71,20 +70,82 @@ def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[
     return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
 
 
-def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[float]:
+def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow], *, normalise: Normalisation = "sum") -> list[float]:
     """`margins` of the rows that `pair_rows` made; a sweep tokenises once and scores often."""
-    scored = model.score_rows(rows)
+    scores = _scores(model, rows, normalise)
     n = len(rows) // 2
-    return [scored[i].log_prob - scored[n + i].log_prob for i in range(n)]
+    return [scores[i] - scores[n + i] for i in range(n)]
 
 
-def preference_accuracy(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> Rate:
-    """Share of pairs with log P(chosen) > log P(rejected); a tie counts as wrong."""
-    return rate(margin > 0 for margin in margins(model, pairs))
+def preference_accuracy(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> Rate:
+    """Share of pairs with log P(chosen) > log P(rejected), the preference win rate; a tie counts as wrong."""
+    return rate(margin > 0 for margin in margins(model, pairs, normalise=normalise))
 
 
-def multiple_choice_accuracy(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> Rate:
-    """Share of questions whose labelled choice has the strictly highest summed log-probability.
+def _scores(model: HuggingFaceModel, rows: Sequence[TokenRow], normalise: Normalisation) -> list[float]:
+    scored = zip(model.score_rows(rows), rows, strict=True)
+    return [normalised(one.log_prob, n_tokens=len(row.response), by=normalise) for one, row in scored]
+
+
+# ------------------------------------------------------------------------------------- multiple choice
+class ChoiceRecord(Protocol):
+    """A multiple-choice question: `labels` says of each choice whether it is right; one picture at most."""
+
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
+    @property
+    def choices(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def labels(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[PictureSource]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Scores of every choice of every question, and the outcomes that follow, one per question.
+
+    Scores are log-probabilities in nats, or those per token, as `normalise` says.
+    """
+
+    scores: tuple[tuple[float, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    normalise: Normalisation
+
+    @property
+    def mc1(self) -> tuple[bool, ...]:
+        """See `metrics.mc1`; `rate` of these is multiple-choice accuracy (also MMLU's, over all subjects)."""
+        return tuple(mc1(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+    @property
+    def mc2(self) -> tuple[float, ...]:
+        """See `metrics.mc2`; take `clustered_mean` of these."""
+        return tuple(mc2(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+    @property
+    def mc3(self) -> tuple[float, ...]:
+        """See `metrics.mc3`; take `clustered_mean` of these."""
+        return tuple(mc3(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+
+def multiple_choice(
+    model: HuggingFaceModel, records: Sequence[ChoiceRecord], *, normalise: Normalisation = "sum"
+) -> ChoiceScores:
+    """Score every choice of every question as a response to its prompt.
+
+    Raises:
+        ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
+    """
+    questions = [(r.prompt, r.choices, _only_picture(r.images)) for r in records]
+    return _choice_scores(model, questions, [r.labels for r in records], normalise)
+
+
+def multiple_choice_accuracy(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> Rate:
+    """Share of questions whose labelled choice has the strictly highest score, by default the summed log-probability.
 
     Raises:
         ValueError: a pair has no choices.
@@ -92,15 +153,100 @@ def multiple_choice_accuracy(model: HuggingFaceModel, pairs: Sequence[Preference
     without = [p.where for p in pairs if p.label is None]
     if without:
         raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
-    scored = iter(model.score([(p.prompt, choice, p.image) for p in pairs for choice in p.choices]))
-    outcomes = []
-    for pair in pairs:
-        scores = [next(scored).log_prob for _ in pair.choices]
-        right = scores.pop(pair.label or 0)
-        outcomes.append(all(right > other for other in scores))
-    return rate(outcomes)
+    labels = [[int(i == p.label) for i in range(len(p.choices))] for p in pairs]
+    return rate(_choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise).mc1)
 
 
+def _choice_scores(
+    model: HuggingFaceModel,
+    questions: Sequence[tuple[Prompt, Sequence[str], PictureSource | None]],
+    labels: Sequence[Sequence[int]],
+    normalise: Normalisation,
+) -> ChoiceScores:
+    rows = model.tokenise((prompt, choice, image) for prompt, choices, image in questions for choice in choices)
+    scores = iter(_scores(model, rows, normalise))
+    return ChoiceScores(
+        scores=tuple(tuple(next(scores) for _ in choices) for _, choices, _ in questions),
+        labels=tuple(tuple(int(label) for label in one) for one in labels),
+        normalise=normalise,
+    )
+
+
+def _only_picture(images: Sequence[PictureSource]) -> PictureSource | None:
+    if len(images) > 1:
+        raise ValueError(f"the question has {len(images)} pictures; one per prompt is supported, so leave it out")
+    return images[0] if images else None
+
+
+# ------------------------------------------------------------------------------------- generation
+class ReferenceRecord(Protocol):
+    """A question to be answered in free words, with right and wrong reference answers; one picture at most."""
+
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
+    @property
+    def references(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def wrong(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[PictureSource]: ...  # noqa: D102
+
+
+def generations(
+    model: HuggingFaceModel,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    images: Sequence[PictureSource | None] = (),
+    batch_size: int = 16,
+    **options: Any,
+) -> list[str]:
+    """The model's reply to each prompt, in batches; greedy unless `options` of transformers' `generate` say otherwise.
+
+    Raises:
+        ValueError: see `HuggingFaceModel.generate`.
+    """
+    replies: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        replies += model.generate(prompts[part], max_new_tokens=max_new_tokens, images=images[part], **options)
+    return replies
+
+
+def bleu_accuracy(
+    model: HuggingFaceModel,
+    records: Sequence[ReferenceRecord],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    effective_order: bool = False,
+    **options: Any,
+) -> BleuScores:
+    """Answer every question and compare the reply with its references: `.accuracy` is BLEU accuracy (section 5.1).
+
+    For a preference pair the references are its two responses.
+
+    Raises:
+        ValueError: a question with several pictures, or without right or wrong references.
+        ImportError: sacrebleu is not installed.
+    """
+    replies = generations(
+        model,
+        [r.prompt for r in records],
+        max_new_tokens=max_new_tokens,
+        images=[_only_picture(r.images) for r in records],
+        batch_size=batch_size,
+        **options,
+    )
+    return bleu_scores(
+        replies,
+        true=[r.references for r in records],
+        false=[r.wrong for r in records],
+        effective_order=effective_order,
+    )
+
+
+# ------------------------------------------------------------------------------------- capability
 def exact_matches(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[bool]:
     """Whether greedy decoding would give each response, whole and exact; one teacher-forced pass tells."""
     return [scored.is_greedy for scored in model.score_rows(rows)]
