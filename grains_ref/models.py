@@ -45,6 +45,10 @@ BATCH_TOKENS = 1 << 14  # prompt tokens scored at once; with 524 kB of cache per
 FEATURE_BYTES = 2 << 30  # image features kept in main memory, so that a sweep runs the vision tower once per picture
 
 
+class _SeenEnoughError(Exception):
+    """Ends a forward pass at the decoder's entrance."""
+
+
 _SeenPrompt: TypeAlias = tuple[tuple[int, ...], Picture | None]
 
 
@@ -457,12 +461,14 @@ class HuggingFaceModel:
 
         def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             seen.append(kwargs["inputs_embeds"][0])
+            raise _SeenEnoughError  # before any other hook of the decoder: nothing is to be steered or recorded here
 
-        handle = self.hf.get_decoder().register_forward_pre_hook(look, with_kwargs=True)
+        handle = self.hf.get_decoder().register_forward_pre_hook(look, with_kwargs=True, prepend=True)
         try:
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.family.tensors([picture])}
             inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-            self.hf(**inputs, logits_to_keep=1, use_cache=False)
+            with contextlib.suppress(_SeenEnoughError):
+                self.hf(**inputs, logits_to_keep=1, use_cache=False)
         finally:
             handle.remove()
         self._features[picture.digest] = seen[0][ids[0] == self._image_id].cpu()

@@ -525,3 +525,12 @@ def test_rows_without_spread_have_no_direction(centred: bool) -> None:
 def test_too_few_or_broken_rows_are_refused(rows: Tensor) -> None:
     with pytest.raises(ValueError, match="at least 3 finite rows"):
         first_component(rows, centred=True, sign="score")
+
+
+def test_an_edit_does_not_depend_on_which_pictures_were_seen_before(vision_model: HuggingFaceModel) -> None:
+    items = [("<image>What is this?", "It is round.", noise_picture(60, 90, seed=11))]
+    edit = Edit(vision_model, "residual", {1: add(vision_model.width)}, positions="after_prompt")
+    with edit:
+        unseen = log_probs(vision_model, items)  # the picture's features are computed while the edit is active
+        seen = log_probs(vision_model, items)
+    assert unseen == seen != log_probs(vision_model, items)
