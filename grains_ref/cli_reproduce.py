@@ -64,7 +64,9 @@ def reproduce(
     question: Annotated[
         list[str] | None, typer.Option(help="Tiny rung: a question the paper leaves open (examples, layers, ...).")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Training seed 0 only.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Training seed 0 only; with --all the paper's tables and figures only.")
+    ] = False,
     output: Annotated[Path, typer.Option("--out", help="Folder for cells, record, page and figures.")] = Path(
         "reproduction"
     ),
@@ -109,12 +111,13 @@ def _tiny_plan(
 
     specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
     known = (*specs, *FIGURES, *EXTRAS)
-    names = _names(everything, table, figure, question, known=known)
+    shown_in_paper = [spec.name for spec in TABLES] + [*FIGURES]
+    names = shown_in_paper if everything and quick else _names(everything, table, figure, question, known=known)
     worlds = (*WORLDS_OF["text"], *WORLDS_OF["visual"])
     return Plan(
         tables={specs[name]: WORLDS_OF[specs[name].kind] for name in names if name in specs},
         figures={name: worlds for name in names if name in FIGURES},
-        extras={name: worlds for name in names if name in EXTRAS},
+        extras={name: ("double",) if name == "transfer" else worlds for name in names if name in EXTRAS},
         seeds=SEEDS[:1] if quick else SEEDS,
     )
 
@@ -253,6 +256,6 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     parts += [pages.EXTRAS[name](cells, worlds, plan.seeds) for name, worlds in plan.extras.items()]
     (output / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     (output / "record.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    out.print("\n".join(parts))
+    out.print("\n".join(parts), soft_wrap=True)
     drawn = "".join(f", {name.replace(' ', '-')}.png and .svg" for name in plan.figures)
     err.print(f"written to {output}/: tables.md, record.json{drawn}")
