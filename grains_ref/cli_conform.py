@@ -30,6 +30,7 @@ XfailFile = Annotated[
     Path | None,
     typer.Option("--xfails", help="Known failures: one case or pattern per line, # and a reason.", show_default=False),
 ]
+DialectOption = Annotated[str, typer.Option(help="paper, or authors: judged by what the released code computes.")]
 ModeOption = Annotated[str, typer.Option(help="all, isolated, chained or 'end to end'.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds after which a program that does not answer is killed.")]
 
@@ -42,23 +43,25 @@ def run(
     dtype: DtypeOption = None,
     only: OnlyOption = None,
     mode: ModeOption = "all",
+    dialect: DialectOption = "paper",
     xfails: XfailFile = None,
     json_file: JsonFile = None,
     junit: JunitFile = None,
     timeout: TimeoutOption = 20.0,
 ) -> None:
     """Run a port on all cases of the stages it claims. Exit code 0: conformant; 1: not, or nothing claimed."""
-    how = f"--port {port}" if port else f"--cmd {shlex.quote(cmd)}"
-    _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, f"grains-ref conform run {how}")
+    again = _again("run", port, cmd, dialect)
+    _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect)
 
 
 @conform.command()
 @guarded
-def smoke(port: PortOption = "", cmd: CmdOption = "", timeout: TimeoutOption = 20.0) -> None:
+def smoke(
+    port: PortOption = "", cmd: CmdOption = "", dialect: DialectOption = "paper", timeout: TimeoutOption = 20.0
+) -> None:
     """Run only the first case of every stage: is the port wired up at all?"""
-    how = f"--port {port}" if port else f"--cmd {shlex.quote(cmd)}"
-    only = [f"{stage}-001" for stage in _outputs()]
-    _check(_port(port, cmd, timeout), None, only, "isolated", None, None, None, f"grains-ref conform run {how}")
+    only, again = [f"{stage}-001" for stage in _outputs()], _again("run", port, cmd, dialect)
+    _check(_port(port, cmd, timeout), None, only, "isolated", None, None, None, again, dialect)
 
 
 @conform.command()
@@ -66,19 +69,20 @@ def smoke(port: PortOption = "", cmd: CmdOption = "", timeout: TimeoutOption = 2
 def dump(
     folder: Annotated[Path, typer.Argument(help="Where to write the cases; must be new or empty.", show_default=False)],
     dtype: DtypeOption = None,
+    dialect: DialectOption = "paper",
 ) -> None:
     """Write all inputs as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
-    from grains_ref.conformance.cases import CASES
     from grains_ref.conformance.ports import encode_values
     from grains_ref.conformance.stages import OUTPUTS
     from grains_ref.conformance.toy import toy_weights
 
+    cases = _dialect(dialect).cases
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder")
     (folder / "in").mkdir(parents=True)
     for name in dtype or ["float32"]:
         (folder / "out" / name).mkdir(parents=True)
-    for case in CASES:
+    for case in cases:
         content = {"case": case.id, "stage": case.stage, "in": encode_values(case.inputs, None)}
         (folder / "in" / f"{case.id}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
     weights = encode_values(toy_weights(), None)
@@ -87,10 +91,10 @@ def dump(
     (folder / "README.txt").write_text(
         "in/CASE.json holds the inputs of one stage, toy.json the weights of the toy decoder.\n"
         'Answer in out/DTYPE/CASE.json: {"out": {...}}, or {"refused": "why"} where the input is invalid.\n'
-        f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}\n",
+        f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n",
         encoding="utf-8",
     )
-    out.print(f"{len(CASES)} cases written to {folder}/in; how to answer is in {folder}/README.txt")
+    out.print(f"{len(cases)} cases written to {folder}/in; how to answer is in {folder}/README.txt")
 
 
 @conform.command()
@@ -98,6 +102,7 @@ def dump(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that `dump` wrote and a port filled.", show_default=False)],
     only: OnlyOption = None,
+    dialect: DialectOption = "paper",
     xfails: XfailFile = None,
     json_file: JsonFile = None,
     junit: JunitFile = None,
@@ -105,13 +110,31 @@ def verify(
     """Judge the answers in a folder that `dump` wrote."""
     from grains_ref.conformance.ports import FolderPort
 
-    _check(FolderPort(folder), None, only, "isolated", xfails, json_file, junit, f"grains-ref conform verify {folder}")
+    again = f"grains-ref conform verify {folder}{_unless_paper(dialect)}"
+    _check(FolderPort(folder), None, only, "isolated", xfails, json_file, junit, again, dialect)
 
 
 def _outputs() -> dict[str, tuple[str, ...]]:
     from grains_ref.conformance.stages import OUTPUTS
 
     return OUTPUTS
+
+
+def _dialect(name: str) -> Any:
+    from grains_ref.conformance.dialects import DIALECTS
+
+    if name not in DIALECTS:
+        raise ValueError(f"dialect {name!r} does not exist; there are {', '.join(DIALECTS)}")
+    return DIALECTS[name]
+
+
+def _unless_paper(dialect: str) -> str:
+    return "" if dialect == "paper" else f" --dialect {dialect}"
+
+
+def _again(command: str, port: str, cmd: str, dialect: str) -> str:
+    how = f"--port {port}" if port else f"--cmd {shlex.quote(cmd)}"
+    return f"grains-ref conform {command} {how}{_unless_paper(dialect)}"
 
 
 def _port(port: str, cmd: str, timeout: float) -> Any:
@@ -134,16 +157,17 @@ def _check(
     json_file: Path | None,
     junit: Path | None,
     repeat: str,
+    dialect: str,
 ) -> None:
     import fnmatch
 
     import torch
 
-    from grains_ref.conformance.cases import CASES
     from grains_ref.conformance.report import print_run, write_json, write_junit
     from grains_ref.conformance.runner import number_of_cases, read_xfails, run_port
     from grains_ref.conformance.vectors import check_complete, load_budgets, root
 
+    spoken = _dialect(dialect)
     check_complete(root())
     torch.set_num_threads(1)  # the tensors are far too small for a second one
 
@@ -153,7 +177,9 @@ def _check(
     if dtypes and (unknown := sorted(set(dtypes) - set(port.dtypes))):
         raise ValueError(f"the port does not claim {', '.join(unknown)}; it claims {', '.join(port.dtypes)}")
     cases = [
-        case for case in CASES if not only or any(case.stage == one or fnmatch.fnmatch(case.id, one) for one in only)
+        case
+        for case in spoken.cases
+        if not only or any(case.stage == one or fnmatch.fnmatch(case.id, one) for one in only)
     ]
     if not cases:
         raise ValueError(f"no case matches {', '.join(only or [])}; ids look like 'steering-003'")
@@ -163,10 +189,11 @@ def _check(
     try:
         with progress_bar() as progress:
             bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
-            budgets = load_budgets()
+            budgets = load_budgets(dialect)
             result = run_port(
                 port,
                 budgets,
+                dialect=spoken,
                 cases=cases,
                 dtypes=dtypes or (),
                 modes=modes,

@@ -32,8 +32,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ports.live_ports import with_fingerprints
 from torch import Tensor, nn
 
+from grains_ref.conformance.live import check_live
+from grains_ref.data import PreferencePair
 from grains_ref.families import Picture, PictureSource
 from grains_ref.grains import (
     Attribution,
@@ -396,6 +399,47 @@ def check_batch(
     tolerance = logits_tolerance(model, vision=bool(images))
     assert distances.max() <= tolerance, f"distances {distances.tolist()} exceed {tolerance:.2g}"
     return distances.tolist()
+
+
+# ----------------------------------------------------------------------------------- the kit's live check
+LIVE_RELATIONS = (
+    "exchanged responses negate f",
+    "exchanged responses negate a",
+    "empty sets shift nothing",
+    "a batch of two is two single rows",
+    "lam = 0 changes nothing",
+    "only the product of lam and v counts",
+    "norms are kept",
+    "only eligible tokens are selected",
+)
+"""What a right port keeps whatever the oracle says; of the other checks half precision may leave some undecidable."""
+
+
+def check_live_port(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], port: Any, *, oracle: bool, m: int = 2
+) -> dict[str, tuple[str, float, float]]:
+    """`grains-ref conform live` on this model: the port's fingerprints of large results, and the relations.
+
+    oracle: also against a float32 copy of the weights, which takes twice the memory of a bfloat16 model on top.
+    Returns the worst of every check's results: status, error and allowed error, by name.
+    """
+    example = model.example(pairs[0].prompt, pairs[0].chosen, pairs[0].rejected, pairs[0].image)
+    with torch.no_grad():
+        before = model.logits(example.encoded, example.encoded.embeds[None], example.y_pos)
+    results = check_live(model, pairs, with_fingerprints(port, rows=True), oracle=oracle, m=m)
+    failed = [f"{r.check}, {r.pair}: {r.message} ({r.error:.2g}, allowed {r.allowed:.2g})" for r in results
+              if r.status in ("failed", "skipped")]  # fmt: skip
+    assert not failed, "\n".join(failed)
+    passed = {r.check for r in results if r.status == "passed"}
+    told = {"objective", "empty sets shift nothing", "norms are kept", "only eligible tokens are selected"}
+    assert told <= passed, f"undecidable: {sorted(told - passed)}"
+    assert set(LIVE_RELATIONS) <= {r.check for r in results}
+    with torch.no_grad():
+        after = model.logits(example.encoded, example.encoded.embeds[None], example.y_pos)
+    assert torch.equal(after, before), "the live check changed the model"
+    check_no_parameter_gradients(model)
+    worst = {r.check: r for r in sorted(results, key=lambda r: r.error / r.allowed if r.allowed else 0.0)}
+    return {name: (r.status, r.error, r.allowed) for name, r in worst.items()}
 
 
 # --------------------------------------------------------------------------------------------- record

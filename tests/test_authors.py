@@ -1,12 +1,7 @@
-"""The dialect `authors`, against Captum, transformers and arithmetic by hand; and as a port, under the kit.
-
-`python -m pytest tests/test_authors.py -s` prints which planted bugs reproduce the released code, stage by stage.
-"""
+"""The dialect `authors` against Captum, transformers and arithmetic by hand; test_kit_authors.py has it as a port."""
 
 from __future__ import annotations
 
-import importlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,14 +14,6 @@ from toys import ToyDecoder
 
 from grains_ref import authors, grains
 from grains_ref.authors import AuthorsModel
-from grains_ref.conformance import bugs
-from grains_ref.conformance.budgets import Budget
-from grains_ref.conformance.cases import CASES, Case
-from grains_ref.conformance.compare import distance
-from grains_ref.conformance.ports import PythonPort
-from grains_ref.conformance.runner import run_port
-from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
-from grains_ref.conformance.toy import BLOCKS
 from grains_ref.grains import Example
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
@@ -369,104 +356,3 @@ def test_padding_on_the_left_changes_nothing(bare: ToyDecoder, model: AuthorsMod
 def test_an_unknown_method_is_refused(model: AuthorsModel, example: Example) -> None:
     with pytest.raises(ValueError, match="method is 'vanilla'; expected one of integrated_gradients, gradient"):
         authors.attribute(model, example, "vanilla")  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------- as a port, under the kit
-def repeated_on_path(path: bugs.Path) -> Tensor:
-    """log P that the last token is said again, the response scaled along the path like the prompt; (m,)."""
-    alphas = torch.tensor(path.alphas, dtype=torch.float64).to(path.points)[:, None, None]
-    inputs = torch.cat([path.points, alphas * bugs._embed(path.y_pos, path.points.dtype)], 1)
-    seen = torch.cat([path.mask, torch.ones(len(path.y_pos), dtype=torch.long)])[None]
-    return bugs.pick(bugs._wide(bugs.decode(inputs, seen).logits[:, -1:]).log_softmax(-1), path.y_pos[-1:])[:, 0]
-
-
-def last_normed(run: bugs.Pass, mask: Tensor, inputs: Tensor) -> Tensor:
-    normed = bugs._norm(run.states[0, -1:, -1], bugs._weights(inputs.dtype)["norm"], "")
-    return torch.cat([run.states[0, :-1, -1], normed])
-
-
-def over_sequence(h: Tensor, v: Tensor, lam: float) -> Tensor:
-    return bugs.restoring(lambda z: z.norm(dim=1, keepdim=True), eps=1e-8)(h, v, 10 * lam)
-
-
-COMBINED: dict[str, tuple[str, Any]] = {  # stage -> rows, and several planted bugs in one
-    "attribution": (
-        "1, 2, 3, 4",
-        bugs.attribution_with(
-            f=repeated_on_path,
-            rule=lambda quadrature, m: grains.quadrature_rule("gauss_legendre", 20),
-            baseline_used=torch.zeros_like,
-        ),
-    ),
-    "selection": ("7, 8", bugs.selection_with(lambda a, ok, k: bugs.argsort_ends(a, np.ones_like(ok), k))),
-    "contrast": (
-        "10, 12",
-        bugs.contrast_with(
-            state=bugs.read_at(last_normed),
-            change=lambda prompt: prompt._replace(baseline=bugs._padding(prompt.x)),
-        ),
-    ),
-    "steering": ("15, 16", bugs.steering_with(over_sequence)),
-    "generation": (
-        "15, 16",
-        bugs.generation_with(bugs.edited_by(over_sequence), change=lambda run: run._replace(layers=[BLOCKS - 1])),
-    ),
-}
-SINGLE = {"objective": "last_token_one_late", "aggregation": "largest_entry_positive", "selection": "argsort_ends"}
-EXACT = 1e-6  # Captum's weights are rounded to float32, the planted bugs' are not
-
-
-def reproduces(stage: str, inputs: dict[str, Any], got: Values, bug: Any) -> bool:
-    return distance(stage, inputs, bug(**inputs, dtype="float64"), got) < EXACT
-
-
-def test_as_a_port_it_fails_every_stage_as_the_ledger_says() -> None:
-    port = PythonPort(importlib.import_module("ports.authors_port"))
-    by_name = {bug.name: bug for bug in bugs.BUGS}
-    print("\nstage        cases  right  one bug  several, rows         else")
-    for stage in OUTPUTS:
-        cases = [case for case in CASES if case.stage == stage and case.result == "valid" and _large_enough(case)][::2]
-        rows, together = COMBINED.get(stage, ("", None))
-        one = [bug for bug in bugs.BUGS if bug.stage == stage and bug.source.startswith("released code")]
-        right, single, several, other = [], [], [], []
-        one_is_enough = stage in (*SINGLE, "contrast")  # at least in some cases
-        for case in cases:
-            got = dict(port.run(stage, case.inputs, "float64", case.id))
-            if distance(stage, case.inputs, got, run_oracle(stage, case.inputs)) < EXACT:
-                right.append(case.id)
-            elif together and not one_is_enough and reproduces(stage, case.inputs, got, together):
-                several.append(case.id)
-            elif named := [bug.name for bug in one if reproduces(stage, case.inputs, got, bug.function)]:
-                single += named
-            elif together and reproduces(stage, case.inputs, got, together):
-                several.append(case.id)
-            else:
-                other.append(case.id)
-        n = len(cases) - len(right)
-        print(f"{stage:12} {len(cases):5}  {len(right):5}  {len(single):7}  {len(several):3} by {rows:12}  {other}")
-        assert len(right) < len(cases) / 2, stage  # most inputs show it
-        assert not other, stage
-        if stage in SINGLE:
-            assert single.count(SINGLE[stage]) > 0.4 * n, stage
-        assert by_name[SINGLE.get(stage, one[0].name)].source.startswith("released code, row")
-
-
-def _large_enough(case: Case) -> bool:
-    """Sets that the released code never has are left out: empty ones."""
-    return case.stage != "contrast" or bool(case.inputs["pos"] and case.inputs["neg"])
-
-
-@pytest.mark.parametrize("stage", OUTPUTS)
-def test_the_kit_fails_it_and_names_the_row_where_one_bug_is_enough(stage: str) -> None:
-    exact = {(stage, "float64"): Budget(stage, "float64", 0.0, 0.0 if stage == "selection" else 1e-9, "", float("inf"))}
-    cases = [case for case in CASES if case.stage == stage and case.result == "valid"]
-    cases = cases[:6] if stage in SINGLE else cases[:1]
-    module = importlib.import_module("ports.authors_port")
-    run = run_port(PythonPort(module), exact, cases=cases, dtypes=["float64"], modes=["isolated"])
-    first = run.first_divergence()
-    assert first
-    assert (first.stage, first.mode) == (stage, "isolated")
-    named = Counter(result.diagnosis.bug for result in run.results if result.diagnosis)
-    if stage in SINGLE:
-        name, _ = named.most_common(1)[0]
-        assert next(bug for bug in bugs.BUGS if bug.name == name).source.startswith("released code, row")

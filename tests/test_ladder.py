@@ -12,6 +12,7 @@ import ladder
 import pytest
 import safetensors.torch
 import torch
+from ports.live_ports import PlainPort, reference_port
 from torch import Tensor
 
 from grains_ref.grains import PRESETS, Steering, fit
@@ -88,6 +89,17 @@ def test_left_padded_batch(rung: Any) -> None:
     ladder.check_batch(rung.model, [example.encoded for example in rung.examples], rung.steering)
 
 
+def test_live_check_of_a_port(bfloat16: Any) -> None:
+    print(ladder.check_live_port(bfloat16.model, truthfulqa_shaped_pairs(1), PlainPort(), oracle=True, m=1))
+
+
+def test_the_live_check_notices_a_port_that_steers_the_last_block_only() -> None:
+    model, port = build("llama-3.1-8b", torch.float32), PlainPort("last_layer")
+    with pytest.raises(AssertionError, match=r"steer, .*every block, every position") as failed:
+        ladder.check_live_port(model, truthfulqa_shaped_pairs(1), port, oracle=False, m=1)
+    assert str(failed.value).count("allowed") == 1  # all other checks pass
+
+
 def test_record(bfloat16: Any, tmp_path: Path) -> None:
     pairs = truthfulqa_shaped_pairs(3)
     result, record = measure_fit(bfloat16.model, pairs, HP, preset="paper_llm", config="shrunken", weights="random")
@@ -140,6 +152,10 @@ def test_cached_generation_with_a_picture(llava: Any) -> None:
         for pair, example in zip(llava.pairs[:2], llava.examples[:2], strict=True)
     ]
     assert sum(report.compared for report in reports) > 0, "no token had a margin to be compared by"
+
+
+def test_live_check_with_a_picture(llava: Any) -> None:
+    print(ladder.check_live_port(llava.model, llava.pairs[:1], reference_port(), oracle=False, m=1))
 
 
 def test_strength_zero_with_a_picture(llava: Any) -> None:

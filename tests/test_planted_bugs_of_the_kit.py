@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 
 from grains_ref.conformance.bugs import BUGS, EQUIVALENT, WITHOUT_BUG, Bug, decode, largest_entry_positive
 from grains_ref.conformance.cases import AGGREGATION, CASES, FLAGS, Case, bf16
-from grains_ref.conformance.compare import SIGN_DEFINED, WELL_SEPARATED, distance
+from grains_ref.conformance.compare import distance
+from grains_ref.conformance.margins import SIGN_DEFINED, WELL_SEPARATED
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
 from grains_ref.conformance.toy import Toy, toy_weights
 
@@ -164,7 +166,7 @@ def test_every_flag_is_defined_and_used() -> None:
 
 def test_every_bug_says_where_it_comes_from() -> None:
     for bug in BUGS:
-        assert bug.source in ("study", "field", "ours") or bug.source.startswith("released code, row "), bug.name
+        assert bug.source in ("study", "field", "ours") or re.match("released code, rows? [0-9]", bug.source), bug.name
         assert bug.effect[0].isupper(), bug.name
         assert not any(text.endswith(".") for text in (bug.effect, bug.description)), bug.name
 
@@ -222,16 +224,16 @@ def weakest(stage: str, dtype: str) -> tuple[float, str]:
 
 
 def test_the_weakest_bugs(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table()
-    assert capsys.readouterr().out.count("\n") == 2 + len(OUTPUTS)
+    print_table("selection", "aggregation", "steering")  # the quick ones
+    assert capsys.readouterr().out.count("\n") == 2 + 3
 
 
-def print_table() -> None:
+def print_table(*stages: str) -> None:
     dtypes = (*BUDGET, "bfloat16")
     columns = ("stage", "cases", "valid / invalid / acceptable", "bugs", *(f"weakest in {dtype}" for dtype in dtypes))
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
-    for stage in OUTPUTS:
+    for stage in stages:
         kinds = [case.result for case in CASES if case.stage == stage]
         count = " / ".join(str(kinds.count(kind)) for kind in ("valid", "invalid", "acceptable"))
         least = " | ".join("{:.2g} {}".format(*weakest(stage, dtype)) for dtype in dtypes)
@@ -239,4 +241,4 @@ def print_table() -> None:
 
 
 if __name__ == "__main__":
-    print_table()
+    print_table(*OUTPUTS)

@@ -34,14 +34,15 @@ class Bug:
     stage: str
     description: str  # completes "your output equals ours with ..."
     effect: str  # what it does to a user of the port
-    source: str  # study; released code, row N (of docs/decisions.md); field (seen in public libraries); ours
+    source: str  # study; released code, row N or rows (of docs/decisions.md); field (seen in public libraries); ours
     function: Stage
 
 
 Row: TypeAlias = tuple[str, str, str, str, Stage]  # a Bug without its stage
 
 
-def _bugs(stage: str, rows: Sequence[Row]) -> tuple[Bug, ...]:
+def bugs_of(stage: str, rows: Sequence[Row]) -> tuple[Bug, ...]:
+    """The bugs of a stage from their rows."""
     return tuple(
         Bug(name, stage, what, effect, source, _refusing(stage, function))
         for name, what, effect, source, function in rows
@@ -337,11 +338,20 @@ right_f: Objective = difference(right_sides)
 
 def response_on_path(path: Path, y: np.ndarray) -> Tensor:
     """log P(y), the response's embeddings scaled by alpha like the prompt's; (m,)."""
-    alphas = torch.tensor(path.alphas).to(path.points)[:, None, None]
+    return pick(branch_logits(path, y)[:, path.points.shape[1] - 1 : -1], y).sum(-1)
+
+
+def last_token_again(path: Path, y: np.ndarray) -> Tensor:
+    """log P that y's last token is said once more after y, the response scaled by alpha like the prompt; (m,)."""
+    return pick(branch_logits(path, y)[:, -1:], y[-1:])[:, 0]
+
+
+def branch_logits(path: Path, y: np.ndarray) -> Tensor:
+    """Log-probabilities at every column of prompt and response, both scaled by alpha; (m, T + R, V)."""
+    alphas = torch.tensor(path.alphas, dtype=torch.float64).to(path.points)[:, None, None]
     inputs = torch.cat([path.points, alphas * _embed(y, path.points.dtype)], 1)
     mask = torch.cat([path.mask, torch.ones(len(y), dtype=torch.long)])[None]
-    logits = decode(inputs, mask).logits[:, path.points.shape[1] - 1 : -1]
-    return pick(_wide(logits).log_softmax(-1), y).sum(-1)
+    return _wide(decode(inputs, mask).logits).log_softmax(-1)
 
 
 def evenly(first: float, last: float) -> Rule:
@@ -398,8 +408,14 @@ def attribution_with(
     return stage
 
 
-def _padding(b: Tensor) -> Tensor:
+def padding_row(b: Tensor) -> Tensor:
+    """The padding token's embedding for every token."""
     return _embed(0, b.dtype).expand_as(b)
+
+
+def twenty_gauss_nodes(quadrature: str, m: int) -> tuple[list[float], list[float]]:
+    """Captum's default, whatever was asked for."""
+    return quadrature_rule("gauss_legendre", 20)
 
 
 ATTRIBUTION: tuple[Row, ...] = (
@@ -413,7 +429,7 @@ ATTRIBUTION: tuple[Row, ...] = (
      attribution_with(rule=lambda quadrature, m: ([1.0], [1.0]))),
     ("twenty_gauss_nodes", "Gauss-Legendre with 20 nodes whatever was asked for", "Other scores, other tokens",
      "released code, row 3",
-     attribution_with(rule=lambda quadrature, m: quadrature_rule("gauss_legendre", 20))),
+     attribution_with(rule=twenty_gauss_nodes)),
     ("always_right_riemann", "the right Riemann sum whatever was asked for", "Coarser scores than asked for", "ours",
      attribution_with(rule=lambda quadrature, m: quadrature_rule("right", m))),
     ("gauss_not_rescaled", "Gauss-Legendre weights of [-1, 1] on [0, 1]", "Scores are twice too large", "field",
@@ -440,7 +456,7 @@ ATTRIBUTION: tuple[Row, ...] = (
     ("mean_over_width", "the mean over the width, not the sum", "Scores are d times too small", "field",
      attribution_with(score=lambda x, b, g: ((x - b) * g).mean(-1))),
     ("padding_as_baseline", "the padding token's embedding as the baseline whatever was given",
-     "Other scores and other signs", "study", attribution_with(baseline_used=_padding)),
+     "Other scores and other signs", "study", attribution_with(baseline_used=padding_row)),
     ("zero_as_baseline", "zeros as the baseline whatever was given", "Other scores and other signs", "field",
      attribution_with(baseline_used=torch.zeros_like)),
     ("response_on_the_path", "the response's embeddings scaled along the path with the prompt's",
@@ -466,6 +482,11 @@ ATTRIBUTION: tuple[Row, ...] = (
      "Scores vanish for unlikely answers", "field",
      attribution_with(f=lambda path: torch.sub(
          *(side.exp() for side in right_sides(path.points, path.mask, path.y_pos, path.y_neg))))),
+    ("released_attribution", "the released code's scores: y_pos's branch alone, its last token one late, the response "
+     "on the path, 20 Gauss-Legendre nodes from zero", "The preference is not what is attributed",
+     "released code, rows 1 to 4",
+     attribution_with(f=lambda path: last_token_again(path, path.y_pos), rule=twenty_gauss_nodes,
+                      baseline_used=torch.zeros_like)),
 )  # fmt: skip
 
 
@@ -580,6 +601,9 @@ SELECTION: tuple[Row, ...] = (
      selection_with(not_the(-1))),
     ("rounded_to_four_decimals", "scores rounded to four decimals before ranking",
      "Small scores tie or vanish; seen where scores are cached as text", "ours", selection_with(rounded)),
+    ("released_selection", "both ends of one argsort of all tokens: no sign required, none left out",
+     "Padding is selected, and short sets are filled with tokens of the wrong sign", "released code, rows 7 and 8",
+     selection_with(lambda a, ok, k: argsort_ends(a, np.ones_like(ok), k))),
 )  # fmt: skip
 
 
@@ -611,6 +635,11 @@ def read_at(read: Callable[[Pass, Tensor, Tensor], Tensor]) -> State:
 
 
 last_state: State = read_at(lambda run, mask, inputs: run.states[0, :, -1])
+last_normed: State = read_at(
+    lambda run, mask, inputs: torch.cat(
+        [run.states[0, :-1, -1], _norm(run.states[0, -1:, -1], _weights(inputs.dtype)["norm"], "")]
+    )
+)
 
 
 def _counted(x: Tensor, mask: Tensor) -> Masked:
@@ -680,7 +709,7 @@ CONTRAST: tuple[Row, ...] = (
      contrast_with(masked=unattended)),
     ("padding_for_baseline", "masked tokens replaced by the padding token's embedding whatever the baseline",
      "Another shift, by a token that means end of text", "released code, row 10",
-     contrast_with(change=lambda prompt: prompt._replace(baseline=_padding(prompt.x)))),
+     contrast_with(change=lambda prompt: prompt._replace(baseline=padding_row(prompt.x)))),
     ("zeros_for_baseline", "masked tokens replaced by zeros whatever the baseline", "Another shift", "field",
      contrast_with(change=lambda prompt: prompt._replace(baseline=torch.zeros_like(prompt.x)))),
     ("states_one_early", "`hidden_states[l]`, the input of block l, instead of its output",
@@ -689,8 +718,7 @@ CONTRAST: tuple[Row, ...] = (
          lambda run, mask, inputs: torch.cat([inputs[0, None], run.states[0, :-1]])[:, -1]))),
     ("last_state_normed", "the last layer's state read after the final norm, as in `hidden_states[-1]`",
      "The last layer is steered with a vector of another scale and direction", "released code, row 12",
-     contrast_with(state=read_at(lambda run, mask, inputs: torch.cat(
-         [run.states[0, :-1, -1], _norm(run.states[0, -1:, -1], _weights(inputs.dtype)["norm"], "")])))),
+     contrast_with(state=last_normed)),
     ("mean_over_positions", "the state averaged over the prompt's tokens, not the last one's",
      "The shift of the masked tokens themselves dominates", "study",
      contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, :, mask.bool()].mean(1)))),
@@ -724,6 +752,11 @@ CONTRAST: tuple[Row, ...] = (
      "Examples without negative tokens contribute the largest shift", "ours",
      contrast_with(empty_is_zero=False, masked=lambda prompt, tokens: replaced(
          prompt, tokens or list(range(len(prompt.x)))))),
+    ("released_contrast", "the released code's shifts: padding for the baseline, the last layer after the final norm",
+     "The last layer is steered with a vector of another scale, and masking means end of text",
+     "released code, rows 10 and 12",
+     contrast_with(state=last_normed,
+                   change=lambda prompt: prompt._replace(baseline=padding_row(prompt.x)))),
 )  # fmt: skip
 
 
@@ -999,6 +1032,21 @@ def zero_rows_steered(h: Tensor, v: Tensor, lam: float) -> Tensor:
     return torch.where(h.norm(dim=-1, keepdim=True) > 0, right_steer(h, v, lam), h + lam * v)
 
 
+def released_hook(h: Tensor, v: Tensor, lam: float) -> Tensor:
+    """Ten times lambda, norms over the sequence, 1e-8 in the denominator."""
+    return released_norm(h, h + 10 * lam * v, axis=1)
+
+
+def released_hook_with_tensors(h: Tensor, v: Tensor, lam: float) -> Tensor:
+    """The same hook where blocks return tensors: axis 1 of row 0 is the width, and no other row is steered."""
+    return torch.cat([released_norm(h[:1], h[:1] + 10 * lam * v, axis=-1), h[1:]])
+
+
+def released_norm(h: Tensor, shifted: Tensor, axis: int) -> Tensor:
+    """Norms along an axis, 1e-8 in the denominator."""
+    return shifted * (h.norm(dim=axis, keepdim=True) / (shifted.norm(dim=axis, keepdim=True) + 1e-8))
+
+
 def norm_of_row_0(z: Tensor) -> Tensor:
     """Every row of the batch takes the norms of its first row."""
     return z[:1].norm(dim=-1, keepdim=True).expand(*z.shape[:-1], 1)
@@ -1054,6 +1102,12 @@ STEERING: tuple[Row, ...] = (
      steering_with(unguarded)),
     ("zero_rows_steered", "zero tokens replaced by lam v instead of staying zero", "Padding gets a state", "ours",
      steering_with(zero_rows_steered)),
+    ("released_steering", "the released code's hook: ten times lambda, norms over the sequence",
+     "Tokens change their norms, and a single token only its signs", "released code, rows 15 and 16",
+     steering_with(released_hook)),
+    ("released_steering_with_tensors", "the released code's hook with transformers 5: ten times lambda, row 0 only",
+     "All other rows stay unsteered, and row 0 hardly keeps its direction", "released code, rows 15 and 16",
+     steering_with(released_hook_with_tensors)),
 )  # fmt: skip
 
 
@@ -1147,6 +1201,11 @@ def stuck_after_prompt(mask: Tensor, prompt: int) -> Tensor:
     return torch.minimum(right, right[:, prompt - 1 : prompt] + 1)
 
 
+def at_last_block(run: Run) -> Run:
+    """Only the last block steered."""
+    return run._replace(layers=[BLOCKS - 1])
+
+
 GENERATION: tuple[Row, ...] = (
     ("prefill_only", "only the prompt steered, not the generated tokens", "Steering fades while the model speaks",
      "study", generation_with(some_positions(lambda column, run: column < run.prompt))),
@@ -1156,7 +1215,7 @@ GENERATION: tuple[Row, ...] = (
      "The prompt's keys and values stay unsteered; `h[:, -1]` with a cache", "study",
      generation_with(some_positions(lambda column, run: column >= run.prompt - 1))),
     ("last_layer_only", "only the last block steered", "Exactly an edit before the final norm",
-     "released code, row 15", generation_with(change=lambda run: run._replace(layers=[BLOCKS - 1]))),
+     "released code, row 15", generation_with(change=at_last_block)),
     ("layers_ignored", "all blocks steered whatever was asked for", "Stronger than asked for", "ours",
      generation_with(change=lambda run: run._replace(layers=list(range(BLOCKS))))),
     ("layer_numbers_one_late", "layer l steered at block l + 1, the last not at all",
@@ -1189,17 +1248,23 @@ GENERATION: tuple[Row, ...] = (
      generation_with(positions=stuck_after_prompt)),
     ("last_prompt_token_twice", "the last prompt token fed again as the first decoding step",
      "The model reads a doubled word", "field", generation_with(last_prompt_token_twice=True)),
+    ("released_generation", "the released code's hook after the last block only: ten times lambda, norms over the "
+     "sequence", "What is said later changes what was said before", "released code, rows 15 and 16",
+     generation_with(edited_by(released_hook), change=at_last_block)),
+    ("released_generation_with_tensors", "the same hook with transformers 5: the last block, ten times lambda, row 0",
+     "All other rows stay unsteered", "released code, rows 15 and 16",
+     generation_with(edited_by(released_hook_with_tensors), change=at_last_block)),
 )  # fmt: skip
 
 
 BUGS: tuple[Bug, ...] = (
-    *_bugs("objective", OBJECTIVE),
-    *_bugs("attribution", ATTRIBUTION),
-    *_bugs("selection", SELECTION),
-    *_bugs("contrast", CONTRAST),
-    *_bugs("aggregation", AGGREGATION),
-    *_bugs("steering", STEERING),
-    *_bugs("generation", GENERATION),
+    *bugs_of("objective", OBJECTIVE),
+    *bugs_of("attribution", ATTRIBUTION),
+    *bugs_of("selection", SELECTION),
+    *bugs_of("contrast", CONTRAST),
+    *bugs_of("aggregation", AGGREGATION),
+    *bugs_of("steering", STEERING),
+    *bugs_of("generation", GENERATION),
 )
 
 WITHOUT_BUG: dict[str, Stage] = {

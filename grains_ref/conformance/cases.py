@@ -290,7 +290,7 @@ _not_a_number = np.where(np.arange(5)[:, None] == 3, np.nan, _words["x"])
 ATTRIBUTION = (
     _attribution(1, "The paper's setting: five right steps from zero", "Basic", _words, _pair, "zero", 5, "right",
                  "left_riemann vanilla_gradient twenty_gauss_nodes input_factor_missing input_factor_twice "
-                 "absolute_values l2_norm_over_width padding_as_baseline"),
+                 "absolute_values l2_norm_over_width padding_as_baseline released_attribution"),
     _attribution(2, "One step: the gradient at x times the input", "Quadrature", _words, _pair, "padding", 1, "right",
                  "left_riemann twenty_gauss_nodes one_step_too_many times_x_not_difference last_token_attributed"),
     _attribution(3, "Two right steps", "Quadrature PaddingBaseline", _words, answers([3, 9, 4], [6]), "padding", 2,
@@ -313,7 +313,7 @@ ATTRIBUTION = (
     _attribution(9, "Left padding, zero baseline, three tokens against two", "LeftPadding UnequalLengths",
                  _padded_words, answers([3, 9, 4], [6, 1]), "zero", 5, "right",
                  "left_riemann trapezoid linspace_mean padding_as_baseline mask_ignored_on_the_path "
-                 "last_token_attributed"),
+                 "last_token_attributed released_attribution"),
     _attribution(10, "Left padding, padding baseline, one token against four", "LeftPadding PaddingBaseline",
                  _padded_words, answers([15], [6, 1, 29, 8]), "padding", 5, "right",
                  "input_factor_missing path_from_zero likelihood_attributed mask_ignored_on_the_path "
@@ -335,13 +335,15 @@ ATTRIBUTION = (
     _attribution(16, "Eleven tokens, three steps", "LongPrompt UnequalLengths",
                  prompt(*((j * j * 11 + 2) % VOCABULARY for j in range(11))), answers([1, 2], [30, 29, 28, 27, 26]),
                  "padding", 3, "right",
-                 "gradients_not_reset times_x_not_difference mean_over_width last_token_attributed"),
+                 "gradients_not_reset times_x_not_difference mean_over_width last_token_attributed "
+                 "released_attribution"),
     _attribution(17, "Embeddings that belong to no token, with padding", "OffVocabulary LeftPadding",
                  seeded_prompt("attribution-017", padding=3, tokens=4), answers([12, 5], [19]), "mean", 5,
                  "gauss_legendre",
                  "vanilla_gradient gauss_not_rescaled path_from_zero zero_as_baseline response_on_the_path "
                  "branch_of_y_pos likelihood_attributed mask_ignored_on_the_path last_token_attributed "
-                 "last_token_one_late_attributed mean_of_tokens_attributed probability_attributed"),
+                 "last_token_one_late_attributed mean_of_tokens_attributed probability_attributed "
+                 "released_attribution"),
     _attribution(18, "No steps", "BadArgument", _words, _pair, "zero", 0, "right", result="invalid"),
     _attribution(19, "A negative number of steps", "BadArgument", _words, _pair, "zero", -1, "right", result="invalid"),
     _attribution(20, "A quadrature that puts a node at the baseline", "BadArgument", _words, _pair, "zero", 5, "left",
@@ -419,19 +421,19 @@ SELECTION = (
     _selection(14, "A single token", "OneToken FewerThanK", [0.5], 1, "argsort_ends first_token_excluded"),
     # Padding with the largest scores of all.
     _selection(15, "Ineligible tokens with the largest scores", "Ineligible", [9, -8, 7, 1, -0.5, 2, -1, 0.25], 2,
-               "eligibility_ignored filtered_after_ranking indices_of_the_filtered_list",
+               "eligibility_ignored filtered_after_ranking indices_of_the_filtered_list released_selection",
                ineligible=[0, 1, 2]),
     _selection(16, "The last token is not eligible", "Ineligible", [0.5, -1, 0.25, 2, -0.5, 3], 2,
                "eligibility_ignored filtered_after_ranking", ineligible=[5]),
     _selection(17, "Ineligible tokens between eligible ones", "Ineligible", [1, 5, -1, 2, -6, -2, 3, 0.5, -3], 3,
-               "eligibility_ignored filtered_after_ranking indices_of_the_filtered_list",
+               "eligibility_ignored filtered_after_ranking indices_of_the_filtered_list released_selection",
                ineligible=[1, 4]),
     _selection(18, "The strongest tokens are the first and the last", "Basic", [5, 1, -1, 2, -2, -5, 6], 2,
                "first_token_excluded last_token_excluded"),
     _selection(19, "The most negative tokens are the first and the last", "Basic", [-5, 1, -1, 2, -2, 5, -6], 2,
                "sets_exchanged first_token_excluded"),
     _selection(20, "Fewer eligible tokens than k", "Ineligible FewerThanK", [1, -1, 2, -2, 3, -3, 4], 4,
-               "argsort_ends indices_of_the_filtered_list",
+               "argsort_ends indices_of_the_filtered_list released_selection",
                ineligible=[1, 2, 4, 6]),
     _selection(21, "No token is eligible", "Ineligible FewerThanK", [1, -1, 2], 2,
                "eligibility_ignored", ineligible=[0, 1, 2]),
@@ -483,7 +485,7 @@ _padded_seven = prompt(9, 17, 4, 26, padding=3)
 
 CONTRAST = (
     _contrast(1, "Two tokens against one, zero baseline", "Basic", _seven, "zero", [1, 3], [4],
-              "tokens_dropped tokens_unattended states_one_early mean_over_positions delta_reversed"),
+              "tokens_dropped tokens_unattended states_one_early mean_over_positions delta_reversed released_contrast"),
     _contrast(2, "Three against two, padding baseline, strongest first", "PaddingBaseline", _seven, "padding",
               [4, 0, 2], [5, 1], "zeros_for_baseline last_state_normed delta_reversed sets_swapped"),
     _contrast(3, "Mean-like baseline", "OtherBaseline", _seven, "mean", [2], [3, 1],
@@ -499,7 +501,7 @@ CONTRAST = (
     _contrast(7, "The last token is masked with others", "LastToken PaddingBaseline", _seven, "padding", [1, 2],
               [6, 0], "tokens_unattended last_state_normed mask_not_undone before_the_mlp"),
     _contrast(8, "The first token is masked", "Basic", _seven, "zero", [0], [3],
-              "tokens_unattended mean_over_positions first_position complement_masked"),
+              "tokens_unattended mean_over_positions first_position complement_masked released_contrast"),
     _contrast(9, "No positive token: the shift is exactly zero", "EmptySet", _seven, "zero", [], [3, 2],
               "mean_over_positions complement_masked empty_set_masks_all"),
     _contrast(10, "No negative token: the shift is exactly zero", "EmptySet", _seven, "padding", [2], [],
@@ -509,7 +511,7 @@ CONTRAST = (
     _contrast(12, "Sets that share a token", "OverlappingSets", _seven, "zero", [1, 2], [2, 5],
               "tokens_dropped mask_not_undone sets_swapped"),
     _contrast(13, "Every token is masked", "LastToken", _seven, "mean", [0, 1, 2, 3, 4, 5, 6], [5],
-              "padding_for_baseline first_position mask_not_undone"),
+              "padding_for_baseline first_position mask_not_undone released_contrast"),
     _contrast(14, "A prompt of one token", "OneToken LastToken", prompt(19), "padding", [0], [],
               "zeros_for_baseline delta_reversed delta_normalised sets_swapped empty_set_masks_all"),
     # Padding is seen by nobody: to mask it as well changes nothing.
@@ -518,7 +520,8 @@ CONTRAST = (
     _contrast(16, "Another baseline for every token, embeddings of no token", "OtherBaseline OffVocabulary",
               seeded_prompt("contrast-a", padding=2, tokens=9), grid("contrast-ab", 11, WIDTH),
               [3, 9, 6], [4, 2],
-              "states_one_early last_position_by_length delta_reversed mask_ignored_in_states indices_without_padding"),
+              "states_one_early last_position_by_length delta_reversed mask_ignored_in_states indices_without_padding "
+              "released_contrast"),
     _contrast(17, "A token that does not exist", "BadArgument", _seven, "zero", [7], [1], result="invalid"),
     _contrast(18, "A negative token number", "BadArgument", _seven, "zero", [1], [-1], result="invalid"),
     _contrast(19, "A baseline with one row for all tokens", "BadShape", _seven, EMBED[:1], [1], [2], result="invalid"),
@@ -717,16 +720,17 @@ _against = np.stack([-_v * (1 + j / 4) for j in range(1, 7)]).reshape(2, 3, WIDT
 
 STEERING = (
     _steering(1, "A batch of two, five tokens, lambda 1", "Basic Batch", stream("steering-001", 2, 5), _v, 1.0,
-              "lam_times_ten interpolated batch_row_0_only last_token_steered_only"),
+              "lam_times_ten interpolated batch_row_0_only last_token_steered_only released_steering_with_tensors"),
     # |lam v| is near |h|: what is done to the norm shows.
     _steering(2, "A strength of the size of h", "Strength Batch", stream("steering-002", 3, 7), _v, 2.5,
-              "norm_over_sequence norm_over_tokens_and_width norm_over_batch norm_not_restored l1_norm"),
+              "norm_over_sequence norm_over_tokens_and_width norm_over_batch norm_not_restored l1_norm "
+              "released_steering released_steering_with_tensors"),
     _steering(3, "Lambda zero leaves h as it is", "Strength", stream("steering-003", 2, 5), _v, 0.0,
               "zero_lam_replaced"),
     _steering(4, "A negative lambda", "Strength", stream("steering-004", 2, 5), _v, -1.5,
               "lam_squared lam_reversed strength_relative_to_h batch_row_0_only"),
     _steering(5, "The paper's strength for Llama, 6", "Strength", stream("steering-005", 2, 5), _v, 6.0,
-              "norm_over_sequence norms_of_row_0 largest_entry_norm lam_reversed"),
+              "norm_over_sequence norms_of_row_0 largest_entry_norm lam_reversed released_steering"),
     _steering(6, "A single token, as in decoding with a cache", "OneToken Batch",
               stream("steering-006", 3, 1), _v, 0.75, "norm_over_sequence lam_reversed batch_row_0_only"),
     _steering(7, "One row, one token", "OneToken", stream("steering-007", 1, 1), _v, 0.5,
@@ -744,7 +748,7 @@ STEERING = (
               "zero_rows_steered"),
     _steering(12, "Where h = -lam v no direction is left, and h is kept", "Cancellation", _cancelling, _v, 2.0,
               "norm_over_tokens_and_width lam_times_ten lam_squared strength_relative_to_h cancelled_to_zero "
-              "cancelled_to_nan"),
+              "cancelled_to_nan released_steering"),
     _steering(13, "Where h and lam v nearly cancel the norm is still restored", "Cancellation TinyValues", _nearly,
               _first_axis, 1.0, "norm_over_batch l1_norm largest_entry_norm only_shrinking eps_in_denominator"),
     # |h| near 1,000 times entries near 300 is far beyond 65,504.
@@ -754,7 +758,8 @@ STEERING = (
     _steering(15, "A v of zero leaves h as it is", "Zeros", stream("steering-015", 2, 3), np.zeros(WIDTH), 2.0,
               "interpolated"),
     _steering(16, "v turned against h shortens it before the norm is restored", "Strength Batch",
-              _against, _v, 1.0, "norm_over_batch only_shrinking interpolated applied_twice"),
+              _against, _v, 1.0, "norm_over_batch only_shrinking interpolated applied_twice "
+              "released_steering_with_tensors"),
     _steering(17, "A v of another width", "BadShape", stream("steering-017", 2, 5), grid("steering-017v", 5), 1.0,
               result="invalid"),
     _steering(18, "A v of width one, which would broadcast", "BadShape", stream("steering-018", 2, 5), np.ones(1), 1.0,
@@ -808,20 +813,22 @@ _said = ([3, 9, 4, 6, 1, 28], [20, 21, 22, 23, 24, 25], [0, 18, 0, 29, 10, 16])
 
 GENERATION = (
     _generation(1, "One prompt, all layers", "Basic", [[5, 7, 11, 13, 2]], _V, 1.0, ALL, [[3, 9, 4]],
-                "layer_numbers_one_late one_vector_for_all before_the_block ten_times_lam"),
+                "layer_numbers_one_late one_vector_for_all before_the_block ten_times_lam released_generation"),
     _generation(2, "Three prompts of different lengths, all layers", "LeftPadding Batch", _three, _V, 1.0, ALL, _said,
                 "prefill_only decode_only last_layer_only layer_numbers_one_late first_row_only padding_attended "
-                "new_positions_stuck"),
+                "new_positions_stuck released_generation_with_tensors"),
     _generation(3, "Three prompts, a strength of the size of h", "LeftPadding Batch Strength",
                 _three, _V, 4.0, ALL, _said,
-                "vectors_one_late first_row_only norm_over_the_sequence norm_left_out hook_twice"),
+                "vectors_one_late first_row_only norm_over_the_sequence norm_left_out hook_twice "
+                "released_generation_with_tensors"),
     _generation(4, "Only the first layer", "Layers Batch", _three, _V, 3.0, [0], _said,
                 "last_prompt_token_and_after last_layer_only layers_ignored layer_numbers_one_late "
-                "norm_over_the_sequence hook_twice last_prompt_token_twice"),
+                "norm_over_the_sequence hook_twice last_prompt_token_twice released_generation"),
     _generation(5, "Only the last layer", "Layers Batch", _three, _V, 3.0, [2], _said,
                 "prefill_only layers_ignored first_row_only ten_times_lam hook_twice"),
     _generation(6, "Only the middle layer, named alone", "Layers Batch", _three, _V, -3.0, [1], _said,
-                "layers_ignored vectors_one_late one_vector_for_all first_row_only new_positions_by_column"),
+                "layers_ignored vectors_one_late one_vector_for_all first_row_only new_positions_by_column "
+                "released_generation released_generation_with_tensors"),
     _generation(7, "First and last layer", "Layers LeftPadding", _three[1:], _V, 2.0, [0, 2], _said[1:],
                 "prefill_only decode_only last_prompt_token_and_after norm_over_the_sequence new_positions_by_column"),
     _generation(8, "Lambda zero: the model as it is", "Strength LeftPadding Batch", _three, _V, 0.0, ALL, _said,

@@ -3,13 +3,13 @@
 `distance` is a plain relative error: it says how far, for budgets and for the diagnosis. `judge` compares with the
 oracle's answer and knows what is ambiguous in it:
 
-- **selection**: a set may differ from the oracle's in tokens whose scores are closer to the k-th one than the dtype can
-  tell; everything clearly above must be in it, nothing clearly below may be.
-- **aggregation**: unit length, then the share of variance the direction explains (right for any vector of a degenerate
-  eigenspace), then the direction within what the eigen-gap allows, then the sign, each with its own message. v is
-  compared only where both signs are defined.
-- **generation**: logits for a given continuation first; then tokens up to the first step at which the two best logits
-  are closer than the dtype can tell.
+- **selection**: a set may differ from the oracle's in tokens whose scores are closer to each other than the dtype can
+  tell: the accepted variants of `margins`, stored with the case.
+- **aggregation**: an accepted variant is right; else unit length, then the share of variance the direction explains
+  (right for any vector of a degenerate eigenspace), then the direction within what the eigen-gap allows, then the sign,
+  each with its own message. v is compared only where both signs are defined.
+- **generation**: logits for a given continuation first; then tokens up to the first step at which the margin of the two
+  best logits is smaller than the dtype can tell. Where tokens have no margins they are not judged.
 """
 
 from __future__ import annotations
@@ -21,10 +21,23 @@ from typing import Any
 
 import numpy as np
 
+from grains_ref.conformance.margins import WELL_SEPARATED, Margins, Variant, accepted_of, margins_of, undefined_signs
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
 
-WELL_SEPARATED = 0.05  # relative gap of the first two eigenvalues below which a component counts as ill-defined
-SIGN_DEFINED = 1e-3  # |cos(component, mean shift)| below which its sign counts as ill-defined
+
+@dataclass(frozen=True)
+class Right:
+    """The right output of an input, and what else may count as right."""
+
+    out: Values
+    margins: Margins
+    accepted: tuple[Variant, ...]
+
+
+def right_of_paper(stage: str, inputs: Mapping[str, Any], want: Values, budget: float) -> Right:
+    """Margins and variants worked out on the spot, for inputs that are not stored."""
+    margins = margins_of("paper", stage, inputs, want)
+    return Right(want, margins, accepted_of("paper", stage, inputs, want, margins, widest=budget))
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,14 @@ def distance(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -
 
 
 def judge(
-    stage: str, inputs: Mapping[str, Any], got: Mapping[str, Any], *, budget: float, want: Values | None = None
+    stage: str, inputs: Mapping[str, Any], got: Mapping[str, Any], *, budget: float, right: Right | None = None
 ) -> Verdict:
     """Whether a stage's output is right within a relative error of `budget`.
 
-    want: the oracle's output in float64, if it is at hand.
+    right: what is stored with a case, or the dialect's answer; default: the oracle's, in the dialect `paper`.
     """
-    want = run_oracle(stage, inputs) if want is None else want
+    right = right or right_of_paper(stage, inputs, run_oracle(stage, inputs), budget)
+    want = right.out
     try:
         values = checked(stage, got, want)
     except BadOutput as problem:
@@ -106,11 +120,11 @@ def judge(
         if bad:
             return Verdict(False, error, f"{', '.join(bad)} holds NaN or infinite values")
     if stage == "selection":
-        return _judge_selection(inputs, values, want, budget)
+        return _judge_selection(inputs, values, right, budget)
     if stage == "aggregation":
-        return _judge_aggregation(inputs, values, want, budget, error)
+        return _judge_aggregation(inputs, values, right, budget, error)
     if stage == "generation":
-        return _judge_generation(inputs, values, want, budget, error)
+        return _judge_generation(values, right, budget, error)
     if error <= budget:
         return Verdict(True, error)
     if error == float("inf"):
@@ -118,55 +132,68 @@ def judge(
     return Verdict(False, error, f"relative error {error:.1e}, allowed {budget:.1e}")
 
 
-def _judge_selection(inputs: Mapping[str, Any], got: Values, want: Values, budget: float) -> Verdict:
-    scores = np.asarray(inputs["a"], float)
-    tau = budget * np.abs(scores[np.isfinite(scores)]).max(initial=0.0)  # what the dtype may have moved a score
+def _judge_selection(inputs: Mapping[str, Any], got: Values, right: Right, budget: float) -> Verdict:
     for name, sign in (("pos", 1.0), ("neg", -1.0)):
-        chosen, right = got[name], want[name]
-        if len(set(chosen)) != len(chosen) or any(not 0 <= j < len(scores) for j in chosen):
-            return Verdict(False, 1.0, f"{name} = {chosen}: token indices must exist and differ")
-        signed = sign * scores
-        if wrong := [j for j in chosen if not (inputs["eligible"][j] and signed[j] > 0)]:
-            return Verdict(False, 1.0, f"{name} holds tokens {wrong}, which are not eligible or have the other sign")
-        if len(chosen) != len(right):
-            return Verdict(False, 1.0, f"{name} holds {len(chosen)} tokens; expected {len(right)}: {right}")
-        if not right or chosen == right:
-            continue
-        kth = signed[right[-1]]
-        if missing := [j for j in right if signed[j] > kth + 2 * tau and j not in chosen]:
-            return Verdict(False, 1.0, f"{name} lacks tokens {missing}, whose scores are clearly among the strongest")
-        if below := [j for j in chosen if signed[j] < kth - 2 * tau]:
-            return Verdict(False, 1.0, f"{name} holds tokens {below}, whose scores are clearly not among the strongest")
-        swapped = [(i, j) for i, j in itertools.pairwise(chosen) if signed[i] < signed[j] - 2 * tau]
-        if swapped:
-            return Verdict(False, 1.0, f"{name} = {chosen} is not ordered by strength, the strongest first")
-        if tau == 0 or all(signed[i] == signed[j] for i, j in zip(chosen, right, strict=True)):
-            return Verdict(False, 1.0, f"{name} = {chosen}; expected {right}: equal scores go to the lower index")
+        variants = [v.out[name] for v in right.accepted if name in v.out and v.begins <= budget]
+        if list(got[name]) not in (list(right.out[name]), *variants):
+            signed, margin = sign * np.asarray(inputs["a"], float), right.margins[name]
+            beside = "" if margin is None else f" The gap at k is {margin:.1e} of the largest score."
+            wrong = _wrong_set(got[name], right.out[name], signed, np.asarray(inputs["eligible"]), budget)
+            return Verdict(False, 1.0, f"{name} {wrong}.{beside}")
     return Verdict(True, 0.0)
 
 
-def _judge_aggregation(inputs: Mapping[str, Any], got: Values, want: Values, budget: float, error: float) -> Verdict:
+def _wrong_set(chosen: list[int], right: list[int], signed: np.ndarray, eligible: np.ndarray, budget: float) -> str:
+    """What is wrong with a set; `signed` are the scores by which the tokens compete."""
+    tau = budget * float(np.abs(signed).max(initial=0.0))  # what the dtype may have moved a score
+
+    def fitting(j: int) -> bool:
+        return bool(eligible[j] and signed[j] > 0)
+
+    if len(set(chosen)) != len(chosen) or any(not 0 <= j < len(signed) for j in chosen):
+        return f"= {chosen}: token indices must exist and differ"
+    if all(map(fitting, right)) and (odd := [j for j in chosen if not fitting(j)]):
+        return f"holds tokens {odd}, which are not eligible or have the other sign"
+    if len(chosen) != len(right):
+        return f"holds {len(chosen)} tokens; expected {len(right)}: {right}"
+    kth = signed[right[-1]]
+    if missing := [j for j in right if signed[j] > kth + 2 * tau and j not in chosen]:
+        return f"lacks tokens {missing}, whose scores are clearly among the strongest"
+    if below := [j for j in chosen if signed[j] < kth - 2 * tau]:
+        return f"holds tokens {below}, whose scores are clearly not among the strongest"
+    if any(signed[i] < signed[j] - 2 * tau for i, j in itertools.pairwise(chosen)):
+        return f"= {chosen} is not ordered by strength, the strongest first"
+    got, expected = next((i, j) for i, j in zip(chosen, right, strict=True) if i != j)
+    return f"= {chosen}; expected {right}: equal scores go to the {'lower' if expected < got else 'higher'} index"
+
+
+def _judge_aggregation(inputs: Mapping[str, Any], got: Values, right: Right, budget: float, error: float) -> Verdict:
+    want = right.out
+    for variant in right.accepted:
+        if variant.begins <= budget and (apart := distance("aggregation", inputs, got, want | variant.out)) <= budget:
+            return Verdict(True, apart)
     signs_defined = True
     for side in ("pos", "neg"):
-        for layer, (v, right) in enumerate(zip(got[f"v_{side}"], want[f"v_{side}"], strict=True)):
-            where = f"v_{side}, layer {layer}"
+        undefined = undefined_signs(right.margins, side)
+        for layer, (v, u) in enumerate(zip(got[f"v_{side}"], want[f"v_{side}"], strict=True)):
+            where, gap = f"v_{side}, layer {layer}", right.margins[f"gap_{side}"][layer]
             length = float(np.linalg.norm(v))
             if abs(length - 1) > budget:
                 return Verdict(False, error, f"{where}: its length is {length:.6g}; eq. (5) gives a unit vector")
             D = np.asarray(inputs[f"delta_{side}"], float)[:, layer]
-            mean = D.mean(0)
-            variances = np.linalg.svd(D - mean, compute_uv=False) ** 2
-            explained = float(((D - mean) @ v) @ ((D - mean) @ v)) / variances[0]
+            along, best = ((D - D.mean(0)) @ direction for direction in (v, u))
+            explained = float(along @ along / (best @ best))
             if explained < 1 - 2 * budget:
                 share = f"explains {explained:.4f} of what the first component does"
                 return Verdict(False, error, f"{where}: the direction {share}; centred PCA of the shifts is expected")
-            gap = (variances[0] - variances[1]) / variances[0] if len(variances) > 1 else 1.0
-            if gap >= WELL_SEPARATED and abs(float(v @ right)) < 1 - (2 * budget / gap) ** 2 - 2 * budget:
-                return Verdict(False, error, f"{where}: cosine with the component {v @ right:.6f}; expected 1")
-            if gap < WELL_SEPARATED or abs(float(right @ mean)) < SIGN_DEFINED * float(np.linalg.norm(mean)):
+            if gap >= WELL_SEPARATED and abs(float(v @ u)) < 1 - (2 * budget / gap) ** 2 - 2 * budget:
+                return Verdict(False, error, f"{where}: cosine with the component {v @ u:.6f}; expected 1")
+            if undefined[layer]:
                 signs_defined = False
-            elif float(v @ right) < 0:
-                rule = "the component points along the mean shift of the examples"
+            elif float(v @ u) < 0:
+                rule = "of the two, the dialect's sign rule takes the other"
+                if float(u @ D.mean(0)) > 0:
+                    rule = "the component points along the mean shift of the examples"
                 return Verdict(False, error, f"{where}: the sign is turned round; {rule}")
     mismatch = float(np.linalg.norm(got["v"] - (got["v_pos"] - got["v_neg"]), axis=-1).max())
     if mismatch > 4 * budget:
@@ -174,23 +201,18 @@ def _judge_aggregation(inputs: Mapping[str, Any], got: Values, want: Values, bud
     return Verdict(True, error if signs_defined else 0.0)
 
 
-def _judge_generation(inputs: Mapping[str, Any], got: Values, want: Values, budget: float, error: float) -> Verdict:
+def _judge_generation(got: Values, right: Right, budget: float, error: float) -> Verdict:
     if error > budget:
         of = "logits for the given continuation"
         return Verdict(False, error, f"{of}: relative error {error:.1e}, allowed {budget:.1e}")
-    if np.array_equal(got["tokens"], want["tokens"]):
-        return Verdict(True, error)
-    # Fed with its own continuation, the oracle's logits tell how close the two best tokens were at every step.
-    logits = run_oracle("generation", {**inputs, "forced": want["tokens"]})["logits"]
-    best = np.sort(logits, axis=-1)
-    margins, told_apart = best[..., -1] - best[..., -2], 2 * budget * np.abs(logits).max()
-    for row, (said, right) in enumerate(zip(got["tokens"], want["tokens"], strict=True)):
-        for step, (token, expected) in enumerate(zip(said, right, strict=True)):
+    for row, margins in enumerate(right.margins.get("tokens", ())):
+        for step, margin in enumerate(margins):
+            token, expected = int(got["tokens"][row][step]), int(right.out["tokens"][row][step])
             if token == expected:
                 continue
-            if margins[row, step] < told_apart:
+            if margin < 2 * budget:
                 break  # from here on both continuations are right
-            return Verdict(False, 1.0, f"row {row}, step {step}: token {int(token)}; expected {int(expected)}")
+            return Verdict(False, 1.0, f"row {row}, step {step}: token {token}; expected {expected}")
     return Verdict(True, error)
 
 

@@ -270,8 +270,8 @@ class _Pair:
         return self._worst(got, want), allowed, f"{wrong}. {advice}"
 
     def attribution(self) -> Found:
-        want, allowed = self._oracle(attribution_of, m=self.m)
         got = self._attribution(self.pair.chosen, self.pair.rejected)
+        want, allowed = self._oracle(attribution_of, m=self.m)
         worst = int(np.abs(got - want["a"]).argmax())
         advice = f"token {worst} has {got[worst]:.4g} nats, expected {want['a'][worst]:.4g}"
         return _apart_scores(got, want["a"]), allowed, advice
@@ -297,8 +297,8 @@ class _Pair:
         return error, allowed, f"{worst} differs most; {advice}. Masked tokens: pos {pos}, neg {neg}"
 
     def steer(self, v: np.ndarray) -> Found:
-        want, allowed = self._oracle(steer_of, v=v, lam=LAM)
         got = self._steer(v, LAM)
+        want, allowed = self._oracle(steer_of, v=v, lam=LAM)
         errors = _rows_apart("live_steer", got, want["logits"])
         advice = "every block, every position, norms restored per token, lam as it is"
         return float(errors.max()), allowed, f"row {int(errors.argmax())} of the logits differs most; {advice}"

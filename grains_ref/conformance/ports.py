@@ -173,7 +173,8 @@ class CommandPort:
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._errors = []
         threading.Thread(target=_read, args=(self._process.stdout, self._lines.put), daemon=True).start()
-        threading.Thread(target=_read, args=(self._process.stderr, self._keep_error), daemon=True).start()
+        self._listener = threading.Thread(target=_read, args=(self._process.stderr, self._keep_error), daemon=True)
+        self._listener.start()
         return self._ask({"cmd": "start", "version": PROTOCOL})
 
     def _keep_error(self, line: bytes) -> None:
@@ -196,6 +197,7 @@ class CommandPort:
             raise PortError(f"the port does not read its input ({error}){self._said()}") from None
         if not line:
             code = self._process.wait()
+            self._listener.join(timeout=2)  # its last words may still be on their way
             raise PortError(f"the port ended with code {code} instead of answering{self._said()}")
         try:
             answer = json.loads(line)

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from grains_ref.conformance.budgets import Budget
-from grains_ref.conformance.bugs import BUGS, Bug
-from grains_ref.conformance.cases import CASES, FLAGS
+from grains_ref.conformance.bugs import Bug
+from grains_ref.conformance.cases import FLAGS
+from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.runner import Mode, Result, Run
 from grains_ref.conformance.stages import OUTPUTS
 
@@ -27,6 +28,8 @@ def print_run(run: Run, budgets: Mapping[tuple[str, str], Budget], console: Cons
     """The report of one port; `repeat` is the command that runs a single case again."""
     console.print(f"\n{run.port}", style="bold", end="")
     console.print(f"   claims {', '.join(run.claimed) or 'nothing'} in {', '.join(run.dtypes) or 'no dtype'}")
+    if run.dialect != "paper":
+        console.print(f"Dialect {run.dialect}: judged by the code released with the paper, not by the paper.")
     if not run.claimed or not run.dtypes:
         names = ", ".join(OUTPUTS)
         console.print(f"Nothing claimed, nothing run. Define at least one of {names}.", style="bold red")
@@ -66,7 +69,7 @@ def explain(run: Run, *, repeat: str) -> Iterator[Text]:
         failures = [r for r in run.results if r.status == "failed" and r.stage == stage]
         if failures and stage != first.stage:
             likely = run.likely_bug(stage)
-            guess = f"{_planted(likely.bug).description} ({likely.bug})" if likely else "no planted bug matches"
+            guess = f"{_planted(run, stage, likely.bug).description} ({likely.bug})" if likely else "no planted bug"
             yield Text(f"Also failing: {stage}, {len(failures)} times. Likely bug: {guess}.")
 
 
@@ -78,13 +81,13 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
     if first.mode != "isolated":
         yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
     yield Text(f"  {first.case}: {first.message}")
-    case = next((case for case in CASES if case.id == first.case), None)
+    case = next((case for case in DIALECTS[run.dialect].cases if case.id == first.case), None)
     if case:
         yield Text(f"  The case: {case.comment}.")
         for flag in case.flags:
             yield Text(f"    {flag}: {FLAGS[flag].description}. If wrong: {_lower(FLAGS[flag].effect)}.")
     if likely:
-        bug = _planted(likely.bug)
+        bug = _planted(run, stage, likely.bug)
         yield Text("  Likely bug: ", style="bold").append(f"{bug.description} ({bug.name}).", style="bold yellow")
         share = f"{likely.explained} of {likely.failures} wrong outputs of this stage are ours with this bug"
         how_close = f"at best to {likely.distance:.0e}" if likely.distance else "at best exactly"
@@ -99,8 +102,8 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
         yield Text(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
 
 
-def _planted(name: str) -> Bug:
-    return next(bug for bug in BUGS if bug.name == name)
+def _planted(run: Run, stage: str, name: str) -> Bug:
+    return next(bug for bug in DIALECTS[run.dialect].bugs_of(stage) if bug.name == name)
 
 
 def _lower(text: str) -> str:
@@ -171,6 +174,7 @@ def as_json(run: Run) -> dict[str, Any]:
     first = run.first_divergence()
     return {
         "port": run.port,
+        "dialect": run.dialect,
         "claimed": list(run.claimed),
         "not_claimed": [stage for stage in OUTPUTS if stage not in run.claimed],
         "dtypes": list(run.dtypes),

@@ -25,11 +25,13 @@ import numpy as np
 import torch
 
 from grains_ref.conformance.budgets import Budget, allowed, runs_in
-from grains_ref.conformance.bugs import BUGS
-from grains_ref.conformance.cases import CASES, Case
-from grains_ref.conformance.compare import BadOutput, checked, distance, judge
+from grains_ref.conformance.cases import Case
+from grains_ref.conformance.compare import BadOutput, Right, checked, distance, judge
+from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
+from grains_ref.conformance.margins import margins_of
 from grains_ref.conformance.ports import Port, PortError, Refused, Skipped
-from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, run_oracle
+from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
+from grains_ref.conformance.vectors import right_of
 
 Mode = Literal["isolated", "chained", "end to end"]
 Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable"]
@@ -91,6 +93,7 @@ class Run:
     dtypes: tuple[str, ...]
     results: tuple[Result, ...]
     stale: tuple[str, ...] = ()  # lines of the xfail file that match no case
+    dialect: str = "paper"
 
     @property
     def failed(self) -> bool:
@@ -130,7 +133,8 @@ def run_port(
     port: Port,
     budgets: Mapping[tuple[str, str], Budget],
     *,
-    cases: Sequence[Case] = CASES,
+    dialect: Dialect = PAPER,
+    cases: Sequence[Case] | None = None,
     dtypes: Sequence[str] = (),
     modes: Sequence[Mode] = ("isolated", "chained", "end to end"),
     expected_failures: Sequence[str] = (),
@@ -138,25 +142,27 @@ def run_port(
 ) -> Run:
     """Run everything the port claims.
 
+    budgets: those of the dialect.  cases: default all of the dialect.
     expected_failures: patterns of case ids, as in a file of known failures; an expected failure that passes, and a
     pattern that matches nothing, are failures themselves.
     """
+    cases = dialect.cases if cases is None else cases
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
     results: list[Result] = []
     for dtype in wanted:
         if "isolated" in modes:
             for case in cases:
                 if case.stage in port.stages and runs_in(case, dtype):
-                    results.append(run_case(port, case, dtype, budgets[case.stage, dtype]))
+                    results.append(run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
                     on_case()
         if "chained" in modes:
-            results += _chained(port, dtype, budgets)
+            results += _chained(port, dtype, budgets, dialect)
         if "end to end" in modes and dtype in ("float64", "float32"):
-            results += _end_to_end(port, dtype)
+            results += _end_to_end(port, dtype, dialect)
     marked = [_mark(result, expected_failures) for result in results]
     ids = {case.id for case in cases}
     stale = tuple(pattern for pattern in expected_failures if not fnmatch.filter(ids, pattern))
-    return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale)
+    return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale, dialect.name)
 
 
 def read_xfails(path: Path) -> dict[str, str]:
@@ -177,7 +183,7 @@ def read_xfails(path: Path) -> dict[str, str]:
     return patterns
 
 
-def number_of_cases(port: Port, cases: Sequence[Case] = CASES, dtypes: Sequence[str] = ()) -> int:
+def number_of_cases(port: Port, cases: Sequence[Case], dtypes: Sequence[str] = ()) -> int:
     """How often `run_port` calls on_case."""
     wanted = [dtype for dtype in port.dtypes if not dtypes or dtype in dtypes]
     return len(wanted) * sum(case.stage in port.stages for case in cases)
@@ -189,37 +195,38 @@ def diagnose(
     got: Values,
     dtype: str,
     error: float,
+    *,
+    dialect: Dialect = PAPER,
     wrong: Mapping[str, Values] | None = None,
 ) -> Diagnosis | None:
     """The planted bug closest to a wrong output, if it is clearly closer to it than the right answer is.
 
     wrong: what the bugs make of the inputs (`wrong_outputs`), if it is at hand.
     """
-    wrong = wrong_outputs(stage, inputs, dtype) if wrong is None else wrong
+    wrong = wrong_outputs(stage, inputs, dtype, dialect) if wrong is None else wrong
     near = {bug: _distance_like(stage, inputs, got, output) for bug, output in wrong.items()}
     best = min(near, key=lambda name: near[name], default="")
     if not best or near[best] > REPRODUCED * min(error, 1.0):
         return None
     alike = tuple(name for name in near if name != best and near[name] <= ALIKE * max(near[best], EPS[dtype]))
-    (planted,) = (bug for bug in BUGS if bug.name == best)
+    (planted,) = (bug for bug in dialect.bugs_of(stage) if bug.name == best)
     return Diagnosis(best, planted.description, near[best], alike)
 
 
-def wrong_outputs(stage: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Values]:
+def wrong_outputs(stage: str, inputs: Mapping[str, Any], dtype: str, dialect: Dialect = PAPER) -> dict[str, Values]:
     """What every planted bug of a stage makes of an input; a bug that fails on it is left out."""
     outputs = {}
-    for bug in BUGS:
-        if bug.stage == stage:
-            with contextlib.suppress(ValueError, ArithmeticError, RuntimeError, IndexError):
-                outputs[bug.name] = bug.function(**inputs, dtype=dtype)
+    for bug in dialect.bugs_of(stage):
+        with contextlib.suppress(ValueError, ArithmeticError, RuntimeError, IndexError):
+            outputs[bug.name] = bug.function(**inputs, dtype=dtype)
     return outputs
 
 
 @cache
-def wrong_outputs_of(case_id: str, dtype: str) -> dict[str, Values]:
+def wrong_outputs_of(dialect: str, case_id: str, dtype: str) -> dict[str, Values]:
     """`wrong_outputs` of a case, computed once."""
-    (case,) = (case for case in CASES if case.id == case_id)
-    return wrong_outputs(case.stage, case.inputs, dtype)
+    case = DIALECTS[dialect].case(case_id)
+    return wrong_outputs(case.stage, case.inputs, dtype, DIALECTS[dialect])
 
 
 def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, wrong: Values) -> float:
@@ -233,8 +240,8 @@ def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, wrong: Va
     return distance(stage, inputs, *cleaned)
 
 
-def run_case(port: Port, case: Case, dtype: str, budget: Budget) -> Result:
-    """One case by itself, with the oracle's input."""
+def run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Dialect = PAPER) -> Result:
+    """One case by itself, with the oracle's input, judged by what is stored as right."""
     result = Result(case.id, case.stage, dtype, "isolated", "passed", budget=allowed(case, dtype, budget))
     if not budget.claimable:
         return replace(
@@ -253,35 +260,31 @@ def run_case(port: Port, case: Case, dtype: str, budget: Budget) -> Result:
     if case.result == "invalid":
         message = f"accepted an invalid input, which must be refused ({case.comment})"
         return replace(result, status="failed", error=float("inf"), message=message)
-    return _judged(result, case.inputs, got, oracle_of(case.id))
+    return _judged(result, case.inputs, got, right_of(dialect.name, case.id), dialect)
 
 
-@cache
-def oracle_of(case_id: str) -> Values:
-    """The oracle's output of a case in float64, computed once."""
-    (case,) = (case for case in CASES if case.id == case_id)
-    return run_oracle(case.stage, case.inputs)
-
-
-def _judged(result: Result, inputs: Mapping[str, Any], got: Mapping[str, Any], want: Values) -> Result:
-    verdict = judge(result.stage, inputs, got, budget=result.budget, want=want)
+def _judged(
+    result: Result, inputs: Mapping[str, Any], got: Mapping[str, Any], right: Right, dialect: Dialect
+) -> Result:
+    verdict = judge(result.stage, inputs, got, budget=result.budget, right=right)
     if verdict.ok:
         return replace(result, error=verdict.error)
     result = replace(result, status="failed", error=verdict.error, message=verdict.message)
     with contextlib.suppress(BadOutput):
-        values = checked(result.stage, got, want)
-        wrong = wrong_outputs_of(result.case, result.dtype) if result.mode == "isolated" else None
-        diagnosis = diagnose(result.stage, inputs, values, result.dtype, verdict.error, wrong)
-        return replace(result, diagnosis=diagnosis, diagnosed=True)
+        values = checked(result.stage, got, right.out)
+        isolated = result.mode == "isolated"
+        wrong = wrong_outputs_of(dialect.name, result.case, result.dtype) if isolated else None
+        found = diagnose(result.stage, inputs, values, result.dtype, verdict.error, dialect=dialect, wrong=wrong)
+        return replace(result, diagnosis=found, diagnosed=True)
     return result
 
 
 # ------------------------------------------------------------------------------------- chained
-def chain_examples() -> list[dict[str, Any]]:
+def chain_examples(dialect: Dialect = PAPER) -> list[dict[str, Any]]:
     """The valid attribution cases with at least four tokens, which begin the chain."""
     return [
         dict(case.inputs)
-        for case in CASES
+        for case in dialect.cases
         if case.stage == "attribution" and case.result == "valid" and int(np.sum(case.inputs["attention_mask"])) >= 4
     ]
 
@@ -290,7 +293,7 @@ class _Broken(Exception):
     """The chain cannot go on."""
 
 
-def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> list[Result]:
+def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect) -> list[Result]:
     """Attribution to steering, each stage fed with the port's own outputs; ends where there is nothing to go on with.
 
     Whatever the port made is rounded to the dtype first, so that port and oracle see the same numbers.
@@ -304,10 +307,11 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget]) 
         budget = budgets[stage, dtype]
         result = Result(f"chained-{name}", stage, dtype, "chained", "passed", budget=budget.budget)
         try:
-            want = run_oracle(stage, inputs)
+            want = dialect.run(stage, inputs)
             got = port.run(stage, inputs, dtype, result.case)
             if budget.claimable:
-                results.append(_judged(result, inputs, got, want))
+                right = Right(want, margins_of(dialect.name, stage, inputs, want), ())
+                results.append(_judged(result, inputs, got, right, dialect))
             return checked(stage, got, want)
         except (Refused, Skipped, PortError, BadOutput, ValueError, ArithmeticError) as problem:
             if not (results and results[-1].case == result.case):
@@ -316,7 +320,7 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget]) 
             raise _Broken from None
 
     with contextlib.suppress(_Broken):
-        link(step, chain_examples())
+        link(step, chain_examples(dialect))
     return results
 
 
@@ -346,13 +350,13 @@ def link(step: Callable[[str, dict[str, Any], str], Values], examples: Iterable[
     return step("steering", {"h": h, "v": np.asarray(vectors["v"])[1], "lam": 1.5}, "steering")
 
 
-def _end_to_end(port: Port, dtype: str) -> list[Result]:
+def _end_to_end(port: Port, dtype: str, dialect: Dialect) -> list[Result]:
     """The last output of the chain against the oracle's own chain."""
     if not set(CHAIN) <= set(port.stages):
         return []
     budget = 1e-6 if dtype == "float64" else 1e-2
-    examples = chain_examples()
-    want = link(lambda stage, inputs, name: run_oracle(stage, inputs), examples)
+    examples = chain_examples(dialect)
+    want = link(lambda stage, inputs, name: dialect.run(stage, inputs), examples)
     result = Result("end-to-end", "steering", dtype, "end to end", "passed", budget=budget)
     try:
         got = link(lambda stage, inputs, name: dict(port.run(stage, inputs, dtype, f"end-to-end-{name}")), examples)

@@ -38,13 +38,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
 
 from grains_ref.conformance.toy import BLOCKS, VOCABULARY, WIDTH, Toy, toy_weights
 from grains_ref.grains import (
+    Quadrature,
     Selection,
     Steering,
     aggregate,
@@ -104,9 +105,12 @@ def check(stage: str, dtype: str, **inputs: Any) -> None:
             _require(all(rows), f"attention_mask is {np.asarray(value).tolist()}; expected 0s (padding), then 1s")
         elif name == "eligible":
             _require(np.isin(value, (0, 1)).all(), "eligible must hold 0 and 1 only")
+        elif name == "quadrature":
+            known = get_args(Quadrature)
+            _require(value in known, f"quadrature is {value!r}; expected one of {', '.join(known)}")
         elif name in ("k", "m"):
-            whole = isinstance(value, (int, np.integer)) and value >= 1
-            _require(whole, f"{name} is {value!r}; expected a whole number of at least 1")
+            counts = isinstance(value, (int, np.integer)) and value >= 1
+            _require(counts, f"{name} is {value!r}; expected a whole number of at least 1")
         elif name in ("pos", "neg"):
             wrong = [j for j in value if j not in range(sizes["T"])]
             _require(not wrong, f"{name} holds {wrong}; expected tokens from 0 to {sizes['T'] - 1}, padding counted")
@@ -120,7 +124,7 @@ def _require(condition: bool | np.bool_, message: str) -> None:
         raise ValueError(message)
 
 
-def _refusing(stage: Stage) -> Stage:
+def refusing(stage: Stage) -> Stage:
     """The stage with `check` before it."""
 
     @functools.wraps(stage)
@@ -131,17 +135,23 @@ def _refusing(stage: Stage) -> Stage:
     return checked
 
 
-@_refusing
+@functools.cache
+def toy_in(dtype: str) -> Toy:
+    """The toy decoder in a dtype, made once."""
+    return Toy(toy_weights(), DTYPES[dtype])
+
+
+@refusing
 def objective(*, x: np.ndarray, attention_mask: np.ndarray, y_pos: np.ndarray, y_neg: np.ndarray, dtype: str) -> Values:
     """Eq. (1) on the toy decoder."""
-    model = Toy(toy_weights(), DTYPES[dtype])
-    encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
+    model = toy_in(dtype)
+    encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
     embeds = encoded.embeds[None]
-    pos, neg = (log_prob(model, encoded, embeds, y=_ids(y)) for y in (y_pos, y_neg))
+    pos, neg = (log_prob(model, encoded, embeds, y=whole(y)) for y in (y_pos, y_neg))
     return {"log_p_pos": pos.item(), "log_p_neg": neg.item(), "f": (pos - neg).item()}
 
 
-@_refusing
+@refusing
 def attribution(
     *,
     x: np.ndarray,
@@ -154,52 +164,52 @@ def attribution(
     dtype: str,
 ) -> Values:
     """Eq. (2) on the toy decoder."""
-    model = Toy(toy_weights(), DTYPES[dtype])
-    encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
-    pos, neg = _ids(y_pos), _ids(y_neg)
+    model = toy_in(dtype)
+    encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
+    pos, neg = whole(y_pos), whole(y_neg)
     found = integrated_gradients(
         lambda embeds: preference(model, encoded, embeds, y_pos=pos, y_neg=neg),
         encoded.embeds,
-        _tensor(baseline, dtype),
+        tensor(baseline, dtype),
         m=m,
         quadrature=quadrature,  # type: ignore[arg-type]
     )
-    return {"a": _array(found.a)}
+    return {"a": array(found.a)}
 
 
-@_refusing
+@refusing
 def selection(*, a: np.ndarray, eligible: np.ndarray, k: int, dtype: str) -> Values:
     """Eq. (3)."""
-    chosen = select(_tensor(a, dtype), k=k, eligible=_ids(eligible).bool())
+    chosen = select(tensor(a, dtype), k=k, eligible=whole(eligible).bool())
     return {"pos": list(chosen.pos), "neg": list(chosen.neg)}
 
 
-@_refusing
+@refusing
 def contrast_(
     *, x: np.ndarray, baseline: np.ndarray, attention_mask: np.ndarray, pos: list[int], neg: list[int], dtype: str
 ) -> Values:
     """Eq. (4) on the toy decoder."""
-    model = Toy(toy_weights(), DTYPES[dtype])
-    encoded = model.encoded(_tensor(x, dtype), _ids(attention_mask))
-    delta_pos, delta_neg = contrast(model, encoded, Selection(tuple(pos), tuple(neg)), _tensor(baseline, dtype))
-    return {"delta_pos": _array(delta_pos), "delta_neg": _array(delta_neg)}
+    model = toy_in(dtype)
+    encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
+    delta_pos, delta_neg = contrast(model, encoded, Selection(tuple(pos), tuple(neg)), tensor(baseline, dtype))
+    return {"delta_pos": array(delta_pos), "delta_neg": array(delta_neg)}
 
 
-@_refusing
+@refusing
 def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> Values:
     """Eq. (5) and (6); the singular vectors are computed in float64 whatever the dtype of the shifts."""
-    pos, neg = (aggregate(_tensor(deltas, dtype)).v for deltas in (delta_pos, delta_neg))
+    pos, neg = (aggregate(tensor(deltas, dtype)).v for deltas in (delta_pos, delta_neg))
     v_pos, v_neg = pos.to(DTYPES[dtype]), neg.to(DTYPES[dtype])
-    return {"v_pos": _array(v_pos), "v_neg": _array(v_neg), "v": _array(combine(v_pos, v_neg))}
+    return {"v_pos": array(v_pos), "v_neg": array(v_neg), "v": array(combine(v_pos, v_neg))}
 
 
-@_refusing
+@refusing
 def steering(*, h: np.ndarray, v: np.ndarray, lam: float, dtype: str) -> Values:
     """Eq. (7) and (8)."""
-    return {"h": _array(steer_hidden(_tensor(h, dtype), _tensor(v, dtype), lam=lam))}
+    return {"h": array(steer_hidden(tensor(h, dtype), tensor(v, dtype), lam=lam))}
 
 
-@_refusing
+@refusing
 def generation(
     *,
     ids: np.ndarray,
@@ -211,10 +221,10 @@ def generation(
     dtype: str,
 ) -> Values:
     """Sect. 3.3 on the toy decoder: every row of the batch by itself, every token by full recomputation."""
-    model = Toy(toy_weights(), DTYPES[dtype])
+    model = toy_in(dtype)
     logits, tokens = [], []
-    with torch.no_grad(), Steering(model.blocks, _tensor(v, dtype), lam=lam, layers=layers):
-        for row, mask, known in zip(_ids(ids), _ids(attention_mask), _ids(forced), strict=True):
+    with torch.no_grad(), Steering(model.blocks, tensor(v, dtype), lam=lam, layers=layers):
+        for row, mask, known in zip(whole(ids), whole(attention_mask), whole(forced), strict=True):
             encoded = model.encode(row.tolist(), mask.tolist())
             logits.append(model.logits(encoded, encoded.embeds[None], known)[0])
             said: list[int] = []
@@ -222,7 +232,7 @@ def generation(
                 step = model.logits(encoded, encoded.embeds[None], torch.tensor([*said, 0]))[0, -1]
                 said.append(int(step.argmax()))
             tokens.append(said)
-    return {"logits": _array(torch.stack(logits)), "tokens": np.array(tokens)}
+    return {"logits": array(torch.stack(logits)), "tokens": np.array(tokens)}
 
 
 ORACLE: dict[str, Stage] = {
@@ -250,13 +260,16 @@ def run_oracle(stage: str, inputs: Mapping[str, Any], dtype: str = "float64") ->
     return ORACLE[stage](**inputs, dtype=dtype)
 
 
-def _tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float64)).to(DTYPES[dtype])
+def tensor(values: Any, dtype: str) -> torch.Tensor:
+    """An array in a dtype."""
+    return torch.from_numpy(np.array(values, dtype=np.float64)).to(DTYPES[dtype])
 
 
-def _ids(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.int64))
+def whole(values: Any) -> torch.Tensor:
+    """Whole numbers, such as token ids and masks."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.double().numpy()
+def array(values: torch.Tensor) -> np.ndarray:
+    """float64, whatever the dtype was."""
+    return values.detach().double().numpy()

@@ -4,6 +4,7 @@
 
 GRAINS_PORT is a Python module as for `grains-ref conform run --port`; GRAINS_PORT_XFAILS, if set, a file of known
 failures as for `--xfails`. They are strict: a known failure that passes, or that matches no case, fails.
+GRAINS_PORT_DIALECT=authors judges by the code released with the paper.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from grains_ref.conformance.budgets import Budget, runs_in
-from grains_ref.conformance.cases import CASES, Case
+from grains_ref.conformance.cases import Case
+from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Result, read_xfails, run_case, run_port
 from grains_ref.conformance.stages import OUTPUTS
@@ -26,6 +28,7 @@ from grains_ref.conformance.vectors import check_complete, load_budgets, root
 pytestmark = pytest.mark.cpu
 
 PORT, XFAILS = os.environ.get("GRAINS_PORT", ""), os.environ.get("GRAINS_PORT_XFAILS", "")
+DIALECT = DIALECTS[os.environ.get("GRAINS_PORT_DIALECT", "paper")]
 UNSET = pytest.mark.skip(reason="set GRAINS_PORT to the Python module of a port, for instance mypkg.adapter")
 
 
@@ -40,7 +43,7 @@ def port() -> PythonPort:
 def budgets() -> dict[tuple[str, str], Budget]:
     """The stored budgets, of vectors that are complete."""
     check_complete(root())
-    return load_budgets()
+    return load_budgets(DIALECT.name)
 
 
 def known_failures() -> dict[str, str]:
@@ -59,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _parameters() -> list[object]:
     known, parameters = known_failures(), list[object]()
     for dtype in port().dtypes:
-        for case in CASES:
+        for case in DIALECT.cases:
             if case.stage in port().stages and runs_in(case, dtype):
                 reasons = [reason for pattern, reason in known.items() if fnmatch.fnmatch(case.id, pattern)]
                 marks = [pytest.mark.xfail(reason=reason, strict=True) for reason in reasons]
@@ -69,13 +72,13 @@ def _parameters() -> list[object]:
 
 def test_case(case: Case, dtype: str) -> None:
     """One case, with the oracle's input."""
-    _assert_right(run_case(port(), case, dtype, budgets()[case.stage, dtype]))
+    _assert_right(run_case(port(), case, dtype, budgets()[case.stage, dtype], DIALECT))
 
 
 @pytest.mark.parametrize("mode", ["chained", "end to end"])
 def test_chain(dtype: str, mode: str) -> None:
     """The stages one after the other, each fed with the port's own outputs."""
-    results = run_port(port(), budgets(), cases=(), dtypes=(dtype,), modes=(mode,)).results  # type: ignore[arg-type]
+    results = run_port(port(), budgets(), dialect=DIALECT, cases=(), dtypes=(dtype,), modes=(mode,)).results  # type: ignore
     if not results:
         pytest.skip("needs attribution, selection, contrast, aggregation and steering, and not half precision")
     for result in results:
@@ -86,7 +89,7 @@ def test_chain(dtype: str, mode: str) -> None:
 def test_the_port_claims_a_stage_and_known_failures_exist() -> None:
     """Nothing claimed is nothing shown; and a pattern that matches nothing hides a mistake."""
     assert port().stages, f"nothing claimed; define at least one of {', '.join(OUTPUTS)}"
-    ids = [case.id for case in CASES]
+    ids = [case.id for case in DIALECT.cases]
     assert [pattern for pattern in known_failures() if not fnmatch.filter(ids, pattern)] == []
 
 

@@ -4,18 +4,21 @@
 
 writes everything anew, bit for bit the same on one machine:
 
-    MANIFEST.json            digests, numbers of cases, versions
-    budgets.json             noise, budget and weakest bug per stage and dtype (see `budgets`)
-    schema/*.schema.json     JSON Schemas of all files and of the JSON-lines protocol
-    toy.safetensors          the toy decoder's weights
-    paper/STAGE.json         the cases, in the manner of Wycheproof: what each is for, which bugs it catches
-    paper/STAGE.safetensors  their arrays, "CASE/in/NAME" and "CASE/out/NAME", float64 or int64
+    MANIFEST.json              digests, numbers of cases, revision, versions
+    budgets.json               noise, budget and weakest bug per stage and dtype (see `budgets`)
+    schema/*.schema.json       JSON Schemas of all files and of the JSON-lines protocol
+    toy.safetensors            the toy decoder's weights
+    DIALECT/STAGE.json         the cases, in the manner of Wycheproof: what each is for, which bugs it catches
+    DIALECT/STAGE.safetensors  their arrays, "CASE/in/NAME" and "CASE/out/NAME", float64 or int64
+    authors/budgets.json       the budgets of that dialect
 
-Vectors are never edited in place: what is wrong gets a new id in a new version.
+What a case asks and what is right is never edited: a wrong case gets a new id, and a new revision adds files, cases
+and fields. Revision 1 had the dialect `paper`; revision 2 adds `authors`, and margins and accepted outputs everywhere.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -31,21 +34,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from grains_ref.conformance.budgets import Budget, measure
-from grains_ref.conformance.bugs import BUGS
-from grains_ref.conformance.cases import CASES, FLAGS, Case
-from grains_ref.conformance.ports import json_numbers, numbers_of_json
-from grains_ref.conformance.stages import DTYPES, OUTPUTS, run_oracle
+from grains_ref.conformance.cases import FLAGS, Case
+from grains_ref.conformance.compare import Right
+from grains_ref.conformance.dialects import DIALECTS, Dialect
+from grains_ref.conformance.margins import Variant, accepted_of, margins_of
+from grains_ref.conformance.ports import encode_values, json_numbers, numbers_of_json
+from grains_ref.conformance.stages import DTYPES, OUTPUTS
 from grains_ref.conformance.toy import toy_weights
 
-VERSION = "v1"
-HEADERS = {
-    "objective": "Eq. (1): summed log-probabilities of both answers and their difference, in nats.",
-    "attribution": "Eq. (2): one score per prompt token, in nats; the given quadrature, never a node at 0.",
-    "selection": "Eq. (3): at most k tokens of strictly the right sign, strongest first, ties to the lower index.",
-    "contrast": "Eq. (4): shifts of the last prompt token's state after every block when a set is masked.",
-    "aggregation": "Eq. (5), (6): first component of the centred shifts, unit length, signed by their mean; v.",
-    "steering": "Eq. (7), (8): the vector added, every token's norm restored.",
-    "generation": "Sect. 3.3: logits of the steered decoder for a given continuation, and its own greedy one.",
+VERSION, REVISION = "v1", 2
+FEWEST = {  # cases per stage, in the order of the stages; a corpus may grow, never shrink
+    "paper": dict(zip(OUTPUTS, (34, 31, 33, 24, 28, 27, 29), strict=True)),
+    "authors": dict(zip(OUTPUTS, (34, 31, 33, 20, 22, 28, 29), strict=True)),
 }
 
 
@@ -54,49 +54,47 @@ def root() -> Path:
     return Path(str(resources.files("grains_ref.fixtures"))) / "vectors" / VERSION
 
 
-def load_budgets(folder: Path | None = None) -> dict[tuple[str, str], Budget]:
-    """The stored budgets by stage and dtype."""
-    rows = json.loads(((folder or root()) / "budgets.json").read_text())["budgets"]
+def load_budgets(dialect: str = "paper", folder: Path | None = None) -> dict[tuple[str, str], Budget]:
+    """The stored budgets of a dialect by stage and dtype."""
+    rows = json.loads(_budgets_file(folder or root(), dialect).read_text())["budgets"]
     return {(row["stage"], row["dtype"]): Budget(**row) for row in rows}
 
 
-def write(folder: Path, budgets: Iterable[Budget] = ()) -> None:
-    """Write all vectors into an empty or an earlier folder; without `budgets` they are measured, in two minutes."""
-    (folder / "paper").mkdir(parents=True, exist_ok=True)
-    (folder / "schema").mkdir(exist_ok=True)
+def _budgets_file(folder: Path, dialect: str) -> Path:
+    return folder / "budgets.json" if dialect == "paper" else folder / dialect / "budgets.json"
+
+
+def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -> None:
+    """Write all vectors into an empty or an earlier folder.
+
+    budgets: by dialect; default: measured anew, which takes five minutes.
+    """
+    (folder / "schema").mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         _write_json(folder / "schema" / f"{name}.schema.json", schema)
     save_file(toy_weights(), folder / "toy.safetensors")
-    budgets = list(budgets) or [measure(stage, dtype) for stage in OUTPUTS for dtype in DTYPES]
-    _write_json(folder / "budgets.json", {"budgets": [asdict(budget) for budget in budgets]})
-    by_key = {(budget.stage, budget.dtype): budget for budget in budgets}
-    for stage in OUTPUTS:
-        arrays: dict[str, np.ndarray] = {}
-        tests = [_test(case, by_key, arrays) for case in CASES if case.stage == stage]
-        used = {flag for case in CASES if case.stage == stage for flag in case.flags}
-        _write_json(
-            folder / "paper" / f"{stage}.json",
-            {
-                "schema": "../schema/vectors.schema.json",
-                "stage": stage,
-                "dialect": "paper",
-                "numberOfTests": len(tests),
-                "source": {"name": "grains_ref", "version": VERSION},
-                "header": HEADERS[stage],
-                "notes": {flag: _note(FLAGS[flag]) for flag in sorted(used)},
-                "plantedBugs": {bug.name: bug.description for bug in BUGS if bug.stage == stage},
-                "tests": tests,
-            },
-        )
-        save_file(arrays, folder / "paper" / f"{stage}.safetensors")
+    for dialect in DIALECTS.values():
+        (folder / dialect.name).mkdir(exist_ok=True)
+        known = list(budgets[dialect.name]) if budgets else [
+            measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES
+        ]  # fmt: skip
+        _write_json(_budgets_file(folder, dialect.name), {"budgets": [asdict(budget) for budget in known]})
+        by_key = {(budget.stage, budget.dtype): budget for budget in known}
+        for stage in OUTPUTS:
+            _write_stage(folder / dialect.name, dialect, stage, by_key)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.json")
     _write_json(
         folder / "MANIFEST.json",
         {
             "version": VERSION,
-            "dialects": ["paper"],
-            "numberOfTests": {stage: sum(case.stage == stage for case in CASES) for stage in OUTPUTS},
-            "plantedBugs": len(BUGS),
+            "revision": REVISION,
+            "dialects": list(DIALECTS),
+            "numberOfTests": {
+                name: {stage: sum(case.stage == stage for case in dialect.cases) for stage in OUTPUTS}
+                for name, dialect in DIALECTS.items()
+            },
+            "fewestTests": FEWEST,
+            "plantedBugs": {name: len(dialect.bugs) for name, dialect in DIALECTS.items()},
             "generator": {"python": platform.python_version()}
             | {package: metadata.version(package) for package in ("numpy", "torch", "safetensors")},
             "sha256": {
@@ -104,6 +102,27 @@ def write(folder: Path, budgets: Iterable[Budget] = ()) -> None:
             },
         },
     )
+
+
+def _write_stage(folder: Path, dialect: Dialect, stage: str, budgets: Mapping[tuple[str, str], Budget]) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    cases = [case for case in dialect.cases if case.stage == stage]
+    tests = [_test(case, dialect, budgets, arrays) for case in cases]
+    _write_json(
+        folder / f"{stage}.json",
+        {
+            "schema": "../schema/vectors.schema.json",
+            "stage": stage,
+            "dialect": dialect.name,
+            "numberOfTests": len(tests),
+            "source": {"name": "grains_ref", "version": VERSION},
+            "header": dialect.headers[stage],
+            "notes": {flag: _note(FLAGS[flag]) for flag in sorted({flag for case in cases for flag in case.flags})},
+            "plantedBugs": {bug.name: bug.description for bug in dialect.bugs_of(stage)},
+            "tests": tests,
+        },
+    )
+    save_file(arrays, folder / f"{stage}.safetensors")
 
 
 def check_complete(folder: Path) -> None:
@@ -121,18 +140,30 @@ def check_complete(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{path} is missing or was changed; it is not the file of the manifest. {again}.")
-    for stage, number in manifest["numberOfTests"].items():
-        tests = json.loads((folder / "paper" / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
-        stored, here = {test["id"] for test in tests}, {case.id for case in CASES if case.stage == stage}
-        if len(stored) < number or not stored <= here:
-            raise ValueError(f"{stage}: the manifest promises {number} cases, {len(stored & here)} exist. {again}.")
+    for name, dialect in DIALECTS.items():
+        for stage, fewest in FEWEST[name].items():
+            promised = max(fewest, manifest["numberOfTests"][name][stage])
+            stored = set(_stage(folder, name, stage))
+            here = {case.id for case in dialect.cases if case.stage == stage}
+            if len(stored) < promised or not stored <= here:
+                n = len(stored & here)
+                raise ValueError(f"{name}, {stage}: the manifest promises {promised} cases, {n} exist. {again}.")
 
 
-def stored_case(folder: Path, stage: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs and outputs of one stored case."""
-    arrays = load_file(folder / "paper" / f"{stage}.safetensors")
-    tests = json.loads((folder / "paper" / f"{stage}.json").read_text())["tests"]
-    (test,) = [test for test in tests if test["id"] == name]
+def right_of(dialect: str, case_id: str, folder: Path | None = None) -> Right:
+    """What is stored as right for a valid or acceptable case."""
+    return stored_case(folder or root(), dialect, case_id)[1]
+
+
+def stored_case(folder: Path, dialect: str, case_id: str) -> tuple[dict[str, Any], Right]:
+    """Inputs of a stored case and what is right; nothing is for an invalid one."""
+    return _stage(folder, dialect, case_id.rpartition("-")[0])[case_id]
+
+
+@functools.cache
+def _stage(folder: Path, dialect: str, stage: str) -> dict[str, tuple[dict[str, Any], Right]]:
+    arrays = load_file(folder / dialect / f"{stage}.safetensors")
+    tests = json.loads((folder / dialect / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
 
     def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -140,10 +171,16 @@ def stored_case(folder: Path, stage: str, name: str) -> tuple[dict[str, Any], di
             for key, value in values.items()
         }
 
-    return resolved(test["in"]), resolved(test.get("out", {}))
+    def right(test: Mapping[str, Any]) -> Right:
+        variants = (Variant(resolved(one["out"]), one["from"], one["why"]) for one in test["accepted"])
+        return Right(resolved(test.get("out", {})), test["margins"], tuple(variants))
+
+    return {test["id"]: (resolved(test["in"]), right(test)) for test in tests}
 
 
-def _test(case: Case, budgets: Mapping[tuple[str, str], Budget], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _test(
+    case: Case, dialect: Dialect, budgets: Mapping[tuple[str, str], Budget], arrays: dict[str, np.ndarray]
+) -> dict[str, Any]:
     def stored(values: Mapping[str, Any], side: str) -> dict[str, Any]:
         shown = {}
         for name, value in values.items():
@@ -161,9 +198,18 @@ def _test(case: Case, budgets: Mapping[tuple[str, str], Budget], arrays: dict[st
         "flags": list(case.flags),
         "result": case.result,
         "in": stored(case.inputs, "in"),
+        "accepted": [],
+        "margins": {},
     }
     if case.result != "invalid":
-        test["out"] = stored(run_oracle(case.stage, case.inputs), "out")
+        want = dialect.run(case.stage, case.inputs)
+        margins = margins_of(dialect.name, case.stage, case.inputs, want)
+        test |= {"out": stored(want, "out"), "margins": margins}
+        if case.result == "acceptable":
+            variants = accepted_of(dialect.name, case.stage, case.inputs, want, margins)
+            test["accepted"] = [
+                {"out": encode_values(one.out, None), "from": one.begins, "why": one.why} for one in variants
+            ]
     claimed = {dtype: budgets[case.stage, dtype] for dtype in DTYPES}
     return test | {
         "kills": list(case.kills),
@@ -180,7 +226,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------- schemas
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _TENSOR = {
     "type": "object",
     "properties": {"tensor": {"type": "string", "pattern": "^[^#]+#.+$"}},
@@ -189,6 +235,8 @@ _TENSOR = {
 }
 _VALUE = {"anyOf": [{"type": ["number", "string", "array"]}, _TENSOR]}
 _VALUES = {"type": "object", "additionalProperties": _VALUE}
+_MARGIN = {"$ref": "#/$defs/margin"}  # a number, null, or such in nested lists
+MARGINS = ("pos", "neg", "gap_pos", "sign_pos", "gap_neg", "sign_neg", "tokens")
 _STAGE = {"enum": list(OUTPUTS)}
 _DTYPE = {"enum": list(DTYPES)}
 
@@ -207,6 +255,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
     bug_types = sorted({flag.bug_type for flag in FLAGS.values()})
     note = _object({"bugType": {"enum": bug_types}, "description": text, "effect": text})
+    variant = _object({"out": _VALUES, "from": {"type": "number", "minimum": 0}, "why": text})
     test = _object(
         {
             "id": {"type": "string", "pattern": "^[a-z]+-[0-9]{3}$"},
@@ -215,6 +264,8 @@ def schemas() -> dict[str, dict[str, Any]]:
             "result": {"enum": ["valid", "invalid", "acceptable"]},
             "in": _VALUES,
             "out": _VALUES,
+            "accepted": {"type": "array", "items": variant},
+            "margins": _object(dict.fromkeys(MARGINS, _MARGIN), optional=MARGINS),
             "kills": texts,
             "budget": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
         },
@@ -224,7 +275,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         {
             "schema": text,
             "stage": _STAGE,
-            "dialect": {"enum": ["paper", "authors"]},
+            "dialect": {"enum": list(DIALECTS)},
             "numberOfTests": {"type": "integer", "minimum": 1},
             "source": _object({"name": text, "version": text}),
             "header": text,
@@ -233,6 +284,7 @@ def schemas() -> dict[str, dict[str, Any]]:
             "tests": {"type": "array", "items": test, "minItems": 1},
         }
     )
+    vectors["$defs"] = {"margin": {"anyOf": [{"type": ["number", "null"]}, {"type": "array", "items": _MARGIN}]}}
     seq = {"type": "integer", "minimum": 1}
     request = {
         "oneOf": [
@@ -272,7 +324,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "protocol-answer": answer,
         "budgets": _object({"budgets": {"type": "array", "items": budget}}),
     }
-    return {name: {"$schema": DIALECT, "title": f"grains_ref {name}", **schema} for name, schema in named.items()}
+    return {name: {"$schema": JSON_SCHEMA, "title": f"grains_ref {name}", **schema} for name, schema in named.items()}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import ladder
 import pytest
 import torch
+from ports.live_ports import PlainPort
 
 from grains_ref.grains import Steering
 from grains_ref.tiny_models.full_size import GIB, measure_fit, parameter_bytes, truthfulqa_shaped_pairs, write_record
@@ -57,6 +58,15 @@ def test_strength_zero_changes_no_bit_and_no_hook_stays(full_llama: Any, fitted:
 
 def test_a_left_padded_batch_agrees_with_single_prompts(full_llama: Any, steering: Steering) -> None:
     print(ladder.check_batch(full_llama.model, [example.encoded for example in full_llama.examples], steering))
+
+
+@pytest.mark.parametrize("oracle", [False, True], ids=["relations", "float32 copy"])
+def test_a_port_written_on_transformers_alone_passes_the_live_check(full_llama: Any, oracle: bool) -> None:
+    """The kit's `conform live`; with the float32 copy there are 45 GiB of weights on the GPU."""
+    needed = 2 * parameter_bytes(full_llama.model) + 8 * GIB
+    if oracle and (free := torch.cuda.mem_get_info(full_llama.model.device)[0]) < needed:
+        pytest.skip(f"a float32 copy needs {needed / GIB:.0f} GiB; {free / GIB:.0f} are free")
+    print(ladder.check_live_port(full_llama.model, full_llama.pairs[:2], PlainPort(), oracle=oracle))
 
 
 def test_no_parameter_has_a_gradient(full_llama: Any, fitted: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ladder
 import pytest
 import torch
+from ports.live_ports import reference_port
 
 from grains_ref.grains import Fit, Steering
 from grains_ref.tiny_models.full_size import GIB, measure_fit, parameter_bytes, photo, write_record
@@ -84,6 +85,11 @@ def test_a_left_padded_batch_of_two_pictures_agrees_with_single_runs(full_llava:
     images = [full_llava.pairs[i].image for i in (0, 2)]
     assert prompts[0].size != prompts[1].size
     print(ladder.check_batch(full_llava.model, prompts, steering, images=images))
+
+
+def test_the_reference_passes_the_live_check_with_a_picture(full_llava: Any) -> None:
+    """One pair and one step: each attribution of 2400 tokens takes as much memory as the fit."""
+    print(ladder.check_live_port(full_llava.model, full_llava.pairs[:1], reference_port(), oracle=False, m=1))
 
 
 def test_no_parameter_has_a_gradient(full_llava: Any, fitted: Fit) -> None:
