@@ -11,16 +11,18 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from grains_ref.tiny_models.double_world import BEHAVIOURS, DoublePrompt, DoubleWorld, build_double_world
 from grains_ref.tiny_models.tokenizer import word_tokenizer
-from grains_ref.tiny_models.worlds import WORLDS, World, build_world
+from grains_ref.tiny_models.worlds import WORLDS, PlantedPrompt, World, build_world
 
 BATCH = 128
 WARM_UP = 100
@@ -28,9 +30,11 @@ ARCHITECTURE: dict[str, dict[str, Any]] = {  # the rest is common: see build_mod
     "simple": {"hidden_size": 128, "intermediate_size": 352, "rms_norm_eps": 1e-6, "steps": 1100, "lr": 2e-3},
     "graded": {"hidden_size": 96, "intermediate_size": 256, "rms_norm_eps": 1e-5, "steps": 1100, "lr": 3e-3},
 }
+ARCHITECTURE["double"] = ARCHITECTURE["simple"]
+AnyWorld: TypeAlias = World | DoubleWorld
 
 
-def build_model(world: World, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_model(world: AnyWorld, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """The untrained Llama of a world: 4 blocks, 4 heads on 2 key-value heads, untied embeddings."""
     size = ARCHITECTURE[world.name]
     torch.manual_seed(seed)
@@ -54,7 +58,7 @@ def build_model(world: World, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
 
 
 def batch(
-    world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
+    world: AnyWorld, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Right-padded training rows; only answer tokens carry a label."""
     vocab = tokenizer.get_vocab()
@@ -72,7 +76,7 @@ def batch(
     return ids, targets, mask
 
 
-def train(world: World, seed: int, out: Path) -> None:
+def train(world: AnyWorld, seed: int, out: Path) -> None:
     """Train one model, write its folder and ``training_log.jsonl``."""
     size = ARCHITECTURE[world.name]
     steps, peak = size["steps"], size["lr"]
@@ -118,10 +122,9 @@ def train(world: World, seed: int, out: Path) -> None:
 
 
 @torch.no_grad()
-def evaluate(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> dict[str, float]:
+def evaluate(world: AnyWorld, tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> dict[str, float]:
     """Unsteered figures on dev: what the world taught, before any method is run."""
     model.eval()
-    questions, tasks = world.split("dev"), world.capability_split("dev")
 
     def answer_log_probs(prompt: str, answer: str) -> tuple[float, bool]:
         start = len(tokenizer(prompt).input_ids)
@@ -130,15 +133,24 @@ def evaluate(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaForCa
         target = ids[0, start:]
         return logits.gather(1, target[:, None]).sum().item(), bool((logits.argmax(-1) == target).all())
 
-    margins = [answer_log_probs(q.prompt, q.chosen)[0] - answer_log_probs(q.prompt, q.rejected)[0] for q in questions]
-    planted = torch.tensor([q.planted_logit for q in questions])
-    figures = {
-        "dev_accuracy": sum(m > 0 for m in margins) / len(margins),
-        "dev_mean_margin_nats": sum(margins) / len(margins),
-        "dev_capability": sum(answer_log_probs(t.prompt, t.answer)[1] for t in tasks) / len(tasks),
-    }
-    if world.name == "graded":  # in the simple world every evaluated prompt has the same planted logit
-        correlation = torch.corrcoef(torch.stack([torch.tensor(margins), planted]))[0, 1]
+    def margins(questions: Sequence[PlantedPrompt | DoublePrompt]) -> list[float]:
+        answers = [(q.prompt, answer) for q in questions for answer in (q.chosen, q.rejected)]
+        log_probs = [answer_log_probs(*one)[0] for one in answers]
+        return [chosen - rejected for chosen, rejected in zip(log_probs[::2], log_probs[1::2], strict=True)]
+
+    if isinstance(world, DoubleWorld):
+        sets = {f"{behaviour}_dev": margins(world.split("dev", behaviour)) for behaviour in BEHAVIOURS}
+    else:
+        sets = {"dev": margins(world.split("dev"))}
+    figures: dict[str, float] = {}
+    for name, found in sets.items():
+        figures[f"{name}_accuracy"] = sum(m > 0 for m in found) / len(found)
+        figures[f"{name}_mean_margin_nats"] = sum(found) / len(found)
+    tasks = world.capability_split("dev")
+    figures["dev_capability"] = sum(answer_log_probs(t.prompt, t.answer)[1] for t in tasks) / len(tasks)
+    if world.name == "graded":  # in the other worlds every evaluated prompt has the same planted logit
+        planted = torch.tensor([q.planted_logit for q in world.split("dev")])
+        correlation = torch.corrcoef(torch.stack([torch.tensor(sets["dev"]), planted]))[0, 1]
         figures["corr_margin_planted_logit"] = correlation.item()
     return figures
 
@@ -146,12 +158,13 @@ def evaluate(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaForCa
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="Train a tiny Llama on a planted world.")
-    parser.add_argument("world", choices=WORLDS)
+    parser.add_argument("world", choices=[*WORLDS, "double"])
     parser.add_argument("--seed", type=int, required=True, help="initial weights and order of the training text")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its log")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(build_world(arguments.world), arguments.seed, arguments.out)
+    world = build_double_world() if arguments.world == "double" else build_world(arguments.world)
+    train(world, arguments.seed, arguments.out)
 
 
 if __name__ == "__main__":

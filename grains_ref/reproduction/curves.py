@@ -21,6 +21,7 @@ from grains_ref.grains import (
     select,
 )
 from grains_ref.reproduction.lab import Lab
+from grains_ref.reproduction.transfer import double_labs, measure
 
 MOST = 10  # figure 3: k = 1 .. 10
 N_ABLATED = 100  # prompts of figure 3, from dev
@@ -103,4 +104,9 @@ def _explained(scores: Tensor, groups: Tensor) -> float:
     return float(between / ((scores - scores.mean()) ** 2).sum())
 
 
-CURVES: dict[str, Callable[[Lab], Any]] = {"figure 3": ablation, "geometry": geometry}
+def transfer(lab: Lab) -> Any:
+    """Two behaviours in one model: each one's vector on the other, and both together; the double world only."""
+    return {"facts": list(lab.facts)} | measure(double_labs(lab.model), lab.facts)
+
+
+CURVES: dict[str, Callable[[Lab], Any]] = {"figure 3": ablation, "geometry": geometry, "transfer": transfer}

@@ -129,6 +129,10 @@ def planted_lab(world: str, seed: int, folder: Path) -> Lab:
     """A planted world and the model of one training seed; folder: where pictures are written to."""
     transformers.utils.logging.disable_progress_bar()
     model = load(model_folder(world, seed))
+    if world == "double":  # two behaviours, each with data of its own; see `transfer`
+        from grains_ref.reproduction.transfer import double_labs
+
+        return double_labs(model)["myth"]
     if world in get_args(WorldName):
         text = build_world(world)
         prompts = text.split("steer")

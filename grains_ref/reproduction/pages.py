@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from grains_ref.metrics import Rate
+from grains_ref.reproduction import transfer
 from grains_ref.reproduction.rows import CANDIDATES
 from grains_ref.reproduction.tables import (
     COST_ROWS,
@@ -38,13 +39,15 @@ def table_page(spec: TableSpec, worlds: Sequence[str], found: Mapping[tuple[str,
     head = ["", *(f"paper: {column}" for column in spec.paper_columns)]
     for world, measure in ours:
         name = MEASURES[measure]
-        head += [f"{world}: {name}", "gain"] if measure != "capable" else [f"{world}: {name}"]
+        change = "change" if measure == "rejected" else "gain"
+        head += [f"{world}: {name}", change] if measure != "capable" else [f"{world}: {name}"]
     lines = [f"### {spec.name.capitalize()}. {spec.title}", "", _line(head), _line(["---"] * len(head))]
     notes: list[str] = []
+    digits = 1 if all(round(n, 1) == n for numbers in spec.paper.values() for n in numbers) else 2
     for row in spec.rows:
         columns = [row]
         numbers = spec.paper.get(row, ())
-        columns += [f"{n:g}" for n in numbers] or ["-"] * len(spec.paper_columns)
+        columns += [f"{n:.{digits}f}" for n in numbers] or ["-"] * len(spec.paper_columns)
         for world, measure in ours:
             one = found[row, world, measure]
             if isinstance(one, str):
@@ -130,7 +133,7 @@ def figure_3(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Pa
         axis.axhline(0, color="black", linewidth=0.5)
         axis.set(title=world, xlabel="k tokens masked")
     axes[0, 0].set_ylabel("change of f, nats")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="center right")
     _save(canvas, path)
 
 
@@ -184,8 +187,8 @@ def _save(canvas: Canvas, path: Path) -> None:
 
 FIGURES = {
     "figure 3": (figure_3, "What masking the strongest tokens does to f (dev prompts, mean change in nats)"),
-    "figure 5": (figure_5, "Dev accuracy by strength; figure 5 of the paper"),
-    "figure 6": (figure_6, "Dev accuracy by k, strength chosen for each; figure 6 of the paper"),
+    "figure 5": (figure_5, "Dev accuracy by strength, whatever it costs in capability"),
+    "figure 6": (figure_6, "Dev accuracy by k, each with the strength that was chosen for it"),
 }
 
 
@@ -223,4 +226,9 @@ def geometry_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> 
     return "\n".join(lines) + "\n"
 
 
-EXTRAS = {"candidates": candidates_page, "geometry": geometry_page, "cost": cost_page}
+def transfer_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Two behaviours in one model: transfer and composition."""
+    return transfer.page([cells["double", seed, "transfer"]["curve"] | {"seed": seed} for seed in seeds])
+
+
+EXTRAS = {"candidates": candidates_page, "geometry": geometry_page, "cost": cost_page, "transfer": transfer_page}

@@ -54,7 +54,7 @@ TEXT_METHODS = {
     "RepE": "RepE",
     "Random tokens": "random tokens",
     "GrAInS": "GrAInS",
-    "GrAInS, robust candidate": "protect + neutral + mean",
+    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction.md
     "Planted tokens, PCA": "planted tokens, PCA",
     "Planted tokens, mean": "planted tokens, mean",
 }
@@ -69,7 +69,7 @@ VISUAL_METHODS = {
     "ICV": "ICV",
     "Random tokens": "random tokens",
     "GrAInS": "GrAInS",
-    "GrAInS, robust candidate": "protect + neutral + mean",
+    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction.md
     "Planted tokens, PCA": "planted tokens, PCA",
     "Planted tokens, mean": "planted tokens, mean",
 }
@@ -435,7 +435,8 @@ def _figure(
         clusters += facts[world, seed] if by_fact else [f"{i}" for i in range(len(unsteered))]
         for draw in cell["draws"]:
             chosen.append(f"{draw['label']}, {draw['strength']:g}" if draw["strength"] else "unsteered")
-            at_end |= bool(draw["strength"]) and draw["strength"] == max(s for _, s, _ in draw["tried"])
+            strengths = {strength for _, strength, _ in draw["tried"]}
+            at_end |= len(strengths) > 2 and draw["strength"] == max(strengths)  # LoRA has only on and off
     if not mine:
         return "this dataset has no such measure"
     return Figure(
