@@ -242,7 +242,7 @@ def test_an_error_that_nobody_foresaw_says_so_without_a_traceback(
 
 def test_an_embedded_model_that_does_not_exist_is_refused_with_those_that_do() -> None:
     message = bad("attribute", "--model", "tiny:huge", "--prompt", "Q", "--chosen", "a", "--rejected", "b")
-    worlds = ("graded", "graded-visual", "simple", "simple-visual")
+    worlds = ("double", "graded", "graded-visual", "simple", "simple-visual")
     names = [f"tiny:{world}-seed{seed}" for world in worlds for seed in (0, 1, 2)]
     assert f"there is no embedded model 'tiny:huge'; there are {', '.join(names)}" in message
 
