@@ -120,7 +120,7 @@ def test_an_empty_system_turn_is_allowed_but_an_empty_question_is_not(tmp_path: 
     assert "only white space" in str(error)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT, TEXT).filter(lambda row: row[1] != row[2]), min_size=1, max_size=4),
     ascii_only=st.booleans(),
@@ -347,7 +347,7 @@ def digest(folder: Path, *rows: Any, name: str = "pairs.jsonl") -> str:
     return read_pairs(write(folder, *rows, name=name)).digest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     order=st.permutations(sorted(FULL)),
     separators=st.sampled_from([(",", ":"), (" , ", " : "), (",\t", ":\t")]),
@@ -382,7 +382,7 @@ def test_the_digest_sees_every_field(tmp_path: Path, change: dict[str, Any]) -> 
     assert digest(tmp_path, FULL | change) != digest(tmp_path, FULL)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(first=st.tuples(TEXT, TEXT), second=st.tuples(TEXT, TEXT))
 def test_two_different_texts_never_share_a_digest(tmp_path_factory: Any, first: Any, second: Any) -> None:
     folder = tmp_path_factory.mktemp("pairs")

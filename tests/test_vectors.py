@@ -194,7 +194,7 @@ def test_versions_are_looked_up_and_a_missing_package_is_said_to_be(monkeypatch:
 # --- the file
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(original=vectors())
 def test_saving_and_loading_gives_the_same_bits(tmp_path_factory: Any, original: SteeringVectors) -> None:
     path = tmp_path_factory.mktemp("v") / "v.safetensors"
@@ -414,7 +414,7 @@ def test_another_fingerprint_is_refused_unless_forced() -> None:
 # --- arithmetic
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=vectors(), b=vectors())
 def test_addition_commutes_and_is_elementwise(a: SteeringVectors, b: SteeringVectors) -> None:
     assert same(a + b, b + a)
@@ -423,7 +423,7 @@ def test_addition_commutes_and_is_elementwise(a: SteeringVectors, b: SteeringVec
     assert ((a + b).v - (a.v + b.v)).abs().max() <= 2e-3  # rounding of values up to 4000
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=vectors())
 def test_simple_identities_hold_bit_for_bit(a: SteeringVectors) -> None:
     assert all((tensor == 0).all() for tensor in arrays(a - a))
@@ -447,7 +447,7 @@ def test_subtraction_is_the_sum_with_the_negative() -> None:
     assert torch.equal((a - b).v_pos, a.v_pos - b.v_pos)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=vectors(), b=vectors(), s=WEIGHTS, t=WEIGHTS, u=WEIGHTS)
 def test_compose_is_linear(a: SteeringVectors, b: SteeringVectors, s: float, t: float, u: float) -> None:
     size = 1e3 * 8 * 8 * 4
@@ -457,7 +457,7 @@ def test_compose_is_linear(a: SteeringVectors, b: SteeringVectors, s: float, t: 
     assert close(compose([(s, a), (t, b)]), compose([(t, b), (s, a)]), size)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=vectors(), b=vectors(), s=WEIGHTS, t=WEIGHTS)
 def test_v_stays_the_difference_of_its_parts(a: SteeringVectors, b: SteeringVectors, s: float, t: float) -> None:
     c = compose([(s, a), (t, b)])
