@@ -125,14 +125,15 @@ def _tiny_plan(
 def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int]) -> Plan:
     """The same on the full models; rows that only a planted world can have are left out."""
     from grains_ref.reproduction.full import COLUMNS, without_planted_rows
+    from grains_ref.reproduction.pages import EXTRAS, FIGURES
     from grains_ref.reproduction.tables import TABLES
 
     specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
     names = _names(everything, table, figure, [], known=tuple(COLUMNS))
     return Plan(
         tables={specs[name]: COLUMNS[name] for name in names if name in specs},
-        figures={name: COLUMNS[name] for name in names if name not in specs},
-        extras={},
+        figures={name: COLUMNS[name] for name in names if name in FIGURES},
+        extras={name: COLUMNS[name] for name in names if name in EXTRAS},
         seeds=FULL_SEEDS,
     )
 
@@ -192,7 +193,8 @@ def _report_inventory(plan: Plan, rung: FullRung) -> int:
     """Say what there is and what is missing; the number of missing things."""
     from grains_ref.reproduction.full import inventory
 
-    columns = list(dict.fromkeys(c for worlds in (*plan.tables.values(), *plan.figures.values()) for c in worlds))
+    parts_of_plan = (*plan.tables.values(), *plan.figures.values(), *plan.extras.values())
+    columns = list(dict.fromkeys(column for worlds in parts_of_plan for column in worlds))
     parts = inventory(columns, rung)
     rows = [(f"{part.kind} {part.name}", "missing" if part.missing else "there", part.checked) for part in parts]
     out.print(table_of(f"The full rung: {len(columns)} columns", ("needed", "", "checked here"), rows))

@@ -220,6 +220,37 @@ def test_layers_and_examples_are_what_their_rows_say(simple: lab.Lab) -> None:
     assert torch.equal(settings[0].steering.args[1], fit(simple.model, five, simple.paper).v)  # type: ignore[attr-defined]
 
 
+def vectors_of(lab_: lab.Lab, row: str) -> list[torch.Tensor]:
+    """The vectors (L, d) of every draw of a row."""
+    return [settings[0].steering.args[1] for settings in rows.TEXT[row](lab_)]  # type: ignore[attr-defined]
+
+
+def test_controls_of_direction_are_reversed_random_or_less_the_planted_part(simple: lab.Lab) -> None:
+    for name, reverse in {
+        "GrAInS": "GrAInS, reversed",
+        "mean": "mean, reversed",
+        "planted tokens, mean": "planted tokens, mean, reversed",
+    }.items():
+        assert torch.equal(vectors_of(simple, name)[0], -vectors_of(simple, reverse)[0])
+    (v,), (rest,) = (vectors_of(simple, name) for name in ("GrAInS", "GrAInS, without its planted part"))
+    shifts = [simple.planted_shift(i) for i in range(len(simple.steer))]
+    planted = [torch.stack([getattr(s, f"delta_{sign}") for s in shifts]).double().mean(0) for sign in ("pos", "neg")]
+    for layer in range(len(v)):
+        plane = torch.stack([one[layer] for one in planted])  # (2, d)
+        assert plane @ rest[layer] == pytest.approx(torch.zeros(2), abs=1e-9)
+        assert rest[layer].norm().item() == pytest.approx(v[layer].norm().item())
+        # v lies in the span of the rest and of the plane: nothing but the planted part was taken away.
+        span = torch.cat([plane, rest[layer][None]])
+        inside = torch.linalg.lstsq(span.T, v[layer][:, None]).solution
+        assert span.T @ inside == pytest.approx(v[layer][:, None], abs=1e-9)
+    draws = vectors_of(simple, "Gaussian vectors")
+    assert len(draws) == 3
+    for one in draws:
+        assert one.norm(dim=1).tolist() == pytest.approx(v.norm(dim=1).tolist())
+    cosines = torch.cosine_similarity(draws[0], torch.stack([v, draws[1], draws[2]]), dim=-1)
+    assert cosines.abs().max() < 0.6
+
+
 def test_further_examples_are_new_prompts_about_the_steering_facts(simple: lab.Lab) -> None:
     assert len(simple.more) == 150
     facts = {prompt.id.split("-")[1] for prompt in lab.planted_lab("simple", 0, Path()).prompts}

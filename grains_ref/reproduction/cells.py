@@ -6,6 +6,7 @@ A cell is a JSON file, `cells/<world>/seed<seed>/<row>.json`:
 |---|---|
 | `world`, `seed`, `row`, `version` | what was measured, and by which version of this package |
 | `fit_seconds` | building the vectors or adapters, less what an earlier row of the same run had computed already |
+| `fit_bytes` | the highest point of its memory, beyond what was in use before; null where that cannot be measured |
 | `draws` | one entry, or one per random draw: `label`, `strength`, `tried` (label, strength, dev accuracy), outcomes |
 | `error` | why the row could not be measured; then there are no draws |
 
@@ -19,7 +20,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +32,7 @@ from grains_ref.files import write_atomically
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.metrics import bleu
 from grains_ref.planted import Tick
+from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
 from grains_ref.reproduction.lab import UNSTEERED, Lab
 from grains_ref.reproduction.rows import rows_of
@@ -96,10 +97,11 @@ def fill(lab: Lab, name: str) -> Cell:
     try:
         if name in CURVES:
             return {"curve": CURVES[name](lab)}
-        start = time.perf_counter()
-        draws = rows_of(is_visual=lab.is_visual)[name](lab)
-        seconds = time.perf_counter() - start
-        return {"fit_seconds": seconds, "draws": [_measure(lab, settings) for settings in draws]}
+        cost.import_trainers()
+        with cost.measured(lab.model.device) as fit:
+            draws = rows_of(is_visual=lab.is_visual)[name](lab)
+        figures = {"fit_seconds": fit.seconds, "fit_bytes": fit.peak_bytes}
+        return figures | {"draws": [_measure(lab, settings) for settings in draws]}
     except DegenerateShiftsError as error:
         return {"error": str(error)}
 

@@ -67,6 +67,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # what the paper measures
     "figure 3": _columns(LLMS, ("truthfulqa",)),
     "figure 5": _columns(LLMS, ("truthfulqa",)),
     "figure 6": _columns(LLMS, ("truthfulqa",)),
+    "cost": (*_columns(LLMS, ("truthfulqa",)), *_columns(VLMS[:1], ("spa_vl",))),
 }
 
 

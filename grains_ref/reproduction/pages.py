@@ -99,24 +99,30 @@ def candidates_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -
 
 
 def cost_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
-    """Sections 4.1 and 4.2: seconds to build vectors from the 50 steering pairs."""
+    """Sections 4.1 and 4.2: seconds and peak memory of building vectors from the steering pairs."""
     lines = [
-        "### Cost: seconds to fit on 50 pairs",
+        "### Cost: seconds, and megabytes beyond the model itself, to fit on 50 pairs",
         "",
-        "The paper: about 96 s (LLMs) and 302 s (VLMs) on an RTX A6000, LoRA 30 to 3600 minutes. Here: tiny models, "
-        "one thread; what an earlier row has computed is not counted again.",
+        "The paper: about 96 s (LLMs) and 302 s (VLMs) on an RTX A6000, LoRA 30 to 3600 minutes. What an earlier row "
+        "has computed is not counted again. Megabytes: the highest point of allocated memory on a GPU, of the "
+        "process's resident memory on a CPU (tiny models, one thread).",
         "",
-        _line(["", *worlds]),
-        _line(["---"] * (len(worlds) + 1)),
+        _line(["", *(head for world in worlds for head in (f"{world}: s", "MB"))]),
+        _line(["---"] * (2 * len(worlds) + 1)),
     ]
     for row in dict.fromkeys((*COST_ROWS["text"], *COST_ROWS["visual"])):
-        means = []
+        columns = [row]
         for world in worlds:
-            times = [cells.get((world, seed, row), {}).get("fit_seconds") for seed in seeds]
-            measured = [one for one in times if one is not None]
-            means.append(f"{sum(measured) / len(measured):.1f}" if measured else "-")
-        lines.append(_line([row, *means]))
+            run = [cells.get((world, seed, row), {}) for seed in seeds]
+            columns.append(_mean_of([cell.get("fit_seconds") for cell in run], "{:.1f}"))
+            columns.append(_mean_of([cell.get("fit_bytes") for cell in run], "{:.0f}", unit=1e6))
+        lines.append(_line(columns))
     return "\n".join(lines) + "\n"
+
+
+def _mean_of(values: Sequence[float | None], form: str, *, unit: float = 1.0) -> str:
+    measured = [one for one in values if one is not None]
+    return form.format(sum(measured) / len(measured) / unit) if measured else "-"
 
 
 # ------------------------------------------------------------------------------------------- figures

@@ -69,14 +69,50 @@ def _examples(n: int, **changes: Any) -> Row:
     return lambda lab: [lab.grains(f"{n} examples", replace(lab.paper, **changes), n=n)]
 
 
-def _planted(**changes: Any) -> Row:
+def _planted(*, sign: int = 1, **changes: Any) -> Row:
     """The true causes masked instead of attributed tokens: a reference for attribution, not a method."""
 
     def row(lab: Lab) -> Draws:
         truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
-        return [lab.strengths("planted", vectors(truth, replace(lab.paper, **changes)).v)]
+        return [lab.strengths("planted", sign * vectors(truth, replace(lab.paper, **changes)).v)]
 
     return row
+
+
+# ---------------------------------------------------------------- does the direction matter: controls, not methods
+def _reversed(**changes: Any) -> Row:
+    """GrAInS with these changes, its vector with the other sign."""
+    return lambda lab: [lab.strengths("reversed", -lab.fit(replace(lab.paper, **changes)).v)]
+
+
+def _without_planted_part(**changes: Any) -> Row:
+    """GrAInS with these changes, less what lies in the plane of the planted tokens' two mean shifts; same length."""
+
+    def row(lab: Lab) -> Draws:
+        v = lab.fit(replace(lab.paper, **changes)).v  # (L, d)
+        plane = planted_plane(lab)  # (L, d, 2)
+        rest = v - torch.einsum("lde,lfe,lf->ld", plane, plane, v)
+        return [lab.strengths("the rest", rest * v.norm(dim=1, keepdim=True) / rest.norm(dim=1, keepdim=True))]
+
+    return row
+
+
+def planted_plane(lab: Lab) -> Tensor:
+    """An orthonormal basis (L, d, 2) of the mean shifts, positive and negative, of the planted tokens."""
+    truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
+    pos, neg = (torch.stack([getattr(s, f"delta_{sign}") for s in truth]).double().mean(0) for sign in ("pos", "neg"))
+    return torch.linalg.qr(torch.stack([pos, neg], dim=2)).Q
+
+
+def _gaussian(lab: Lab) -> Draws:
+    """Random directions, in every layer as long as GrAInS's vector."""
+    v = lab.fit(lab.paper).v
+    draws = []
+    for draw in range(RANDOM_DRAWS):
+        noise = torch.randn(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(draw))
+        noise *= v.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+        draws.append(lab.strengths(f"draw {draw}", noise))
+    return draws
 
 
 def _layer(block: int) -> Row:
@@ -170,6 +206,12 @@ SHARED: dict[str, Row] = {
     "path baseline: neutral word": _grains(path_baseline=NEUTRAL),
     "mask: mean embedding": _grains(mask_baseline="mean"),
     "mask: neutral word": _grains(mask_baseline=NEUTRAL),
+    "GrAInS, reversed": _reversed(),
+    "GrAInS, without its planted part": _without_planted_part(),
+    "mean, reversed": _reversed(aggregation="mean"),
+    "mean, without its planted part": _without_planted_part(aggregation="mean"),
+    "planted tokens, mean, reversed": _planted(sign=-1, aggregation="mean"),
+    "Gaussian vectors": _gaussian,
 } | {name: _grains(**changes) for name, changes in CANDIDATES.items()}
 
 TEXT: dict[str, Row] = SHARED | {

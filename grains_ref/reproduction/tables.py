@@ -216,6 +216,19 @@ TABLES = (
     ),
 )
 
+DIRECTIONS = {
+    "Unsteered": "unsteered",
+    "GrAInS": "GrAInS",
+    "GrAInS, reversed": "GrAInS, reversed",
+    "GrAInS, without its planted part": "GrAInS, without its planted part",
+    "Gaussian vectors": "Gaussian vectors",
+    "Mean": "mean",
+    "Mean, reversed": "mean, reversed",
+    "Mean, without its planted part": "mean, without its planted part",
+    "Planted tokens, mean": "planted tokens, mean",
+    "Planted tokens, mean, reversed": "planted tokens, mean, reversed",
+}
+
 QUESTIONS = (  # what the paper leaves open
     TableSpec(
         "objective",
@@ -311,6 +324,8 @@ QUESTIONS = (  # what the paper leaves open
         ("right",),
         {"Centred PCA": "GrAInS", "Uncentred PCA": "uncentred PCA", "Mean": "mean"},
     ),
+    TableSpec("direction", "Does the direction matter?", "text", ("right",), DIRECTIONS),
+    TableSpec("direction, visual", "Does the direction matter? (visual worlds)", "visual", ("right",), DIRECTIONS),
     TableSpec(
         "baselines",
         "Which baseline, for the path and for the mask?",
