@@ -163,11 +163,12 @@ class Bench:
                     self.accuracies[key] = rate(m > 0 for m in row_margins(self.model, self.dev)).value
             return self.accuracies[key]
 
-        def admissible(setting: Setting) -> bool:
-            with setting.steering():
-                return keeps_capability(self.model, self.dev_tasks, allowed=self.allowed, chunk=60)
+        return choose(settings, accuracy=accuracy, admissible=self.keeps_capability)
 
-        return choose(settings, accuracy=accuracy, admissible=admissible)
+    def keeps_capability(self, setting: Setting) -> bool:
+        """Whether a setting costs at most half a point of dev capability."""
+        with setting.steering():
+            return keeps_capability(self.model, self.dev_tasks, allowed=self.allowed, chunk=60)
 
     def test(self, setting: Setting) -> Outcome:
         """Outcomes on test."""

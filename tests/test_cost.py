@@ -47,6 +47,7 @@ def test_what_was_in_use_before_is_not_charged_and_what_was_freed_before_hides_n
     del small
     with cost.measured(CPU) as again:
         small = [np.ones(1000) for _ in range(5000)]
+    del small
     assert again.peak_bytes == pytest.approx(40 * MB, rel=0.2)
 
 

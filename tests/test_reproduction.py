@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from grains_ref import planted
 from grains_ref.cli import app
+from grains_ref.evaluation import margins
 from grains_ref.grains import PRESETS, Steering, fit, integrated_gradients
 from grains_ref.metrics import holm, sign_flip_p
 from grains_ref.reproduction import cells, curves, lab, pages, rows, tables
@@ -334,6 +335,37 @@ def test_geometry_knows_planted_directions_and_masked_last_tokens(simple: lab.La
     assert curves._explained(scores, groups) == pytest.approx(1)
     assert curves._explained(torch.tensor([1.0, -1.0, 1.0, -1.0]), groups) == pytest.approx(0)
     assert curves._explained(scores, torch.zeros(4, dtype=torch.bool)) == 0
+
+
+def test_a_gain_is_split_into_the_mean_of_the_changes_and_their_spread() -> None:
+    before = torch.tensor([-1.0, -1.0, -1.0, 3.0], dtype=torch.float64)
+    # Two of three wrong answers are lifted by 2, the others pushed down by 2: nothing in the mean.
+    found = curves.moved(before, torch.tensor([2.0, 2.0, -2.0, -2.0], dtype=torch.float64))
+    assert found["mean"] == found["by_mean"] == 0
+    assert found["gain"] == pytest.approx(0.5)
+    assert found["by_spread"] == pytest.approx(3 * 0.5 / 4)  # any wrong answer is lifted over zero half of the time
+    # All are lifted alike: all of the gain is in the mean.
+    found = curves.moved(before, torch.full((4,), 2.0, dtype=torch.float64))
+    assert (found["mean"], found["spread"], found["by_spread"]) == (2, 0, 0)
+    assert found["gain"] == found["by_mean"] == pytest.approx(0.75)
+    assert (found["margin"], found["margin_spread"]) == (0, pytest.approx(2))
+
+
+def test_margins_are_moved_as_far_as_capability_allows(simple: lab.Lab) -> None:
+    found = curves.margins(simple)
+    assert list(found) == list(curves.MOVERS)
+    pairs = simple.test[0]
+    before = torch.tensor(margins(simple.model, pairs))
+    for name, one in found.items():
+        grid = rows.TEXT[name](simple)[0]
+        kept = [setting for setting in grid if simple.bench.keeps_capability(setting)]
+        assert one["strength"] == max((setting.strength for setting in kept), default=0)
+        assert one["margin"] == pytest.approx(before.mean().item(), abs=1e-5)
+        for setting in kept[-1:]:
+            with setting.steering():
+                change = torch.tensor(margins(simple.model, pairs)) - before
+            assert one["mean"] == pytest.approx(change.mean().item(), abs=1e-5)
+            assert one["spread"] == pytest.approx(change.std().item(), abs=1e-5)
 
 
 def test_the_box_of_a_cell_is_where_the_object_is_painted() -> None:

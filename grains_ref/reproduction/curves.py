@@ -1,4 +1,4 @@
-"""Cells that are no rows: figure 3, and the geometry of the aggregations."""
+"""Cells that are no rows: figure 3, the geometry of the aggregations, and how vectors move margins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grains_ref.evaluation import row_margins
 from grains_ref.grains import (
     AggregationMethod,
     Example,
@@ -21,10 +22,12 @@ from grains_ref.grains import (
     select,
 )
 from grains_ref.reproduction.lab import Lab
+from grains_ref.reproduction.rows import rows_of
 from grains_ref.reproduction.transfer import double_labs, measure
 
 MOST = 10  # figure 3: k = 1 .. 10
 N_ABLATED = 100  # prompts of figure 3, from dev
+MOVERS = ("GrAInS", "GrAInS, without its planted part", "mean", "planted tokens, mean", "Gaussian vectors")
 
 
 def ablation(lab: Lab) -> dict[str, list[float]]:
@@ -104,9 +107,55 @@ def _explained(scores: Tensor, groups: Tensor) -> float:
     return float(between / ((scores - scores.mean()) ** 2).sum())
 
 
+def margins(lab: Lab) -> dict[str, dict[str, float]]:
+    """How vectors change the margin log P(chosen) - log P(rejected) of the test prompts, by row.
+
+    Each at the strongest strength of the grid that dev capability allows; of several draws the first.
+    """
+    rows = rows_of(is_visual=lab.is_visual)
+    before = torch.tensor(row_margins(lab.model, lab.bench.test_rows), dtype=torch.float64)
+    found = {}
+    for name in MOVERS:
+        settings = rows[name](lab)[0]
+        strongest = next((s for s in reversed(settings) if lab.bench.keeps_capability(s)), None)
+        change = torch.zeros_like(before)
+        if strongest:
+            with strongest.steering():
+                change = torch.tensor(row_margins(lab.model, lab.bench.test_rows), dtype=torch.float64) - before
+        found[name] = {"strength": strongest.strength if strongest else 0.0} | moved(before, change)
+    return found
+
+
+def moved(before: Tensor, change: Tensor) -> dict[str, float]:
+    """Where a gain in accuracy comes from: margins (n,) and their changes (n,) in nats -> gains, as shares.
+
+        by_mean    every prompt gets the mean change
+        by_spread  changes less their mean are dealt out to the prompts at random: the expected gain
+
+    A vector that knows what it does moves the mean.  By the spread alone accuracy goes toward one half, whatever the
+    direction: it pays where most prompts are answered wrongly by little.
+    """
+    mean, right = change.mean(), (before > 0).double().mean()
+    dealt = before[:, None] + (change - mean)[None, :]
+    return {
+        "mean": mean.item(),
+        "spread": change.std().item(),
+        "gain": ((before + change > 0).double().mean() - right).item(),
+        "by_mean": ((before + mean > 0).double().mean() - right).item(),
+        "by_spread": ((dealt > 0).double().mean() - right).item(),
+        "margin": before.mean().item(),
+        "margin_spread": before.std().item(),
+    }
+
+
 def transfer(lab: Lab) -> Any:
     """Two behaviours in one model: each one's vector on the other, and both together; the double world only."""
     return {"facts": list(lab.facts)} | measure(double_labs(lab.model), lab.facts)
 
 
-CURVES: dict[str, Callable[[Lab], Any]] = {"figure 3": ablation, "geometry": geometry, "transfer": transfer}
+CURVES: dict[str, Callable[[Lab], Any]] = {
+    "figure 3": ablation,
+    "geometry": geometry,
+    "margins": margins,
+    "transfer": transfer,
+}

@@ -232,9 +232,46 @@ def geometry_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> 
     return "\n".join(lines) + "\n"
 
 
+def margins_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """How vectors move margins, and which part of the gain their mean and their spread would make alone."""
+    head = [
+        "world",
+        "vector",
+        "mean change, nats",
+        "spread",
+        "gain, points",
+        "by mean alone",
+        "by the spread alone",
+    ]
+    lines = [
+        "### Margins: what moves, and how much of the gain is direction",
+        "",
+        "Test prompts, each vector at the strongest strength that dev capability allows; means over training seeds. "
+        "By the mean alone: every prompt gets the mean change. By the spread alone: the changes less their mean, dealt "
+        "out to the prompts at random.",
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+    ]
+    for world in worlds:
+        curves = [cells[world, seed, "margins"]["curve"] for seed in seeds]
+        for vector in curves[0]:
+            one = {name: sum(c[vector][name] for c in curves) / len(curves) for name in curves[0][vector]}
+            margin = f"{world} (margins {one['margin']:+.2f}, spread {one['margin_spread']:.2f})"
+            gains = [f"{100 * one[name]:+.1f}" for name in ("gain", "by_mean", "by_spread")]
+            lines.append(_line([margin, vector, f"{one['mean']:+.2f}", f"{one['spread']:.2f}", *gains]))
+    return "\n".join(lines) + "\n"
+
+
 def transfer_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
     """Two behaviours in one model: transfer and composition."""
     return transfer.page([cells["double", seed, "transfer"]["curve"] | {"seed": seed} for seed in seeds])
 
 
-EXTRAS = {"candidates": candidates_page, "geometry": geometry_page, "cost": cost_page, "transfer": transfer_page}
+EXTRAS = {
+    "candidates": candidates_page,
+    "geometry": geometry_page,
+    "margins": margins_page,
+    "cost": cost_page,
+    "transfer": transfer_page,
+}
