@@ -12,6 +12,7 @@ none.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from grains_ref.models import HuggingFaceModel, TokenRow
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
-    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError as error:
@@ -118,8 +119,14 @@ class HarnessModel(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model says after each context, up to the first stop text; greedy unless the task samples.
 
+        Convention: a stop text that is a special token, which decoding drops, stops by its id. `HFLM` does so for
+          batches of one; in larger ones its other rows let a stopped row go on, and what it says then is kept.
+          An empty stop text is refused: it occurs in every text, so that `HFLM` ends the whole batch after one token,
+          and then looks for the other stop texts only.
+
         Raises:
-            ValueError: the context and what may be generated are longer than the model takes, or beam search.
+            ValueError: the context and what may be generated are longer than the model takes, an empty stop text, or
+                beam search.
         """
         by_options: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -139,7 +146,12 @@ class HarnessModel(LM):
 
     def _generate(self, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
         generation: dict[str, Any] = dict(normalize_gen_kwargs(options, self.max_new_tokens))
-        until = [stop for stop in generation.pop("until", []) if stop]
+        until = [stop for stop in generation.pop("until") if stop is not None]
+        if "" in until:
+            raise ValueError(
+                f"until={until}: an empty stop text occurs in every text; leave it out (until=[] stops at the "
+                "end-of-text token only; a task without 'until' has its fewshot_delimiter), or ask for max_gen_toks=1"
+            )
         n = generation.pop("max_gen_toks")
         if not generation["do_sample"]:
             generation.pop("temperature", None)  # transformers warns of a temperature that is not used
@@ -202,21 +214,28 @@ class _SaidSoFar(StoppingCriteria):
     """Stops each row at the first stop text in what it has generated, and keeps that text up to there.
 
     transformers' own stop strings also look at the end of the prompt, and a generation's leading white space would be
-    stripped by `HuggingFaceModel.generate`; the harness wants neither.
+    stripped by `HuggingFaceModel.generate`; the harness wants neither.  The end-of-text token is a stop text too.
     """
 
     def __init__(self, model: HuggingFaceModel, until: Sequence[str]) -> None:
-        self.model, self.until = model, until
+        self.model = model
+        self.until = handle_stop_sequences([*until], eos=model.tokenizer.eos_token)
+        special = model.tokenizer.added_tokens_decoder.items()  # they leave no text behind
+        self.stop_ids = {i for i, token in special if token.special and token.content in self.until}
         self.prompt_length = -1
         self.texts: list[str] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self.prompt_length < 0:
             self.prompt_length = input_ids.shape[1] - 1  # the first call comes after the first new token
-        new = input_ids[:, self.prompt_length :].tolist()
-        whole = [str(self.model.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
+        rows = input_ids[:, self.prompt_length :].tolist()
+        kept = [list(itertools.takewhile(lambda token: token not in self.stop_ids, row)) for row in rows]
+        whole = [str(self.model.tokenizer.decode(row, skip_special_tokens=True)) for row in kept]
         self.texts = [_up_to(text, self.until) for text in whole]
-        stopped = [len(text) < len(full) for text, full in zip(self.texts, whole, strict=True)]
+        stopped = [
+            len(ids) < len(row) or len(text) < len(full)
+            for row, ids, full, text in zip(rows, kept, whole, self.texts, strict=True)
+        ]
         return torch.tensor(stopped, device=input_ids.device)
 
 

@@ -1,35 +1,18 @@
-"""Fixtures shared by the whole suite: the tiny models, built once."""
+"""How the suite runs; the fixtures are in shared.py."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
 
+# What is imported stays: to look for garbage in it takes a quarter of the time until the first test.
+gc.disable()
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers, and rich would take it for the screen's width
 sys.path.insert(0, str(Path(__file__).parent))  # tests import toys.py, whatever pytest's import mode
-
-import toys
-
-import grains_ref.tiny_models.worlds
-from grains_ref.models import HuggingFaceModel, load
-from grains_ref.tiny_models.random_models import random_llama, random_qwen2
-from grains_ref.tiny_models.random_vision_models import (
-    random_gemma3,
-    random_gemma3_text,
-    random_llava,
-    random_qwen_vl,
-)
-
-# The tensors are far too small to be worth a second thread.
-torch.set_num_threads(1)
-# A red run must mean changed code: no new examples each time, and no failure because the machine is slow.
-settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=20)
-settings.load_profile("suite")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,65 +28,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             os.environ.setdefault(name, str(1 << 28))
 
 
-SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
+def pytest_configure(config: pytest.Config) -> None:
+    """Where pytest-xdist only hands out tests, nothing that they need is imported."""
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        config.pluginmanager.import_plugin("shared")
 
 
-@pytest.fixture(scope="session")
-def llama() -> HuggingFaceModel:
-    return random_llama()
-
-
-@pytest.fixture(scope="session")
-def qwen2() -> HuggingFaceModel:
-    return random_qwen2()
-
-
-@pytest.fixture(scope="session")
-def gemma3_text() -> HuggingFaceModel:
-    return random_gemma3_text()
-
-
-@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3_text"])
-def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random model in turn, in float32."""
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(
-    scope="session", params=[random_llama, random_qwen2, random_gemma3_text], ids=["llama", "qwen2", "gemma3_text"]
-)
-def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random model in turn, in float64 (but for transformers' own float32 islands)."""
-    return request.param(dtype=torch.float64)
-
-
-VISION = {"llava": random_llava, "qwen_vl": random_qwen_vl, "gemma3": random_gemma3}
-
-
-@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
-def vision_model(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random vision-language model in turn, in float32."""
-    return request.param()
-
-
-@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
-def vision_model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random vision-language model in turn, in float64 (but for transformers' own float32 islands)."""
-    return request.param(dtype=torch.float64)
-
-
-@pytest.fixture(scope="session")
-def toy() -> toys.ToyDecoder:
-    return toys.ToyDecoder()
-
-
-@pytest.fixture(scope="session")
-def simple_model() -> HuggingFaceModel:
-    """The model trained on the simple world, seed 0."""
-    return load(SHIPPED / "simple-seed0")
-
-
-@pytest.fixture(scope="session")
-def graded_model() -> HuggingFaceModel:
-    """The model trained on the graded world, seed 0."""
-    return load(SHIPPED / "graded-seed0")
+def pytest_collection_finish() -> None:
+    """Garbage is collected again, but no longer among all that was imported."""
+    gc.freeze()
+    gc.enable()

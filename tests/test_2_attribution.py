@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -327,10 +327,15 @@ def captum_forward(model: HuggingFaceModel | ToyDecoder) -> Callable[..., Tensor
     return f
 
 
-def difference_from_captum(model: HuggingFaceModel | ToyDecoder, example: Example, name: str, m: int) -> float:
-    """Largest difference of the two (T, d) attributions over all rules, relative to the largest attribution."""
+CAPTUM = {"right": "riemann_right", "gauss_legendre": "gausslegendre"}  # our names of the rules, and Captum's
+
+
+def difference_from_captum(
+    model: HuggingFaceModel | ToyDecoder, example: Example, name: str, m: int, rules: Sequence[Quadrature]
+) -> float:
+    """Largest difference of the two (T, d) attributions over the rules, relative to the largest attribution."""
     worst = 0.0
-    for quadrature, method in (("right", "riemann_right"), ("gauss_legendre", "gausslegendre")):
+    for quadrature in rules:
         hp = HyperParameters(m=m, quadrature=quadrature, path_baseline=name)
         ours = attribute(model, example, hp)
         theirs = IntegratedGradients(captum_forward(model)).attribute(
@@ -341,7 +346,7 @@ def difference_from_captum(model: HuggingFaceModel | ToyDecoder, example: Exampl
                 example.y_pos.tolist(),
                 example.y_neg.tolist(),
             ),
-            method=method,
+            method=CAPTUM[quadrature],
             n_steps=m,
         )[0]
         assert ours.ig.abs().max() > 1e-3
@@ -349,19 +354,20 @@ def difference_from_captum(model: HuggingFaceModel | ToyDecoder, example: Exampl
     return worst
 
 
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("m", [5, 10])
+@pytest.mark.parametrize(("m", "padding"), [(5, 3), (10, 0)])
 def test_captum_agrees_on_a_float64_decoder(toy: ToyDecoder, m: int, padding: int) -> None:
     # Captum rounds its nodes and weights to float32, about 3e-8 each.
     x = toy.encode([3, 17, 9, 25, 4, 30], left_padding=padding)
     example = Example(x, torch.tensor([7, 11, 2]), torch.tensor([5, 8, 13, 29, 1]))
-    worst = max(difference_from_captum(toy, example, name, m) for name in ("zero", "padding"))
+    worst = max(difference_from_captum(toy, example, name, m, list(CAPTUM)) for name in ("zero", "padding"))
     print(f"ToyDecoder, m = {m}, left padding {padding}: largest relative difference from Captum {worst:.1e}")
     assert worst < 2e-7
 
 
-@pytest.mark.parametrize(("m", "padding"), [(5, 3), (10, 0)])
-def test_captum_agrees_on_real_architectures(model64: HuggingFaceModel, m: int, padding: int) -> None:
+@pytest.mark.parametrize(("m", "padding", "name", "rule"), [(5, 3, "zero", "right"), (10, 0, "mean", "gauss_legendre")])
+def test_captum_agrees_on_real_architectures(
+    model64: HuggingFaceModel, m: int, padding: int, name: str, rule: Quadrature
+) -> None:
     # float64 weights, but transformers keeps norms and rotary angles in float32.
     prompt = "Q: Is the moon made of cheese? A:"
     x = model64.encode(prompt, left_padding=padding)
@@ -370,8 +376,6 @@ def test_captum_agrees_on_real_architectures(model64: HuggingFaceModel, m: int, 
     )  # fmt: skip
     assert len(example.y_pos) > 2
     assert len(example.y_neg) > 2
-    worst = max(difference_from_captum(model64, example, name, m) for name in ("zero", "mean"))
-    print(
-        f"{model64.name}, float64, m = {m}, left padding {padding}: largest relative difference from Captum {worst:.1e}"
-    )
+    worst = difference_from_captum(model64, example, name, m, [rule])
+    print(f"{model64.name}, float64, m = {m}, {name}, {rule}: largest relative difference from Captum {worst:.1e}")
     assert worst < 1e-6

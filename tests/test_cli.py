@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from grains_ref import cli, demo
+from grains_ref import cli, demo, models
 from grains_ref.evaluation import capability, preference_accuracy
 from grains_ref.fitting import checked_examples
 from grains_ref.grains import HyperParameters, Steering, eligible_tokens, fit, select
@@ -123,6 +124,14 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(cli, "_load", refuse)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once() -> Iterator[None]:
+    """Commands that ask for the same model in the same way share it: loading takes longer than most of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", functools.cache(models.load))
+        yield
 
 
 # --- the command itself

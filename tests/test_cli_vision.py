@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from grains_ref import cli
+from grains_ref import cli, models
 from grains_ref.data import read_pairs
 from grains_ref.evaluation import margins
 from grains_ref.grains import PRESETS, Steering, attribute, eligible_tokens, fit, select
@@ -76,6 +78,14 @@ def vectors(folder: Path, llava: HuggingFaceModel) -> Path:
     assert summary["hyper_parameters"]["k"] == 20  # the paper's for a vision-language model
     assert summary["selected_by_kind"].keys() >= {"image", "text"}
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once() -> Iterator[None]:
+    """Commands that ask for the same model in the same way share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", functools.cache(models.load))
+        yield
 
 
 def test_fit_reads_the_image_column(folder: Path, llava: HuggingFaceModel, vectors: Path) -> None:

@@ -54,10 +54,10 @@ class SmallWorld:
     world: World
 
     def split(self, name: Any) -> list[Any]:
-        return self.world.split(name)[: {"steer": 8, "dev": 12, "test": 14}[name]]
+        return self.world.split(name)[: {"steer": 6, "dev": 8, "test": 10}[name]]
 
     def capability_split(self, name: Any) -> list[Any]:
-        return self.world.capability_split(name)[: {"dev": 30, "test": 20}[name]]
+        return self.world.capability_split(name)[: {"dev": 12, "test": 10}[name]]
 
 
 @dataclass
@@ -121,7 +121,7 @@ def test_every_row_is_there_with_its_number_of_draws(small: Small) -> None:
     }
     for outcomes in small.result.outcomes.values():
         for outcome in outcomes:
-            assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (14, 14, 20)
+            assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (10, 10, 10)
             assert outcome.strength in (0.0, 1.6, 6.3)
 
 
@@ -175,7 +175,7 @@ def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_mo
         hits.append(sum(j in p.rumour for j in worst) / min(3, len(p.rumour)))
         first.append(worst[0] in p.rumour)
     found = small.result.found["integrated gradients"]
-    assert found == {"recall_at_3": pytest.approx(sum(hits) / 8), "precision_at_1": sum(first) / 8}
+    assert found == {"recall_at_3": pytest.approx(sum(hits) / 6), "precision_at_1": sum(first) / 6}
     assert list(small.result.found) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
 
 
@@ -309,7 +309,7 @@ def test_a_summary_is_a_mean_over_draws_with_intervals_over_facts(small: Small, 
 
 def test_seeds_are_averaged_each_against_its_own_unsteered_model(small: Small) -> None:
     def with_capable(outcomes: Any, share: int) -> Any:
-        return tuple(dataclasses.replace(o, capable=(True,) * share + (False,) * (20 - share)) for o in outcomes)
+        return tuple(dataclasses.replace(o, capable=(True,) * share + (False,) * (10 - share)) for o in outcomes)
 
     results = [
         dataclasses.replace(
@@ -320,11 +320,11 @@ def test_seeds_are_averaged_each_against_its_own_unsteered_model(small: Small) -
                 for name, outcomes in small.result.outcomes.items()
             },
         )
-        for seed, base, steered in ((0, 20, 18), (1, 10, 9))
+        for seed, base, steered in ((0, 10, 8), (1, 5, 4))
     ]
     row = planted.summarise(results, demo.facts("graded"))[1]
-    assert row.capability == pytest.approx((18 + 9) / 40)
-    assert row.capability_loss == pytest.approx((2 + 1) / 40)
+    assert row.capability == pytest.approx((8 + 4) / 20)
+    assert row.capability_loss == pytest.approx((2 + 1) / 20)
     assert planted.record("graded", results, demo.facts("graded"))["training_seeds"] == [0, 1]
 
 
@@ -342,7 +342,7 @@ def test_the_report_has_the_papers_row_at_top_level(small: Small, by_name: dict[
     assert len(seed["rows"]) == len(ROWS) + 1  # two random draws
     (paper,) = [row for row in seed["rows"] if row["name"] == PAPER_ROW]
     (outcome,) = small.result.outcomes[PAPER_ROW]
-    assert (paper["lam"], paper["accuracy"]) == (outcome.strength, sum(outcome.right) / 14)
+    assert (paper["lam"], paper["accuracy"]) == (outcome.strength, sum(outcome.right) / 10)
     assert len(seed["dev_tried"]) == len(small.result.dev_tried)
     assert {"python", "torch", "transformers", "grains_ref"} <= record["versions"].keys()
 

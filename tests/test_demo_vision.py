@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHIPPED
 from PIL import Image
+from shared import SHIPPED
 from typer.testing import CliRunner
 
 from grains_ref import demo_vision, planted
@@ -181,7 +181,7 @@ def test_the_command_shows_and_writes_what_was_measured(
 
 @pytest.mark.parametrize(("world", "least"), [("simple-visual", 0.9), ("graded-visual", 0.75)])  # over seeds .96, .91
 def test_integrated_gradients_find_objects_and_lures_and_random_scores_do_not(world: Any, least: float) -> None:
-    prompts = build_visual_world(world).split("steer")[:20]
+    prompts = build_visual_world(world).split("steer")[:12]
     model = load(SHIPPED / f"{world}-seed0")
     examples = [model.example(p.prompt, p.chosen, p.rejected, picture(p.scene)) for p in prompts]
     found = {}

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from conftest import SHIPPED
+from shared import SHIPPED
 
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.double_world import (

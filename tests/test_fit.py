@@ -59,6 +59,18 @@ def shift_of(model: Any, example: Example, hp: HyperParameters = PAPER) -> Shift
     return shift(model, example, attribute(model, example, hp).a, hp)
 
 
+@pytest.fixture(scope="module")
+def shifts(toy: ToyDecoder) -> list[Shift]:
+    """Those of the pairs, under the paper's settings."""
+    return [shift_of(toy, example) for example in toy_examples(toy)]
+
+
+@pytest.fixture(scope="module")
+def fitted(toy: ToyDecoder) -> Fit:
+    """The pairs under the paper's settings."""
+    return fit(toy, toy_examples(toy), PAPER)
+
+
 # --- ground truth
 
 
@@ -66,7 +78,7 @@ def by_hand(toy: ToyDecoder, k: int, name: str) -> np.ndarray:
     """Eq. (3) to (6) once more, in NumPy, from the scores and the bare network."""
     sides: dict[int, list[np.ndarray]] = {+1: [], -1: []}
     for (ids, _, _), example in zip(PAIRS, toy_examples(toy), strict=True):
-        scores = attribute(toy, example, HyperParameters(k=k, path_baseline=name)).a.numpy()
+        scores = attribute(toy, example, HyperParameters(k=k, m=2, path_baseline=name)).a.numpy()
         for sign, deltas in sides.items():
             best = [j for j in np.argsort(-sign * scores, kind="stable") if sign * scores[j] > 0][:k]
             x = toy.embed.weight[ids]
@@ -89,7 +101,7 @@ def by_hand(toy: ToyDecoder, k: int, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("k", "name"), [(1, "zero"), (3, "zero"), (2, "padding")])
 def test_every_stage_together_gives_what_numpy_gives(toy: ToyDecoder, k: int, name: str) -> None:
-    got = fit(toy, toy_examples(toy), HyperParameters(k=k, path_baseline=name))
+    got = fit(toy, toy_examples(toy), HyperParameters(k=k, m=2, path_baseline=name))
     close(got.v, torch.from_numpy(by_hand(toy, k, name)), 1e-8)
     assert got.v.dtype == torch.float64
     assert torch.equal(got.v, got.pos.v - got.neg.v)
@@ -121,7 +133,7 @@ def test_planted_directions_are_found_and_the_vector_points_to_the_preferred_ans
 def test_steering_with_the_vector_raises_the_preference_it_was_fitted_for(toy: ToyDecoder) -> None:
     # A plain sanity check on a random model, with the mean shift, whose effect does not depend on the spread.
     examples = toy_examples(toy)
-    got = fit(toy, examples, HyperParameters(aggregation="mean", k=2))
+    got = fit(toy, examples, HyperParameters(aggregation="mean", k=2, m=2))
 
     def preference(lam: float) -> float:
         with Steering(toy.blocks, got.v, lam=lam):
@@ -133,57 +145,61 @@ def test_steering_with_the_vector_raises_the_preference_it_was_fitted_for(toy: T
 # --- symmetries
 
 
-def test_swapping_the_responses_negates_scores_and_vector_and_exchanges_the_sets(toy: ToyDecoder) -> None:
-    examples = toy_examples(toy)
-    for example in examples:
-        one, other = shift_of(toy, example), shift_of(toy, swapped(example))
+def test_swapping_the_responses_negates_scores_and_vector_and_exchanges_the_sets(
+    toy: ToyDecoder, shifts: list[Shift]
+) -> None:
+    others = [shift_of(toy, swapped(example)) for example in toy_examples(toy)]
+    for one, other in zip(shifts, others, strict=True):
         assert torch.equal(one.a, -other.a)
         assert (one.selection.pos, one.selection.neg) == (other.selection.neg, other.selection.pos)
         close(one.delta_pos, other.delta_neg)
         close(one.delta_neg, other.delta_pos)
-    one, other = fit(toy, examples, PAPER), fit(toy, [swapped(e) for e in examples], PAPER)
-    close(one.v, -other.v)
-    assert one.v.norm() > 0.1
+    v = vectors(shifts, PAPER).v
+    close(v, -vectors(others, PAPER).v)
+    assert v.norm() > 0.1
 
 
 def test_swapping_the_responses_negates_the_vector_of_a_real_architecture(model: HuggingFaceModel) -> None:
-    prompts = ["The capital of France", "Is the earth flat?", "What do people say about the moon", "Tell me"]
+    prompts = ["The capital of France", "Is the earth flat?", "Tell me"]
     examples = [model.example(prompt, "No, it is round.", "Rome.") for prompt in prompts]
-    one, other = (fit(model, data, HyperParameters(k=2)) for data in (examples, [swapped(e) for e in examples]))
+    one, other = (fit(model, data, HyperParameters(k=2, m=2)) for data in (examples, [swapped(e) for e in examples]))
     close(one.v, -other.v, 1e-4)
 
 
-def test_neither_order_nor_duplication_of_the_data_changes_the_vector(toy: ToyDecoder) -> None:
+def test_neither_order_nor_duplication_of_the_data_changes_the_vector(
+    toy: ToyDecoder, shifts: list[Shift], fitted: Fit
+) -> None:
     examples = toy_examples(toy)
-    expected = fit(toy, examples, PAPER).v
-    for order in ([5, 3, 1, 0, 2, 4], [0, 1, 2, 3, 4, 5] * 2, [4, 4, 0, 1, 5, 2, 3, 3, 2, 5, 1, 0]):
-        close(fit(toy, [examples[i] for i in order], PAPER).v, expected)
+    close(fit(toy, [examples[i] for i in (5, 3, 1, 0, 2, 4)], PAPER).v, fitted.v)
+    for order in ([0, 1, 2, 3, 4, 5] * 2, [4, 4, 0, 1, 5, 2, 3, 3, 2, 5, 1, 0]):
+        close(vectors([shifts[i] for i in order], PAPER).v, fitted.v)
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_padding_changes_neither_scores_nor_shifts_nor_vector(toy: ToyDecoder, padding: int) -> None:
-    plain, padded = toy_examples(toy), toy_examples(toy, left_padding=padding)
-    for a, b in zip(plain, padded, strict=True):
-        one, other = shift_of(toy, a), shift_of(toy, b)
+def test_padding_changes_neither_scores_nor_shifts_nor_vector(
+    toy: ToyDecoder, shifts: list[Shift], padding: int
+) -> None:
+    others = [shift_of(toy, example) for example in toy_examples(toy, left_padding=padding)]
+    for one, other in zip(shifts, others, strict=True):
         close(other.a[padding:], one.a)
         assert other.selection.pos == tuple(j + padding for j in one.selection.pos)
         assert other.selection.neg == tuple(j + padding for j in one.selection.neg)
         close(other.delta_pos, one.delta_pos)
         close(other.delta_neg, one.delta_neg)
-    close(fit(toy, padded, PAPER).v, fit(toy, plain, PAPER).v)
+    close(vectors(others, PAPER).v, vectors(shifts, PAPER).v)
 
 
 def test_padding_changes_no_score_of_a_real_architecture(model: HuggingFaceModel) -> None:
     plain = model.example("What is the capital of Spain?", "It is Madrid.", "It is Rome, people say.")
     padded = dataclasses.replace(plain, encoded=model.encode("What is the capital of Spain?", left_padding=3))
-    one, other = attribute(model, plain, PAPER), attribute(model, padded, PAPER)
+    one, other = (attribute(model, example, HyperParameters(m=2)) for example in (plain, padded))
     assert other.a[:3].count_nonzero() == 0
     close(other.a[3:], one.a, 1e-4 * one.a.abs().max().item())
 
 
 @pytest.mark.parametrize("c", [0.25, 3.0])
-def test_scaling_the_vector_and_dividing_the_strength_leaves_the_logits(toy: ToyDecoder, c: float) -> None:
-    v, x = fit(toy, toy_examples(toy), PAPER).v, toy.encode([3, 17, 9])
+def test_scaling_the_vector_and_dividing_the_strength_leaves_the_logits(toy: ToyDecoder, fitted: Fit, c: float) -> None:
+    v, x = fitted.v, toy.encode([3, 17, 9])
     logits = []
     for vector, lam in ((v, 1.5), (c * v, 1.5 / c)):
         with Steering(toy.blocks, vector, lam=lam):
@@ -213,7 +229,7 @@ def test_every_hyper_parameter_reaches_its_stage(toy: ToyDecoder) -> None:
     for change in (
         {},
         {"k": 1},
-        {"m": 2},
+        {"m": 3},
         {"quadrature": "midpoint"},
         {"objective": "likelihood"},
         {"attribution": "gradient"},
@@ -230,21 +246,21 @@ def test_every_hyper_parameter_reaches_its_stage(toy: ToyDecoder) -> None:
         {"aggregation": "weighted_mean"},
         {"components": 2},
     ):
-        hp = HyperParameters(**{"k": 2, **change})  # type: ignore[arg-type]
-        shifts = [shift_of(toy, example, hp) for example in examples]
-        result = torch.cat([shifts[0].a, vectors(shifts, hp).v.flatten()])
+        hp = HyperParameters(**{"k": 2, "m": 2, "n": 2, **change})  # type: ignore[arg-type]
+        found = [shift_of(toy, example, hp) for example in examples]
+        result = torch.cat([found[0].a, vectors(found, hp).v.flatten()])
         assert all((result - other).abs().max() > 1e-6 for other in seen), change
         seen.append(result)
 
 
 def test_a_weighted_mean_weighs_each_example_by_the_scores_of_its_selected_tokens(toy: ToyDecoder) -> None:
-    hp = HyperParameters(k=2, aggregation="weighted_mean")
-    shifts = [shift_of(toy, example, hp) for example in toy_examples(toy)]
-    got = vectors(shifts, hp)
+    hp = HyperParameters(k=2, m=2, aggregation="weighted_mean")
+    found = [shift_of(toy, example, hp) for example in toy_examples(toy)]
+    got = vectors(found, hp)
     for v, sign, name in ((got.pos.v, 1, "pos"), (got.neg.v, -1, "neg")):
         mean = sum(
             sign * s.a[list(getattr(s.selection, name))].sum() * getattr(s, f"delta_{name}")
-            for s in shifts
+            for s in found
         )  # fmt: skip
         close(v, mean / mean.norm(dim=1, keepdim=True))
 
@@ -266,10 +282,10 @@ def test_data_without_a_direction_are_refused(toy: ToyDecoder) -> None:
         fit(toy, toy_examples(toy)[:2], HyperParameters(eligible=("text", "image")))  # leaves no token
 
 
-def test_results_hold_no_graph_and_live_on_the_cpu(toy: ToyDecoder) -> None:
-    got = shift_of(toy, toy_examples(toy)[0])
+def test_results_hold_no_graph_and_live_on_the_cpu(shifts: list[Shift], fitted: Fit) -> None:
+    got = shifts[0]
     assert not any(t.requires_grad for t in (got.delta_pos, got.delta_neg, got.a))
-    assert isinstance(fit(toy, toy_examples(toy), PAPER), Fit)
+    assert isinstance(fitted, Fit)
 
 
 @pytest.mark.parametrize("name", ["k", "m", "n", "components"])

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,10 +74,10 @@ def same(one: SteeringVectors, other: SteeringVectors) -> bool:
     )
 
 
-@pytest.fixture
-def half_done(llama: HuggingFaceModel, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped(llama: HuggingFaceModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of a fit that was stopped after two of four examples."""
-    work = tmp_path / "work"
+    work = tmp_path_factory.mktemp("stopped") / "work"
     with pytest.raises(Interrupted):
         run(llama, work, on_example=stop_after(2))
     assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
@@ -84,9 +85,15 @@ def half_done(llama: HuggingFaceModel, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def whole(llama: HuggingFaceModel, tmp_path: Path) -> FitRecord:
+def half_done(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "work"))
+
+
+@pytest.fixture(scope="module")
+def whole(llama: HuggingFaceModel, tmp_path_factory: pytest.TempPathFactory) -> FitRecord:
     """The same fit without a stop."""
-    return run(llama, tmp_path / "whole")
+    return run(llama, tmp_path_factory.mktemp("whole"))
 
 
 # --- the same numbers as the reference
@@ -122,10 +129,10 @@ def test_the_header_says_what_the_vectors_were_made_from(llama: HuggingFaceModel
     assert len(header.diagnostics) == 6
 
 
-def test_a_stored_shift_comes_back_whole(llama: HuggingFaceModel, whole: FitRecord, tmp_path: Path) -> None:
+def test_a_stored_shift_comes_back_whole(llama: HuggingFaceModel, half_done: Path) -> None:
     example = llama.example(PAIRS[1].prompt, PAIRS[1].chosen, PAIRS[1].rejected)
     expected = shift(llama, example, attribute(llama, example, HP).a, HP)
-    (_, found, *_) = run(llama, tmp_path / "whole").shifts
+    (_, found, *_) = run(llama, half_done).shifts
     assert found.selection == expected.selection
     for part in ("a", "delta_pos", "delta_neg"):
         assert torch.equal(getattr(found, part), getattr(expected, part))

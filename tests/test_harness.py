@@ -221,6 +221,70 @@ def test_generations_are_those_of_the_harness_own_model(
     assert found != HarnessModel(model).generate_until(requests("generate_until", asked), True)
 
 
+def test_an_empty_stop_text_makes_the_harness_own_model_say_one_token(llama: HuggingFaceModel) -> None:
+    """So it is refused here; were this to change, it could be allowed."""
+    from grains_ref.harness import HarnessModel
+
+    contexts = ("Tell me", "Q: Is the earth flat?\nA:", "The capital of")
+    asked = [(context, {"until": ["", "e"], "max_gen_toks": 8}) for context in contexts]
+    one_token = [(context, {"until": [], "max_gen_toks": 1}) for context in contexts]
+    found = hflm(llama).generate_until(requests("generate_until", asked), True)
+    assert found == HarnessModel(llama).generate_until(requests("generate_until", one_token), True)
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "bias"),
+    [
+        ("llama", "<|begin_of_text|>", 0.5),
+        ("llama", "<|start_header_id|>", 3.0),
+        ("llama", "<|eot_id|>", 3.0),  # end of text
+        ("qwen2", "<|endoftext|>", 2.0),  # also what pads
+        ("qwen2", "<|im_start|>", 3.0),
+    ],
+)
+def test_a_special_token_is_a_stop_text(name: str, stop: str, bias: float, request: pytest.FixtureRequest) -> None:
+    from grains_ref.harness import HarnessModel
+
+    model: HuggingFaceModel = request.getfixturevalue(name)
+    likely = [[[model.tokenizer.convert_tokens_to_ids(stop)], bias]]  # so that it is said now and then
+    options = {"until": [stop, "\n\n"], "max_gen_toks": 10, "sequence_bias": likely}
+    contexts = ("Tell me", "Q: Is the earth flat?\nA:", "The capital of", "No\n", "a")
+    with Steering(model.blocks, vectors(model), lam=0.7):
+        found = HarnessModel(model).generate_until(
+            requests("generate_until", [(context, options) for context in contexts]), True
+        )
+        alone = [  # in a larger batch HFLM lets a row go on until all have stopped
+            hflm(model).generate_until(requests("generate_until", [(context, options)]), True) for context in contexts
+        ]
+        unstopped = HarnessModel(model).generate_until(
+            requests("generate_until", [(context, options | {"until": []}) for context in contexts]), True
+        )
+    assert [[text] for text in found] == alone
+    assert (found != unstopped) == (stop != model.tokenizer.eos_token)
+
+
+def test_end_of_text_in_ordinary_letters_is_a_stop_text(llama: HuggingFaceModel) -> None:
+    """A model can spell it out, token by token; HFLM cuts there."""
+    from grains_ref.harness import _SaidSoFar
+
+    ids = [llama.response_ids("\n", text).tolist() for text in ("so", "<|eot", "_id|> and")]
+    said = _SaidSoFar(llama, [])
+    row = [0, *ids[0], *ids[1], *ids[2]]
+    assert said(torch.tensor([row[:2]]), None).tolist() == [False]
+    assert said(torch.tensor([row]), None).tolist() == [True]
+    assert said.texts == ["so"]
+
+
+def test_a_text_is_cut_where_the_harness_cuts_it() -> None:
+    from lm_eval.models.utils import postprocess_generated_text
+
+    from grains_ref.harness import _up_to
+
+    for text in ("a b c b", "c", "", "abc", "b\n\nc a"):
+        for until in ([], ["b", "c"], ["c", "b"], ["\n\n", " b"], ["bc", "b", "x"]):
+            assert _up_to(text, until) == postprocess_generated_text(text, until, None)
+
+
 def test_white_space_in_front_of_a_generation_is_kept(simple_model: HuggingFaceModel) -> None:
     """The harness looks for stop texts in what was really said."""
     from grains_ref.harness import _SaidSoFar
@@ -257,6 +321,9 @@ def test_what_cannot_be_done_is_refused(llama: HuggingFaceModel) -> None:
     lm = HarnessModel(llama)
     with pytest.raises(ValueError, match="num_beams=3: beam search is not supported"):
         lm.generate_until(requests("generate_until", [("A:", {"num_beams": 3, "max_gen_toks": 4})]), True)
+    for until in ("", [""], ["", "\n\n"], ["\n\n", ""]):
+        with pytest.raises(ValueError, match="an empty stop text occurs in every text; leave it out"):
+            lm.generate_until(requests("generate_until", [("A:", {"until": until, "max_gen_toks": 4})]), True)
     with pytest.raises(ValueError, match="the continuation '' has no tokens"):
         lm.loglikelihood(requests("loglikelihood", [("A:", "")]), True)
     with pytest.raises(ValueError, match="chat template 'other': only the model's own is used"):

@@ -361,10 +361,13 @@ def total(edits: Sequence[Any]) -> dict[int, Tensor]:
 def test_both_levels_are_the_sum_of_each_and_shared_heads_may_be_halved(
     llava: HuggingFaceModel, trust: TrustedHeads
 ) -> None:
-    image = trust.steering(llava, heads=6, alpha=3, beta=0)
-    object_ = trust.steering(llava, heads=6, alpha=0, beta=5)
     both = shift_of(trust.steering(llava, heads=6, alpha=3, beta=5))
-    expected = total([image, object_])
+    expected = total(
+        [
+            trust.levels["image"].steering(llava, heads=6, alpha=3),
+            trust.levels["object"].steering(llava, heads=6, alpha=5),
+        ]
+    )
     assert both.keys() == expected.keys()
     assert all(torch.allclose(both[b], expected[b], atol=1e-6) for b in both)
 

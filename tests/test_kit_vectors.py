@@ -358,6 +358,7 @@ def pytest_on_a_port(folder: Path, port: str, **environment: str) -> str:
     """What `pytest --pyargs grains_ref.conformance` says, in a folder that is no checkout."""
     command = [sys.executable, "-m", "pytest", "-m", "cpu", "--strict-markers", "-p", "no:cacheprovider", "-rA", "-q"]
     names = os.environ | {"GRAINS_PORT": port, "OMP_NUM_THREADS": "1"} | environment
+    names["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the tests need none, and loading them takes a while
     found = subprocess.run(
         [*command, "--pyargs", "grains_ref.conformance"],
         cwd=folder, env=names, capture_output=True, text=True, timeout=120,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from ports.live_ports import PlainPort, reference_port
 from torch import Tensor
 
+from grains_ref.data import PreferencePair
 from grains_ref.grains import PRESETS, Steering, fit
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models import full_size
@@ -38,15 +41,24 @@ from grains_ref.tiny_models.full_size import (
 
 pytestmark = pytest.mark.cpu
 
-HP = PRESETS["paper_llm"]
+HP = dataclasses.replace(PRESETS["paper_llm"], m=2)  # no check here depends on the number of steps
 N = 5  # new tokens
 VOCABULARY = 701  # just enough for the tokenizer, so that an id beyond it would show
-LLAVA, LLAVA_VOCABULARY, LLAVA_HP = "llava-v1.6-vicuna-7b", 1009, PRESETS["paper_vlm"]
+LLAVA, LLAVA_VOCABULARY, LLAVA_HP = "llava-v1.6-vicuna-7b", 1009, dataclasses.replace(PRESETS["paper_vlm"], m=2)
 
 
 def build(config: str, dtype: torch.dtype, seed: int = 0) -> HuggingFaceModel:
     vocabulary = LLAVA_VOCABULARY if config == LLAVA else VOCABULARY
     return random_model(shrunken(config, vocab_size=vocabulary), name=f"shrunken {config}", dtype=dtype, seed=seed)
+
+
+built = functools.cache(build)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreferencePair, ...]:
+    """Four, with pictures of real size."""
+    return picture_pairs(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(
@@ -57,7 +69,7 @@ def build(config: str, dtype: torch.dtype, seed: int = 0) -> HuggingFaceModel:
 def rung(request: pytest.FixtureRequest) -> Any:
     """A shrunken model, four pairs, and what was fitted from them: as tests/gpu builds it at full size."""
     config, dtype = request.param
-    model = build(config, dtype)
+    model = built(config, dtype)
     examples = examples_of(model, truthfulqa_shaped_pairs(4))
     fitted = ladder.check_fit(model, examples, HP)
     lam = ladder.steering_strength(model, examples[0], fitted.v)
@@ -94,7 +106,7 @@ def test_live_check_of_a_port(bfloat16: Any) -> None:
 
 
 def test_the_live_check_notices_a_port_that_steers_the_last_block_only() -> None:
-    model, port = build("llama-3.1-8b", torch.float32), PlainPort("last_layer")
+    model, port = built("llama-3.1-8b", torch.float32), PlainPort("last_layer")
     with pytest.raises(AssertionError, match=r"steer, .*every block, every position") as failed:
         ladder.check_live_port(model, truthfulqa_shaped_pairs(1), port, oracle=False, m=1)
     assert str(failed.value).count("allowed") == 1  # all other checks pass
@@ -111,10 +123,9 @@ def test_record(bfloat16: Any, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- the same with pictures, on a shrunken LLaVA
 @pytest.fixture(scope="module", params=[torch.bfloat16], ids=["bfloat16"])
-def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A shrunken LLaVA and four pairs with pictures of real size: as tests/gpu builds it at full size."""
-    model = build(LLAVA, request.param)
-    pairs = picture_pairs(tmp_path_factory.mktemp("pictures"))
+def llava(request: pytest.FixtureRequest, pairs: tuple[PreferencePair, ...]) -> Any:
+    """A shrunken LLaVA and the pairs: as tests/gpu builds it at full size."""
+    model = built(LLAVA, request.param)
     examples = examples_of(model, pairs)
     fitted = ladder.check_fit(model, examples, LLAVA_HP)
     lam = ladder.steering_strength(model, examples[0], fitted.v)
@@ -168,8 +179,7 @@ def test_left_padded_batch_of_two_pictures(llava: Any) -> None:
 
 
 def test_record_with_pictures(small_llava: Any, tmp_path: Path) -> None:
-    pairs = picture_pairs(tmp_path, 2)
-    model = small_llava.model
+    model, pairs = small_llava.model, small_llava.pairs[:2]
     result, record = measure_fit(model, pairs, LLAVA_HP, preset="paper_vlm", config="shrunken", weights="random")
     ladder.check_vectors(model, result)
     ladder.check_record(record, pairs=2, prompt=(80, 100), response=(5, 25), images=70 + 72)
@@ -208,7 +218,7 @@ class NoNorm(Steering):
 
 @pytest.fixture(scope="module")
 def bfloat16() -> Any:
-    model = build("llama-3.1-8b", torch.bfloat16)
+    model = built("llama-3.1-8b", torch.bfloat16)
     (example,) = examples_of(model, truthfulqa_shaped_pairs(1))
     v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(7))
     return SimpleNamespace(model=model, encoded=example.encoded, v=v, lam=ladder.steering_strength(model, example, v))
@@ -246,9 +256,9 @@ class WordsOnly(Steering):
 
 
 @pytest.fixture(scope="module")
-def small_llava(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    model = build(LLAVA, torch.bfloat16)
-    pairs = picture_pairs(tmp_path_factory.mktemp("pictures"), 3)
+def small_llava(pairs: tuple[PreferencePair, ...]) -> Any:
+    model = built(LLAVA, torch.bfloat16)
+    pairs = pairs[:3]
     examples = examples_of(model, pairs)
     v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(7))
     lam = ladder.steering_strength(model, examples[0], v)
@@ -361,10 +371,9 @@ def test_photos_depend_on_the_seed_and_pairs_repeat_themselves(tmp_path: Path) -
         picture_pairs(tmp_path, 5)
 
 
-def test_features_and_residuals_stay_of_order_one_at_llavas_depth(tmp_path: Path) -> None:
+def test_features_and_residuals_stay_of_order_one_at_llavas_depth(pairs: tuple[PreferencePair, ...]) -> None:
     model = random_model(shrunken(LLAVA, vocab_size=LLAVA_VOCABULARY, n_blocks=32), name="deep", dtype=torch.bfloat16)
-    pairs = picture_pairs(tmp_path, 1)
-    (example,) = examples_of(model, pairs)
+    (example,) = examples_of(model, pairs[:1])
     seen = ladder.check_picture(model, example, pairs[0].image, photo(640, 480, seed=9), at_least=70)
     assert 0.3 < seen.features < 3, seen
     with torch.no_grad():
@@ -433,7 +442,7 @@ def test_pairs_are_fifty_different_ones_of_the_right_lengths() -> None:
 
 
 def test_the_timed_fit_is_the_reference_fit() -> None:
-    model = build("llama-3.1-8b", torch.float32)
+    model = built("llama-3.1-8b", torch.float32)
     examples = examples_of(model, truthfulqa_shaped_pairs(2))
     timed, timing, attributions = timed_fit(model, examples, HP, device=model.device)
     assert torch.equal(timed.v, fit(model, examples, HP).v)
@@ -468,11 +477,11 @@ def released_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_released_llava_in_the_named_folder_is_used(released_llava: Path, tmp_path: Path) -> None:
+def test_released_llava_in_the_named_folder_is_used(released_llava: Path, pairs: tuple[PreferencePair, ...]) -> None:
     model, weights = full_model(LLAVA, device="cpu")
     assert weights == "released"
     assert parameter_bytes(model) == 2 * sum(p.numel() for p in model.hf.parameters())
-    (example,) = examples_of(model, picture_pairs(tmp_path, 1))
+    (example,) = examples_of(model, pairs[:1])
     assert example.encoded.kinds.count("image") == 70
 
 

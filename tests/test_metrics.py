@@ -501,6 +501,7 @@ def test_inconsistent_replies(reply: str, anywhere: bool, strict: bool) -> None:
         ("The answer is D.", 3),
         ("I think that it is the tall tree here", 2),
         ("a tall tree", None),  # five words or fewer name no option
+        ("It is a tall tree", None),
         ("", None),
     ],
 )

@@ -63,10 +63,20 @@ def test_every_bug_is_caught_by_every_case_that_names_it(stage: str, dtype: str)
     escaped = [
         f"{bug.name} in {case.id}: {error(bug, case, dtype):.1e}"
         for bug in BUGS
-        for case in killers(bug)
-        if bug.stage == stage and not error(bug, case, dtype) > ABOVE * BUDGET[dtype]
+        if bug.stage == stage
+        for case in (killers(bug) if dtype == "float64" else doubtful_in_float32(bug))
+        if not error(bug, case, dtype) > ABOVE * BUDGET[dtype]
     ]
     assert not escaped
+
+
+def doubtful_in_float32(bug: Bug) -> list[Case]:
+    """The first case, and those where even in float64 the bug is not several times as large as it must be in float32.
+
+    In all others float32, which adds rounding of 1e-5, changes nothing.
+    """
+    first, *others = killers(bug)
+    return [first, *(case for case in others if error(bug, case, "float64") < 3 * ABOVE * BUDGET["float32"])]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=ids(list(BUGS)))

@@ -199,6 +199,8 @@ def test_faitheval_takes_what_the_context_supports() -> None:
     assert rows[1]["choices"]["label"][0] == "1"
     turned = row(**(rows[0].fields | {"choices": {"label": list("DCBA"), "text": list("wxyz")}, "answer": "y"}))
     assert faitheval.pair(turned).chosen == "y"  # the key is B, the third label
+    lettered = {"choices": {"label": list("ABCD"), "text": list("wxyz")}, "answerKey": "2", "answer": "x"}
+    assert faitheval.pair(row(**(rows[0].fields | lettered))).chosen == "x"  # a number counts by position, too
     assert faitheval.multiple_choice(rows[6]).label == 4
     assert len(faitheval.multiple_choice(rows[2]).choices) == 3
     assert faitheval.generation(rows[0]).references == ("Helium",)
@@ -256,6 +258,9 @@ def test_spa_vl_pictures_are_kept_once_as_they_are(tmp_path: Path) -> None:
     assert len(rows) == 12
     assert len(list(tmp_path.iterdir())) == 11  # two rows share a picture
     assert rows[4]["image"] == rows[5]["image"]
+    for seed in range(5):  # so the two are never on both sides of a cut
+        cut = spa_vl.split(folder("spa_vl"), n=4, seed=seed, pictures=tmp_path)
+        assert any({rows[4].id, rows[5].id} <= {r.id for r in part} for part in (cut.steering, cut.dev, cut.test))
     assert rows[7]["image"].suffix == ".jpeg"
     for path in tmp_path.iterdir():
         assert path.stem == hashlib.sha256(path.read_bytes()).hexdigest()

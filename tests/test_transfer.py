@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHIPPED
+from shared import SHIPPED
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grains_ref.data import PreferencePair, Task
@@ -119,6 +120,13 @@ def test_vectors_alone_and_together_do_what_the_toys_closed_form_says(labs: dict
     assert_outcomes(outcomes(labs, steerings(labs, V, {"myth": 0.0, "manner": 0.0})["sum"]), base)
 
 
+def test_equally_likely_answers_are_not_right(labs: dict[str, Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "row_margins", lambda model, rows: [0.0, 0.00126, -0.1])
+    found = outcomes(labs, nullcontext())
+    assert found["right"] == dict.fromkeys(BEHAVIOURS, "010")
+    assert found["margin"] == {behaviour: [0.0, 0.0013, -0.1] for behaviour in BEHAVIOURS}
+
+
 def test_each_strength_is_chosen_on_its_own_behaviours_dev_set(
     labs: dict[str, Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,8 +181,9 @@ def result(seed: int, *, myth: str, manner: str, capable: str, base: str = "0000
     row = {"right": {"myth": myth, "manner": manner}, "capable": capable, "margin": margin}
     dose = [{"lam": 0.0, "myth": -1.25, "manner": 0.0, "capability": 1.0},
             {"lam": 2.5, "myth": 0.5 + seed, "manner": -0.5, "capability": 0.995}]  # fmt: skip
+    other = [dose[0], {"lam": 2.5, "myth": -1.5, "manner": 0.25, "capability": 0.5 + seed / 2}]
     fit = {"lam": {"myth": 1.0 + seed, "manner": 2.5}, "tried": {}, "cosines": [0.5, -0.25],
-           "lengths": {}, "doses": {"myth": dose, "manner": dose},
+           "lengths": {}, "doses": {"myth": dose, "manner": other},
            "rows": {"vector of myth": row, "sum": row}}  # fmt: skip
     return {"seed": seed, "facts": ["a", "b", "a", "b"], "unsteered": unsteered, "fits": {"mean": fit}}
 
@@ -202,10 +211,13 @@ def test_the_page_says_what_the_cells_say() -> None:
     assert "| mean: sum |  | 50.0 |" in text
     assert "| 83.3 | -16.7 [-50.0, 0.0] | +1.00 [0.00, 2.00] | -0.50 [-0.50, -0.50] |" in text
     assert "|  | lam 0 | lam 2.5 |" in text
-    assert "| mean: vector of manner | -1.25 / +0.00 / 100.0 | +1.00 / -0.50 / 99.5 |" in text
+    assert "| mean: vector of myth | -1.25 / +0.00 / 100.0 | +1.00 / -0.50 / 99.5 |" in text
+    assert "| mean: vector of manner | -1.25 / +0.00 / 100.0 | -1.50 / +0.25 / 75.0 |" in text
     assert "| mean | 0 | +0.50 | -0.25 |" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in table[:5]} == {13}
+    failed = cells[1] | {"fits": {"mean": {"error": "no direction"}}}
+    assert "| mean: none (seed 1: no direction) |" in page([cells[0], failed])
     with pytest.raises(ValueError, match="same test prompts, one per training seed; got 0"):
         page([])
     with pytest.raises(ValueError, match="same test prompts"):

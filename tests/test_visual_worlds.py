@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHIPPED
+from shared import SHIPPED
 
 pytest.importorskip("PIL")
 

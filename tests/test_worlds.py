@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from conftest import SHIPPED
+from shared import SHIPPED
 
 from grains_ref.grains import AttributionMethod, HyperParameters, attribute, eligible_tokens, select
 from grains_ref.models import HuggingFaceModel, load
@@ -167,7 +167,7 @@ def test_the_shipped_weights_load_and_know_their_worlds_words(name: WorldName, s
 
 
 def test_the_methods_rank_as_they_should_on_the_planted_words(graded_model: HuggingFaceModel) -> None:
-    planted = build_world("graded").split("steer")[:20]
+    planted = build_world("graded").split("steer")[:12]
 
     def recall(method: AttributionMethod) -> float:
         """Share of a prompt's rumour words among its three most negative tokens, mean over prompts."""

@@ -42,7 +42,7 @@ def weights(dtype: str) -> dict[str, jax.Array]:
     return {name: jnp.asarray(np.stack(w) if name in block else w[0], dtype) for name, w in found.items()}
 
 
-def wide(x: jax.Array) -> jax.Array:
+def wide(x: Any) -> Any:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -141,7 +141,7 @@ def prompt(dtype: str, mask: Any, *embeddings: Any) -> list[np.ndarray]:
     """The mask, and every (T, d) array rounded to the dtype but float32 or wider, with more padding on the left."""
     fits = all(np.shape(x) == (len(mask), D) and np.isfinite(x).all() for x in embeddings)
     require(fits and padding_left(mask), f"x must be {(len(mask), D)} and finite, padding on the left")
-    rounded = (wide(jnp.asarray(x, dtype)) for x in embeddings)
+    rounded = (wide(np.asarray(x, dtype)) for x in embeddings)  # in NumPy: JAX compiles it anew for every shape
     return [padded(x, -T_BUCKET) for x in (np.asarray(mask, bool), *rounded)]
 
 
@@ -184,7 +184,7 @@ def attribution(
 
 
 def selection(*, a: Any, eligible: Any, k: int, dtype: str) -> dict:
-    a, eligible = np.asarray(wide(jnp.asarray(a, dtype))), np.asarray(eligible, bool)
+    a, eligible = wide(np.asarray(a, dtype)), np.asarray(eligible, bool)
     require(k >= 1 and a.ndim == 1 and a.shape == eligible.shape, f"got k = {k}, {a.shape}, {eligible.shape}")
     require(np.isfinite(a).all(), "a score is not finite")
     signed = {"pos": np.where(eligible, a, 0), "neg": np.where(eligible, -a, 0)}
@@ -208,16 +208,16 @@ def aggregation(*, delta_pos: Any, delta_neg: Any, dtype: str) -> dict:
     sides = []
     require(np.shape(delta_pos) == np.shape(delta_neg), "the two sides have different examples, layers or widths")
     for shifts in (delta_pos, delta_neg):
-        shifts = np.asarray(jnp.asarray(shifts, dtype), np.float64)
+        shifts = np.asarray(shifts, dtype).astype(np.float64)
         require(shifts.ndim == 3 and len(shifts) and np.isfinite(shifts).all(), f"got {shifts.shape}, or not finite")
         (n, n_layers, d), found = shifts.shape, components(padded(shifts, N_BUCKET, L_BUCKET, D_BUCKET), len(shifts))
         u, s, mean, size = (np.asarray(z)[:n_layers] for z in found)
         along = (u * mean).sum(-1)
         require((s > 1e-6 * size).all(), "the shifts of a layer are all zero or all equal")
         require((abs(along) > 1e-6 * size / math.sqrt(n)).all(), "the mean shift is zero along the component")
-        sides.append(jnp.asarray((u * np.sign(along)[:, None])[:, :d], dtype))
+        sides.append(np.asarray((u * np.sign(along)[:, None])[:, :d], dtype))
     v_pos, v_neg = sides
-    return {name: np.asarray(wide(v)) for name, v in (("v_pos", v_pos), ("v_neg", v_neg), ("v", v_pos - v_neg))}
+    return {"v_pos": wide(v_pos), "v_neg": wide(v_neg), "v": wide(v_pos - v_neg)}
 
 
 def steering(*, h: Any, v: Any, lam: float, dtype: str) -> dict:

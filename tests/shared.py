@@ -1,0 +1,89 @@
+"""Fixtures shared by the whole suite: the tiny models, built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from hypothesis import settings
+
+import grains_ref.tiny_models.worlds
+from grains_ref.models import HuggingFaceModel, load
+from grains_ref.tiny_models.random_models import random_llama, random_qwen2
+from grains_ref.tiny_models.random_vision_models import (
+    random_gemma3,
+    random_gemma3_text,
+    random_llava,
+    random_qwen_vl,
+)
+
+# The tensors are far too small to be worth a second thread.
+torch.set_num_threads(1)
+# A red run must mean changed code: no new examples each time, and no failure because the machine is slow.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=20)
+settings.load_profile("suite")
+
+SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def llama() -> HuggingFaceModel:
+    return random_llama()
+
+
+@pytest.fixture(scope="session")
+def qwen2() -> HuggingFaceModel:
+    return random_qwen2()
+
+
+@pytest.fixture(scope="session")
+def gemma3_text() -> HuggingFaceModel:
+    return random_gemma3_text()
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3_text"])
+def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random model in turn, in float32."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(
+    scope="session", params=[random_llama, random_qwen2, random_gemma3_text], ids=["llama", "qwen2", "gemma3_text"]
+)
+def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random model in turn, in float64 (but for transformers' own float32 islands)."""
+    return request.param(dtype=torch.float64)
+
+
+VISION = {"llava": random_llava, "qwen_vl": random_qwen_vl, "gemma3": random_gemma3}
+
+
+@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+def vision_model(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random vision-language model in turn, in float32."""
+    return request.param()
+
+
+@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+def vision_model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each random vision-language model in turn, in float64 (but for transformers' own float32 islands)."""
+    return request.param(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def toy() -> toys.ToyDecoder:
+    return toys.ToyDecoder()
+
+
+@pytest.fixture(scope="session")
+def simple_model() -> HuggingFaceModel:
+    """The model trained on the simple world, seed 0."""
+    return load(SHIPPED / "simple-seed0")
+
+
+@pytest.fixture(scope="session")
+def graded_model() -> HuggingFaceModel:
+    """The model trained on the graded world, seed 0."""
+    return load(SHIPPED / "graded-seed0")
