@@ -2,11 +2,10 @@
 
 The rules (what is fitted, how a strength is chosen, what is reported) are those of docs/double_world.md.
 
-`transfer` measures one training seed.  What it returns goes into a JSON file as it is:
+`measure` measures one training seed.  What it returns goes into the cell as it is:
 
 | field | meaning |
 |---|---|
-| `seed`, `facts` | training seed; which fact each test prompt is about |
 | `unsteered` | outcomes and figures of the model as it is |
 | `fits` | by way of fitting: `lam`, `tried`, `doses`, `cosines`, `lengths`, `rows`; or only `error` |
 
@@ -24,11 +23,9 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import transformers
 from torch import Tensor
 
 from grains_ref import demo
@@ -37,8 +34,7 @@ from grains_ref.data import PreferencePair
 from grains_ref.evaluation import exact_matches, row_margins
 from grains_ref.grains import PRESETS, DegenerateShiftsError, Selection, Shift, Steering, contrast, vectors
 from grains_ref.metrics import Rate, clustered_mean, paired_gain
-from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import model_folder
+from grains_ref.models import HuggingFaceModel
 from grains_ref.reproduction.lab import UNSTEERED, Lab
 from grains_ref.tiny_models.double_world import BEHAVIOURS, DoublePrompt, build_double_world
 
@@ -75,20 +71,6 @@ FITS: dict[str, Callable[[Lab], Tensor]] = {
 
 
 # ------------------------------------------------------------------------------------------------ a cell
-def transfer(seed: int, folder: Path) -> Cell:
-    """Fit, choose and measure on the model of one training seed; see the module's table for what comes back.
-
-    folder: where a world's pictures would be written to; this world has none.
-
-    Raises:
-        FileNotFoundError: no model of this seed is shipped.
-    """
-    transformers.utils.logging.disable_progress_bar()
-    world = build_double_world()
-    facts = [p.id.split("-")[1] for p in world.split("test", "myth")]
-    return {"seed": seed, "facts": facts} | measure(double_labs(load(model_folder("double", seed))), facts)
-
-
 def double_labs(model: HuggingFaceModel) -> dict[str, Lab]:
     """One lab per behaviour, on a model of the double world."""
     world = build_double_world()
