@@ -239,13 +239,15 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     """The page, the record and the figures."""
     from grains_ref.reproduction import pages
     from grains_ref.reproduction.cells import facts_path
+    from grains_ref.reproduction.curves import CURVES
     from grains_ref.reproduction.tables import figures
     from grains_ref.vectors import library_versions
 
     models = dict.fromkeys((world, seed) for world, seed, _ in cells)
     facts = {(w, s): json.loads(facts_path(output, w, s).read_text()) for w, s in models}
     parts = [pages.LEGEND] if plan.tables else []
-    content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions(), "tables": {}}
+    content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions()}
+    content |= {"tables": {}, "figures": {}, "curves": {}}
     for spec, worlds in plan.tables.items():
         found = figures(spec, worlds, cells, facts, plan.seeds)
         parts.append(pages.table_page(spec, worlds, found))
@@ -253,9 +255,14 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     for name, worlds in plan.figures.items():
         draw, caption = pages.FIGURES[name]
         file = f"{name.replace(' ', '-')}.png"
-        draw(cells, worlds, plan.seeds, output / file)
+        content["figures"][name] = draw(cells, worlds, plan.seeds, output / file)
         parts.append(f"### {name.capitalize()}. {caption}\n\n![{name}]({file})\n")
-    parts += [pages.EXTRAS[name](cells, worlds, plan.seeds) for name, worlds in plan.extras.items()]
+    for name, worlds in plan.extras.items():
+        parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
+        if name in CURVES:
+            curves = {world: [cells[world, seed, name]["curve"] for seed in plan.seeds] for world in worlds}
+            content["curves"][name] = curves
+    content["cost"] = pages.cost_record(cells)
     (output / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     (output / "record.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     out.print("\n".join(parts), soft_wrap=True)

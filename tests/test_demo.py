@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from grains_ref.baselines.core import Setting
 from grains_ref.cli import app
 from grains_ref.data import PreferencePair, Task, content_digest, read_pairs, read_tasks
 from grains_ref.demo import TextResult
-from grains_ref.evaluation import Rate, exact_matches
+from grains_ref.evaluation import Choice, Rate, exact_matches
 from grains_ref.grains import Selection, Steering, attribute, eligible_tokens, fit, select
 from grains_ref.models import HuggingFaceModel, TokenRow
 from grains_ref.planted import PAPER_ROW, SummaryRow
@@ -68,6 +68,14 @@ class Small:
     ticks: list[str]
     steps: int
     tested: list[Setting]  # in the order of the outcomes
+    tried: list[list[Setting]]  # what each row chose among, in the order of the rows; one list per random draw
+
+    def candidates(self, row: str) -> list[list[torch.Tensor]]:
+        """The vectors that a row chose among, gentlest first, for each of its draws."""
+        rows = [name for name in ROWS[1:] for _ in range(2 if name == "random tokens" else 1)]
+        return [
+            [s.steering.args[1] for s in tried] for name, tried in zip(rows, self.tried, strict=True) if name == row
+        ]  # type: ignore[attr-defined]
 
     def vectors_of(self, row: str) -> list[torch.Tensor]:
         """The vectors that the outcomes of a row were steered with."""
@@ -89,16 +97,22 @@ def cut_down() -> Iterator[None]:
 def small(cut_down: None) -> Small:
     ticks: list[str] = []
     tested: list[Setting] = []
-    test = planted.Bench.test
+    tried: list[list[Setting]] = []
+    choose, test = planted.Bench.choose, planted.Bench.test
+
+    def note(bench: planted.Bench, settings: Sequence[Setting]) -> Choice[Setting]:
+        tried.append([*settings])
+        return choose(bench, settings)
 
     def record(bench: planted.Bench, setting: Setting) -> planted.Outcome:
         tested.append(setting)
         return test(bench, setting)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted.Bench, "choose", note)
         patch.setattr(planted.Bench, "test", record)
         result = demo.run_seed("graded", 0, ticks.append)
-    return Small(result, ticks, demo.steps_per_seed(), tested)
+    return Small(result, ticks, demo.steps_per_seed(), tested, tried)
 
 
 @pytest.fixture
@@ -158,12 +172,28 @@ def test_the_best_on_dev_over_everything_is_no_worse_there_than_any_single_row(s
             assert tried[row][setting, lam] == tried["GrAInS, chosen on dev"][setting, lam]
 
 
-def test_random_draws_differ_and_are_seeded_by_their_number(small: Small) -> None:
-    one, two = small.vectors_of("random tokens")
-    if min(outcome.strength for outcome in small.result.outcomes["random tokens"]) > 0:
-        assert not torch.equal(one, two)
+def test_random_draws_differ_and_are_seeded_by_their_number(small: Small, graded_model: HuggingFaceModel) -> None:
+    steer = SmallWorld(build_world("graded")).split("steer")
+    examples = [graded_model.example(p.prompt, p.chosen, p.rejected) for p in steer]
+    for draw, vectors in enumerate(small.candidates("random tokens")):
+        expected = fit(graded_model, examples, replace(demo.PAPER, attribution="random", seed=draw)).v
+        assert len(vectors) == 3
+        assert all(torch.equal(v, expected) for v in vectors)
     labels = {label for label, _, _ in small.result.dev_tried if label.startswith("random tokens")}
     assert labels == {"random tokens: pca, k 3, draw 0", "random tokens: pca, k 3, draw 1"}
+
+
+@pytest.mark.parametrize("aggregation", ["uncentred", "mean"])
+def test_the_other_aggregations_are_fits_of_their_own(
+    small: Small, graded_model: HuggingFaceModel, aggregation: Any
+) -> None:
+    steer = SmallWorld(build_world("graded")).split("steer")
+    examples = [graded_model.example(p.prompt, p.chosen, p.rejected) for p in steer]
+    expected = fit(graded_model, examples, replace(demo.PAPER, aggregation=aggregation)).v
+    row = "GrAInS, mean" if aggregation == "mean" else "GrAInS, uncentred PCA"
+    (vectors,) = small.candidates(row)
+    assert all(torch.equal(v, expected) for v in vectors)
+    assert any(torch.equal(v, expected) for v in small.candidates("GrAInS, chosen on dev")[0])
 
 
 def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_model: HuggingFaceModel) -> None:
@@ -177,6 +207,16 @@ def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_mo
     found = small.result.found["integrated gradients"]
     assert found == {"recall_at_3": pytest.approx(sum(hits) / 6), "precision_at_1": sum(first) / 6}
     assert list(small.result.found) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
+
+
+def test_recall_at_three_of_more_than_three_planted_words_can_be_whole(graded_model: HuggingFaceModel) -> None:
+    p = SmallWorld(build_world("graded")).split("steer")[0]
+    x = graded_model.example(p.prompt, p.chosen, p.rejected)
+    a = torch.zeros(len(x.encoded.ids))
+    a[[1, 2, 3, 4]] = torch.tensor([-4.0, -3.0, -2.0, -1.0])
+    scores: Any = [SimpleNamespace(a=a)]
+    assert demo._recall([x], [replace(p, rumour=(1, 2, 3, 4))], scores) == {"recall_at_3": 1, "precision_at_1": 1}
+    assert demo._recall([x], [replace(p, rumour=(2, 5))], scores) == {"recall_at_3": 0.5, "precision_at_1": 0}
 
 
 def test_a_model_that_is_not_shipped_is_an_error() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -430,6 +431,66 @@ def test_a_damaged_cell_or_one_of_another_version_is_run_again(filled: list[str]
 
 
 # --- the command
+
+
+def measured(lab: Any, name: str) -> cells.Cell:
+    """What a cell could hold, a little different for every row."""
+    if name == "figure 3":
+        return {"curve": {sign: [float(len(sign) * k) for k in range(1, 11)] for sign in pages.COLOURS}}
+    if name == "margins":
+        figures = ("mean", "spread", "gain", "by_mean", "by_spread", "margin", "margin_spread")
+        return {"curve": {"GrAInS": {"strength": 1.0} | {figure: 0.25 * i for i, figure in enumerate(figures)}}}
+    label, strength = ("unsteered", 0.0) if name == "unsteered" else ("GrAInS", 1.0)
+    outcomes = {"right": "0110" if strength else "0100", "rejected": "1000", "bleu": "0101", "capable": "1111"}
+    tried = [("unsteered", 0.0, 0.25), ("GrAInS", 1.0, 0.5), ("GrAInS", 2.0, 0.75)]
+    one = {"label": label, "strength": strength, "tried": tried} | outcomes
+    return {"fit_seconds": 1.0 + len(name), "fit_bytes": 1_000_000 * len(name), "draws": [one]}
+
+
+def test_the_command_writes_page_record_and_figures_and_writes_them_again_from_finished_cells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[str] = []
+
+    def in_this_process(work: Any, units: Any, tick: Any, *, workers: int) -> None:
+        for unit in units:
+            ran.append(unit[0])
+            work(unit, tick)
+
+    monkeypatch.setattr(cells, "fill", measured)
+    monkeypatch.setattr(planted, "run", in_this_process)
+    monkeypatch.setattr(lab, "planted_lab", lambda *_: SimpleNamespace(facts=["a", "a", "b", "c"]))
+    command = ["reproduce", "--quick", "--table", "8", "--question", "cost", "--question", "margins"]
+    command += [word for figure in "356" for word in ("--figure", figure)] + ["--out", str(tmp_path)]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert ran == ["graded", "graded-visual", "simple", "simple-visual"]
+
+    page = (tmp_path / "tables.md").read_text()
+    assert page.strip() == found.stdout.strip()
+    assert "### Table 8. Objectives: preference win rate" in page
+    # fact a: one of two before and after; b: gained; c: never
+    assert "| GrAInS, preference-based loss | 48.35 | 58.90 | 50.0 | +33.3 [0.0, 100.0] |" in page
+    assert "| CAA | 4.0 | 3 | 4.0 | 3 | 4.0 | 3 | 4.0 | 3 |" in page
+    assert "| GrAInS | +0.00 | 0.25 | +50.0 | +75.0 | +100.0 |" in page
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["seeds"] == [0]
+    assert list(record["tables"]) == ["table 8"]
+    assert record["figures"]["figure 3"]["simple"]["positive"] == [[8.0 * k for k in range(1, 11)]]
+    assert record["figures"]["figure 5"]["graded"] == [{"0.0": 0.25, "1.0": 0.5, "2.0": 0.75}]
+    assert record["figures"]["figure 6"]["simple"] == [{f"{k}.0": 0.5 for k in (1, 2, 3, 5, 7, 10)}]
+    assert record["curves"]["margins"]["simple"][0]["GrAInS"]["by_mean"] == 0.75
+    assert {"row": "CAA", "world": "simple", "seed": 0, "seconds": 4.0, "bytes": 3_000_000} in record["cost"]
+    for name in ("figure-3", "figure-5", "figure-6"):
+        assert f"![{name.replace('-', ' ')}]({name}.png)" in page
+        assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+        assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
+
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert len(ran) == 4
+    assert (tmp_path / "tables.md").read_text() == page
+    assert json.loads((tmp_path / "record.json").read_text()) == record
 
 
 def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 
@@ -126,12 +126,17 @@ def _mean_of(values: Sequence[float | None], form: str, *, unit: float = 1.0) ->
 
 
 # ------------------------------------------------------------------------------------------- figures
-def figure_3(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Change of the preference difference when the top k tokens are masked."""
+Drawn: TypeAlias = dict[str, Any]  # by world, what a figure shows: by series or seed, the values
+
+
+def figure_3(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> Drawn:
+    """Change of the preference difference when the top k tokens are masked; by tokens and seed, k = 1, 2, ..."""
+    drawn: Drawn = {}
     canvas, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.2), layout="constrained", squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
         for name, colour in COLOURS.items():
             curves = [cells[world, seed, "figure 3"]["curve"][name] for seed in seeds]
+            drawn.setdefault(world, {})[name] = curves
             for curve, style in zip(curves, SEED_STYLE, strict=False):
                 axis.plot(range(1, len(curve) + 1), curve, style, color=colour, linewidth=0.8, alpha=0.6)
             mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
@@ -141,15 +146,16 @@ def figure_3(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Pa
     axes[0, 0].set_ylabel("change of f, nats")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="center right")
     _save(canvas, path)
+    return drawn
 
 
-def figure_5(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Dev accuracy by strength."""
-    _sweep(path, worlds, seeds, "lam", lambda world, seed: dev_curve(cells[world, seed, "GrAInS"]), symlog=True)
+def figure_5(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> Drawn:
+    """Dev accuracy by strength, for each seed."""
+    return _sweep(path, worlds, seeds, "lam", lambda world, seed: dev_curve(cells[world, seed, "GrAInS"]), symlog=True)
 
 
-def figure_6(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Dev accuracy by k, each with its own best admissible strength."""
+def figure_6(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> Drawn:
+    """Dev accuracy by k, each with its own best admissible strength, for each seed."""
 
     def curve(world: str, seed: int) -> dict[float, float]:
         both = [figure_rows(kind) for kind in WORLDS_OF]
@@ -161,15 +167,17 @@ def figure_6(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Pa
                 found[float(k)] = dev_curve(cell)[0.0] + dev_gain(cell)
         return found
 
-    _sweep(path, worlds, seeds, "k", curve)
+    return _sweep(path, worlds, seeds, "k", curve)
 
 
 def _sweep(
     path: Path, worlds: Sequence[str], seeds: Sequence[int], label: str, curve: Any, *, symlog: bool = False
-) -> None:
+) -> Drawn:
+    drawn: Drawn = {}
     canvas, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.0), layout="constrained", squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
         curves = [curve(world, seed) for seed in seeds]
+        drawn[world] = curves
         for seed, one, style in zip(seeds, curves, SEED_STYLE, strict=False):
             axis.plot([*one], [100 * y for y in one.values()], f"{style}o", color="#555555", markersize=2.5,
                       linewidth=0.9, label=f"seed {seed}")  # fmt: skip
@@ -183,6 +191,7 @@ def _sweep(
     axes[0, 0].set_ylabel("dev accuracy, %")
     axes[0, 0].legend(frameon=False, fontsize=7)
     _save(canvas, path)
+    return drawn
 
 
 def _save(canvas: Canvas, path: Path) -> None:
@@ -204,6 +213,15 @@ def rows_record(found: Mapping[tuple[str, str, Any], Figure | str]) -> list[dict
     return [
         {"row": name, "world": world, "measure": measure} | ({"error": one} if isinstance(one, str) else asdict(one))
         for (name, world, measure), one in found.items()
+    ]
+
+
+def cost_record(cells: Cells) -> list[dict[str, Any]]:
+    """Seconds and bytes of every fit."""
+    return [
+        {"row": row, "world": world, "seed": seed, "seconds": cell["fit_seconds"], "bytes": cell["fit_bytes"]}
+        for (world, seed, row), cell in cells.items()
+        if "fit_seconds" in cell
     ]
 
 
