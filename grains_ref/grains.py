@@ -272,9 +272,9 @@ def attribute(model: Model, example: Example, hp: HyperParameters) -> Attributio
     if hp.attribution == "gradient":
         return gradient_times_input(f, x, baseline)
     if hp.attribution == "smoothgrad":
-        return smoothgrad(f, x, baseline, n=hp.n, sigma=hp.sigma, generator=_generator(example, hp.seed))
+        return smoothgrad(f, x, baseline, n=hp.n, sigma=hp.sigma, generator=generator_of(example, hp.seed))
     if hp.attribution == "random":
-        return random_scores(f, x, baseline, generator=_generator(example, hp.seed))
+        return random_scores(f, x, baseline, generator=generator_of(example, hp.seed))
     return integrated_gradients(f, x, baseline, m=hp.m, quadrature=hp.quadrature)
 
 
@@ -593,7 +593,7 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _generator(example: Example, seed: int) -> torch.Generator:
+def generator_of(example: Example, seed: int) -> torch.Generator:
     """A CPU generator seeded by the example's content, so that order and resumption do not change the draw."""
     ids = (example.encoded.ids, example.y_pos, example.y_neg)
     digest = hashlib.sha256(f"{seed} {[i.tolist() for i in ids]}{example.encoded.picture}".encode()).digest()

@@ -17,6 +17,7 @@ from grains_ref.baselines.core import Setting
 from grains_ref.data import PreferencePair
 from grains_ref.evaluation import Choice
 from grains_ref.grains import PRESETS, Selection, Shift
+from grains_ref.models import TokenRow
 from grains_ref.reproduction import cells, curves, lab, rows, tables
 from grains_ref.reproduction.transfer import double_labs
 from grains_ref.tiny_models.visual_worlds import VisualPrompt, build_visual_world, picture
@@ -35,10 +36,13 @@ class Script:
     def __init__(self) -> None:
         self.is_steered = False
         self.lengths: list[int] = []  # max_new_tokens of every batch
+        self.sizes: list[int] = []  # prompts of every batch
         self.unsteered: Any = None
         self.judged: Any = None
         self.test, self.model = (self.pairs, ()), self
-        self.bench = SimpleNamespace(choose=last, test=outcome)
+        answers = [(p.prompt, answer) for p in self.pairs for answer in (p.chosen, p.rejected)]
+        rows = [TokenRow((0,) * 4, (0,) * len(answer.split())) for _, answer in answers]
+        self.bench = SimpleNamespace(choose=last, test=outcome, test_rows=rows)
 
     @contextmanager
     def steering(self) -> Iterator[None]:
@@ -46,11 +50,9 @@ class Script:
         yield
         self.is_steered = False
 
-    def response_ids(self, prompt: str, answer: str) -> list[str]:
-        return answer.split()
-
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, images: Sequence[Any]) -> list[str]:
         self.lengths.append(max_new_tokens)
+        self.sizes.append(len(prompts))
         return [p.chosen if self.is_steered else p.rejected for p in self.pairs if p.prompt in prompts]
 
 
@@ -80,7 +82,16 @@ def test_a_cell_holds_what_the_chosen_setting_says_whatever_was_measured_before(
     assert cells._measure(script, [Setting("zero", 0.0, script.steering)]) == base | {
         "tried": [("unsteered", 0.0, 0.5), ("zero", 0.0, 0.5)]
     }
-    assert min(script.lengths) > 5  # words of the longest answer
+    assert min(script.lengths) > 6  # words of the longest answer
+
+
+@pytest.mark.parametrize(("room", "batches"), [(1, [1, 1]), (23, [1, 1]), (24, [2])])
+def test_no_more_tokens_are_generated_on_at_once_than_a_big_model_has_room_for(
+    script: Any, monkeypatch: pytest.MonkeyPatch, room: int, batches: list[int]
+) -> None:
+    monkeypatch.setattr(cells, "BATCH_TOKENS", room)  # two prompts of 4 tokens, 8 new ones each
+    cells._measure(script, [Setting("s", 1.0, script.steering)])
+    assert script.sizes == batches
 
 
 def test_a_judge_sees_the_answers_of_the_steered_model(script: Any) -> None:

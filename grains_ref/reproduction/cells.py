@@ -27,10 +27,11 @@ from typing import Any, TypeAlias
 from grains_ref import planted
 from grains_ref.baselines.core import Setting
 from grains_ref.data import PreferencePair
-from grains_ref.evaluation import Choice
+from grains_ref.evaluation import Choice, generations
 from grains_ref.files import write_atomically
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.metrics import bleu
+from grains_ref.models import BATCH_TOKENS
 from grains_ref.planted import Tick
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
@@ -39,7 +40,6 @@ from grains_ref.reproduction.rows import rows_of
 from grains_ref.vectors import library_versions
 
 Cell: TypeAlias = dict[str, Any]
-GENERATED_AT_ONCE = 100
 VERSION = library_versions()["grains_ref"]
 Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
 MakeLab: TypeAlias = Callable[[str, int, Path], Lab]
@@ -118,15 +118,19 @@ def _measure(lab: Lab, settings: Sequence[Setting]) -> Cell:
 
 def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> list[str]:
     """Greedy answers to the pairs' prompts, a few tokens longer than the longest reference."""
-    lengths = [len(lab.model.response_ids(p.prompt, answer)) for p in pairs for answer in (p.chosen, p.rejected)]
-    texts: list[str] = []
-    for start in range(0, len(pairs), GENERATED_AT_ONCE):
-        batch = pairs[start : start + GENERATED_AT_ONCE]
-        with setting.steering():
-            texts += lab.model.generate(
-                [p.prompt for p in batch], max_new_tokens=max(lengths) + 2, images=[p.image for p in batch if p.image]
-            )
-    return texts
+    if not pairs:  # a dataset that is only judged
+        return []
+    rows = lab.bench.test_rows
+    new = max(len(row.response) for row in rows) + 2
+    at_once = max(1, BATCH_TOKENS // (max(len(row.prompt) for row in rows) + new))
+    with setting.steering():
+        return generations(
+            lab.model,
+            [p.prompt for p in pairs],
+            max_new_tokens=new,
+            images=[p.image for p in pairs if p.image],
+            batch_size=at_once,
+        )
 
 
 def _outcomes(lab: Lab, setting: Setting) -> Cell:

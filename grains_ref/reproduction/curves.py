@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grains_ref import fast
 from grains_ref.evaluation import row_margins
 from grains_ref.grains import (
     AggregationMethod,
     Example,
     HyperParameters,
     aggregate,
-    attribute,
     eligible_tokens,
     mask,
     objective,
@@ -48,7 +48,7 @@ def ablation(lab: Lab) -> dict[str, list[float]]:
 
 def _strongest(lab: Lab, example: Example, hp: HyperParameters) -> tuple[Sequence[int], Sequence[int]]:
     """The ten strongest tokens of either sign; of random scores any ten tokens."""
-    a = attribute(lab.model, example, hp).a
+    a = fast.attribute(lab.model, example, hp).a
     if hp.attribution == "random":
         a = a - a.min() + 1
     chosen = select(a, k=MOST, eligible=eligible_tokens(example.encoded, ()))

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation import generations
 from grains_ref.families import family_class
 from grains_ref.grains import PRESETS
 from grains_ref.judge import Case, Judge, judge_all, read_rating
@@ -49,6 +50,7 @@ TEXT_DATA = ("truthfulqa", "toxigen", "faitheval")
 LAMS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0)  # figure 5 shows 2 to 10
 N_DEV_TASKS, N_TEST_TASKS = 200, 1000
 MMHAL_TOKENS = 256  # longest answer that is judged
+JUDGED_AT_ONCE = 4  # answers in a batch, each with a picture of up to 3000 tokens
 
 
 def _columns(models: Sequence[str], datasets: Sequence[str]) -> tuple[str, ...]:
@@ -139,10 +141,12 @@ class _Judged:
     judge: Judge
 
     def __call__(self) -> list[bool]:
-        texts = self.model.generate(
+        texts = generations(
+            self.model,
             [question.prompt for question in self.questions],
             max_new_tokens=MMHAL_TOKENS,
             images=[question.images[0] for question in self.questions],
+            batch_size=JUDGED_AT_ONCE,
         )
         cases = [
             Case(contents=q.image_content, question=q.question, reference=q.references[0], answer=text)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from grains_ref import demo, demo_vision
+from grains_ref import demo, demo_vision, fast
 from grains_ref.baselines.core import Setting
 from grains_ref.baselines.ict import Box, Boxes
 from grains_ref.data import PreferencePair, Task
@@ -27,7 +27,6 @@ from grains_ref.grains import (
     Selection,
     Shift,
     Steering,
-    attribute,
     contrast,
     shift,
     vectors,
@@ -87,7 +86,7 @@ class Lab:
         later = {name: getattr(plain, name) for name in ("k", "mask_baseline", "eligible", "aggregation", "components")}
         hp = replace(hp, **later)
         if (hp, i) not in self._attributions:
-            self._attributions[hp, i] = attribute(self.model, self.example(i), hp)
+            self._attributions[hp, i] = fast.attribute(self.model, self.example(i), hp)
         return self._attributions[hp, i]
 
     def shift(self, hp: HyperParameters, i: int) -> Shift:

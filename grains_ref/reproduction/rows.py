@@ -162,14 +162,11 @@ def log_graded_scores(f: Callable[[Tensor], Tensor], x: Tensor, *, m: int, start
     all of f's change lies at small alpha, where equally spaced nodes never look.
     """
     width = -math.log(start) / m
-    total = torch.zeros_like(x)
-    for j in range(m):
-        alpha = math.exp(math.log(start) + (j + 0.5) * width)
-        point = (alpha * x).requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(f(point[None]).sum(), point)
-        total += width * alpha * gradient
-    return (x * total).sum(-1)
+    alpha = torch.tensor([math.exp(math.log(start) + (j + 0.5) * width) for j in range(m)])[:, None, None].to(x)
+    points = (alpha * x).requires_grad_()  # (m, T, d)
+    with torch.enable_grad():
+        (gradients,) = torch.autograd.grad(f(points).sum(), points)
+    return (x * (width * alpha * gradients).sum(0)).sum(-1)
 
 
 # ------------------------------------------------------------------------------------------------ all
