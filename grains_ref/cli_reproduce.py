@@ -241,6 +241,7 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     from grains_ref.reproduction.cells import facts_path
     from grains_ref.reproduction.curves import CURVES
     from grains_ref.reproduction.tables import figures
+    from grains_ref.reproduction.transfer import without_outcomes
     from grains_ref.vectors import library_versions
 
     models = dict.fromkeys((world, seed) for world, seed, _ in cells)
@@ -261,6 +262,8 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
         parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
         if name in CURVES:
             curves = {world: [cells[world, seed, name]["curve"] for seed in plan.seeds] for world in worlds}
+            if name == "transfer":
+                curves = {world: [without_outcomes(one) for one in found] for world, found in curves.items()}
             content["curves"][name] = curves
     content["cost"] = pages.cost_record(cells)
     (output / "tables.md").write_text("\n".join(parts), encoding="utf-8")

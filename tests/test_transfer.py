@@ -251,6 +251,18 @@ def test_a_cut_down_run_makes_a_cell_that_json_can_hold(shipped: dict[str, Lab])
     assert page([json.loads(json.dumps(cell))]) == page([cell])
 
 
+def test_the_record_keeps_figures_and_no_single_prompts() -> None:
+    row = {"right": {"myth": "01"}, "margin": {"myth": [0.1]}, "capable": "1", "figures": {"myth": 1}}
+    fits = {"mean": {"lam": 2, "doses": [3], "rows": {"sum": row}}, "paper": {"error": "none"}}
+    assert module.without_outcomes({"facts": ["a"], "unsteered": row, "fits": fits}) == {
+        "unsteered": {"figures": {"myth": 1}},
+        "fits": {
+            "mean": {"lam": 2, "doses": [3], "rows": {"sum": {"figures": {"myth": 1}}}},
+            "paper": {"error": "none"},
+        },
+    }
+
+
 def test_planted_vectors_mask_the_words_of_their_own_behaviour(shipped: dict[str, Lab]) -> None:
     for lab in shipped.values():
         sides = []

@@ -259,7 +259,7 @@ def margins_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> s
         "spread",
         "gain, points",
         "by mean alone",
-        "by the spread alone",
+        "by spread alone",
     ]
     lines = [
         "### Margins: what moves, and how much of the gain is direction",

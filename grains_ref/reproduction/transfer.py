@@ -129,6 +129,19 @@ def measure(labs: Labs, facts: Sequence[str]) -> Cell:
     return cell
 
 
+def without_outcomes(cell: Cell) -> Cell:
+    """A cell less what single prompts did: settings, doses and figures, for the record."""
+
+    def figures_of(row: Cell) -> Cell:
+        return {"figures": row["figures"]}
+
+    fits = {
+        name: fit | {"rows": {row: figures_of(found) for row, found in fit["rows"].items()}} if "rows" in fit else fit
+        for name, fit in cell["fits"].items()
+    }
+    return {"unsteered": figures_of(cell["unsteered"]), "fits": fits}
+
+
 def steerings(
     labs: Labs, v: Mapping[str, Tensor], lam: Mapping[str, float]
 ) -> dict[str, AbstractContextManager[object]]:
