@@ -102,7 +102,7 @@ class Plainly:
                 return (edit(args[0]), *args[1:])
 
             def after(module: nn.Module, args: Any, output: Any, edit: Any = edit) -> Any:
-                return edit(output)
+                return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
             module = {
                 "block_input": layers[b],

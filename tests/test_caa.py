@@ -66,7 +66,9 @@ def test_the_mean_difference_at_the_last_token_by_hand(model: HuggingFaceModel) 
 
 def _last_block(model: HuggingFaceModel, ids: Tensor) -> Tensor:
     seen: list[Tensor] = []
-    handle = model.blocks[-1].register_forward_hook(lambda module, args, output: seen.append(output[0, -1]))
+    handle = model.blocks[-1].register_forward_hook(
+        lambda module, args, output: seen.append((output[0] if isinstance(output, tuple) else output)[0, -1])
+    )
     model.hf(input_ids=ids[None])
     handle.remove()
     return seen[0].detach()

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from grains_ref import cli, demo, models
 from grains_ref.evaluation import capability, preference_accuracy

@@ -176,8 +176,8 @@ def test_every_token_of_its_site_keeps_its_norm(model: HuggingFaceModel, options
     seen: list[Tensor] = []
     module: Any = model.blocks[block].mlp if options.site == "mlp" else model.blocks[block]
 
-    def look(module: Any, args: Any, output: Tensor) -> None:
-        seen.append(output.clone())
+    def look(module: Any, args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).clone())
 
     first = module.register_forward_hook(look)
     with ICV(fitted.v * (torch.arange(len(fitted.v)) == block)[:, None], options).steering(model, lam=0.4):
