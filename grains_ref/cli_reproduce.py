@@ -62,7 +62,8 @@ def reproduce(
     table: Annotated[list[int] | None, typer.Option(help="A table of the paper, 1 to 8; may be repeated.")] = None,
     figure: Annotated[list[int] | None, typer.Option(help="A figure of the paper: 3, 5 or 6.")] = None,
     question: Annotated[
-        list[str] | None, typer.Option(help="Tiny rung: a question the paper leaves open (examples, layers, ...).")
+        list[str] | None,
+        typer.Option(help="A further page (examples, layers, ...); full rung: cost."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Training seed 0 only; with --all the paper's tables and figures only.")
@@ -87,9 +88,9 @@ def reproduce(
 
         _carry_out(plan, planted_lab, output, workers=workers or os.cpu_count() or 1, dry_run=dry_run)
         return
-    if question or quick:
-        raise ValueError("--question and --quick are for the tiny rung")
-    plan = _full_plan(everything, table or [], figure or [])
+    if quick:
+        raise ValueError("--quick is for the tiny rung")
+    plan = _full_plan(everything, table or [], figure or [], question or [])
     full_rung = _full_rung(weights or [], data or [], judge_url, judge_model, device, output)
     if _report_inventory(plan, full_rung) and not dry_run:
         raise ValueError("something is missing (see above); nothing was run")
@@ -122,14 +123,14 @@ def _tiny_plan(
     )
 
 
-def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int]) -> Plan:
+def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str]) -> Plan:
     """The same on the full models; rows that only a planted world can have are left out."""
     from grains_ref.reproduction.full import COLUMNS, without_planted_rows
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
     from grains_ref.reproduction.tables import TABLES
 
     specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
-    names = _names(everything, table, figure, [], known=tuple(COLUMNS))
+    names = _names(everything, table, figure, question, known=tuple(COLUMNS))
     return Plan(
         tables={specs[name]: COLUMNS[name] for name in names if name in specs},
         figures={name: COLUMNS[name] for name in names if name in FIGURES},
@@ -144,10 +145,11 @@ def _names(
     if everything:
         return [*known]
     names = [f"table {n}" for n in table] + [f"figure {n}" for n in figure] + [*question]
+    there = ", ".join(map(repr, known))  # some names have commas
     if not names:
-        raise ValueError(f"nothing to do: give --all, --table, --figure or --question; there are {', '.join(known)}")
+        raise ValueError(f"nothing to do: give --all, --table, --figure or --question; there are {there}")
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"there is no {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+        raise ValueError(f"there is no {', '.join(map(repr, unknown))}; there are {there}")
     return names
 
 

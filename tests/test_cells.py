@@ -30,7 +30,7 @@ class Script:
 
     pairs = (
         PreferencePair("a", "p", "one two three four five", "no", where="a"),
-        PreferencePair("b", "q", "yes it is", "no it is not at all", where="b"),
+        PreferencePair("b", "q", "yes it is", "no it is not at all", where="b", image=Path("seen.png")),
     )
 
     def __init__(self) -> None:
@@ -51,6 +51,7 @@ class Script:
         self.is_steered = False
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, images: Sequence[Any]) -> list[str]:
+        assert list(images) == [p.image for p in self.pairs if p.prompt in prompts]  # each prompt its own, or None
         self.lengths.append(max_new_tokens)
         self.sizes.append(len(prompts))
         return [p.chosen if self.is_steered else p.rejected for p in self.pairs if p.prompt in prompts]

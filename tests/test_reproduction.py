@@ -506,10 +506,11 @@ def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ([], "nothing to do: give --all"),
-        (["--table", "9"], "there is no 'table 9'; there are table 1"),
+        (["--table", "9"], "there is no 'table 9'; there are 'table 1', "),
         (["--question", "laers"], "there is no 'laers'"),
         (["--all", "--data", "mmlu=x"], "--data and --judge-... are for --rung full"),
-        (["--rung", "full", "--question", "steps"], "are for the tiny rung"),
+        (["--rung", "full", "--question", "steps"], "there is no 'steps'; there are 'table 1'"),
+        (["--rung", "full", "--all", "--quick"], "--quick is for the tiny rung"),
         (["--rung", "full", "--table", "1", "--weights", "llama"], "expected NAME=FOLDER"),
         (["--rung", "full", "--table", "2", "--judge-url", "http://x"], "needs both"),
     ],

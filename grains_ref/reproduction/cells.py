@@ -128,7 +128,7 @@ def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> li
             lab.model,
             [p.prompt for p in pairs],
             max_new_tokens=new,
-            images=[p.image for p in pairs if p.image],
+            images=[p.image for p in pairs],
             batch_size=at_once,
         )
 
