@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from grains_ref.demo import PAPER
+from grains_ref.demo.bench import model_folder
+from grains_ref.demo.text import PAPER
 from grains_ref.grains import attribute, shift, vectors
 from grains_ref.models import load
-from grains_ref.planted import model_folder
 from grains_ref.tiny_models.worlds import ENTITIES, WORLDS, build_world
 
 

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 from grains_ref.conformance.live import check_live
 from grains_ref.data import PreferencePair
-from grains_ref.families import Picture, PictureSource
 from grains_ref.grains import (
     Attribution,
     Encoded,
@@ -52,6 +51,7 @@ from grains_ref.grains import (
     select,
 )
 from grains_ref.models import EncodedPicture, HuggingFaceModel
+from grains_ref.models.families import Picture, PictureSource
 
 STRENGTH = 0.3  # of steering in these tests, |lam * v| / |h|: enough that leaving it out anywhere shows in the logits
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ("test_1_objective", "test_2_attribution", "test_3_selection", "test_4_contrast",
          "test_5_aggregation", "test_6_steering", "test_7_generation", "test_fit", "test_models",
-         "test_families", "test_vision", "test_baselines_core", "test_caa", "test_icv", "test_iti",
-         "test_ict", "test_vti", "test_repe", "test_lora", "test_readers", "test_readers_splits",
-         "test_metrics", "test_evaluation", "test_judge", "test_harness", "test_reproduction", "test_cells",
+         "test_families", "test_vision", "test_core", "test_caa", "test_icv", "test_iti",
+         "test_ict", "test_vti", "test_repe", "test_lora", "test_datasets", "test_splits",
+         "test_metrics", "test_measures", "test_judge", "test_lm_eval", "test_reproduction", "test_cells",
          "test_transfer", "test_fast")  # fmt: skip
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo_out", "*-seed[12]", "shared")
 
@@ -41,15 +41,23 @@ class Bug(NamedTuple):
     tests: str
 
 
-G, M, F = "grains_ref/grains.py", "grains_ref/models.py", "grains_ref/families.py"
+G, M, F = "grains_ref/grains.py", "grains_ref/models/huggingface.py", "grains_ref/models/families.py"
 CORE, CAA, ICV, ITI, ICT, VTI, REPE, LORA = (
-    f"grains_ref/baselines/{name}.py" for name in ("core", "caa", "icv", "iti", "ict", "vti", "repe", "lora")
+    f"grains_ref/methods/{name}.py" for name in ("core", "caa", "icv", "iti", "ict", "vti", "repe", "lora")
 )
 CELLS, CURVES, LAB, ROWS, TABLES, TRANSFER = (
     f"grains_ref/reproduction/{name}.py" for name in ("cells", "curves", "lab", "rows", "tables", "transfer")
 )
-METRICS, JUDGE, REPLIES = "grains_ref/metrics.py", "grains_ref/judge.py", "grains_ref/replies.py"
-EVALUATION, HARNESS, READERS = "grains_ref/evaluation.py", "grains_ref/harness.py", "grains_ref/readers/"
+METRICS, JUDGE, REPLIES = (
+    "grains_ref/evaluation/metrics.py",
+    "grains_ref/evaluation/judge.py",
+    "grains_ref/datasets/replies.py",
+)
+EVALUATION, HARNESS, READERS = (
+    "grains_ref/evaluation/measures.py",
+    "grains_ref/evaluation/lm_eval.py",
+    "grains_ref/datasets/",
+)
 FAST = "grains_ref/fast.py"
 BUGS = (
     Bug("off_by_one_logits", "objective", "the row of a token scores the token itself, not the next",
@@ -217,16 +225,16 @@ BUGS = (
         "test_families"),
     # ---------------------------------------------------------------------------------------- baselines
     Bug("read_one_early", "baselines", "activations are read one token before the last",
-        CORE, "_wide(x[0, -last:]).cpu()", "_wide(x[0, -last - 1 : -1]).cpu()", "test_baselines_core"),
+        CORE, "_wide(x[0, -last:]).cpu()", "_wide(x[0, -last - 1 : -1]).cpu()", "test_core"),
     Bug("edit_one_late", "baselines", "`after_prompt` leaves the prompt's last token as it is",
-        CORE, "first = x.shape[1] - 1 if", "first = x.shape[1] if", "test_baselines_core"),
+        CORE, "first = x.shape[1] - 1 if", "first = x.shape[1] if", "test_core"),
     Bug("always_after_the_first_prompt", "baselines", "a second prompt is edited from its first token on",
         CORE, "cache is None or cache.get_seq_length() == 0",
-        "self._in_prompt and (cache is None or cache.get_seq_length() == 0)", "test_baselines_core"),
+        "self._in_prompt and (cache is None or cache.get_seq_length() == 0)", "test_core"),
     Bug("move_not_in_units_of_the_norm", "baselines", "`keep_norm` adds y to x, not to its direction",
-        CORE, "unit(unit(x) + y)", "unit(x + y)", "test_baselines_core"),
+        CORE, "unit(unit(x) + y)", "unit(x + y)", "test_core"),
     Bug("always_centred", "baselines", "an uncentred component is centred, too",
-        CORE, "z = rows - mean if centred else rows", "z = rows - mean", "test_baselines_core"),
+        CORE, "z = rows - mean if centred else rows", "z = rows - mean", "test_core"),
     Bug("caa_letters_inverted", "baselines", "every second lettered pair has its letters exchanged",
         CAA, '("(B)", "(A)") if i % 2 else ("(A)", "(B)")', '("(A)", "(B)")', "test_caa"),
     Bug("caa_into_the_shared_ending", "baselines", "`difference` reads the first token that both answers share",
@@ -287,49 +295,50 @@ BUGS = (
         LORA, "Adapter(learning_rate, alpha / rank, a, b,", "Adapter(learning_rate, 1.0, a, b,", "test_lora"),
     # ---------------------------------------------------------------------------------------- readers
     Bug("draw_without_question", "readers", "all questions draw the same place in the list",
-        READERS + "policies.py", 'random.Random(f"{seed}:{key}")', 'random.Random(f"{seed}")', "test_readers"),
+        READERS + "policies.py", 'random.Random(f"{seed}:{key}")', 'random.Random(f"{seed}")', "test_datasets"),
     Bug("bad_rows_vanish", "readers", "rows that are left out are not reported",
-        READERS + "records.py", "            skipped.append(error)\n", "            pass\n", "test_readers"),
+        READERS + "records.py", "            skipped.append(error)\n", "            pass\n", "test_datasets"),
     Bug("pictures_by_name", "readers", "a digest takes a picture's name, not its bytes",
         READERS + "records.py", "        return file_digest(value)\n", "        return str(value)\n",
-        "test_readers_splits"),
+        "test_splits"),
     Bug("dev_tenth_of_all", "readers", "dev is a tenth of all examples, not of the rest",
-        READERS + "splits.py", "round(DEV_SHARE * rest)", "round(DEV_SHARE * len(items))", "test_readers_splits"),
+        READERS + "splits.py", "round(DEV_SHARE * rest)", "round(DEV_SHARE * len(items))", "test_splits"),
     Bug("dev_and_test_exchanged", "readers", "dev and test are exchanged",
         READERS + "splits.py", "tuple(dev), tuple(test))\n\n\ndef cut", "tuple(test), tuple(dev))\n\n\ndef cut",
-        "test_readers_splits"),
+        "test_splits"),
     Bug("split_by_row_order", "readers", "a split depends on the order of rows",
-        READERS + "splits.py", "key=lambda i: (keys_of[i],", "key=lambda i: (i, keys_of[i],", "test_readers_splits"),
+        READERS + "splits.py", "key=lambda i: (keys_of[i],", "key=lambda i: (i, keys_of[i],", "test_splits"),
     Bug("split_without_seed", "readers", "every seed cuts alike",
         READERS + "splits.py", "random.Random(seed).shuffle(ordered)", "random.Random(0).shuffle(ordered)",
-        "test_readers_splits"),
+        "test_splits"),
     Bug("test_repeated_in_training", "readers", "training examples that repeat a test example stay",
         READERS + "splits.py", "if any(key in in_test for item in group for key in keys(item)):", "if False:",
-        "test_readers_splits"),
+        "test_splits"),
     Bug("toxic_from_the_threshold", "readers", "ratings of 5.5 together are toxic",
-        READERS + "toxigen.py", "> THRESHOLD", ">= THRESHOLD", "test_readers"),
+        READERS + "toxigen.py", "> THRESHOLD", ">= THRESHOLD", "test_datasets"),
     Bug("toxic_is_no", "readers", "Yes and No are exchanged",
         READERS + "toxigen.py", 'right = "Yes" if is_toxic(row) else "No"', 'right = "No" if is_toxic(row) else "Yes"',
-        "test_readers"),
+        "test_datasets"),
     Bug("truthful_labels_inverted", "readers", "mc1 and mc2 labels are inverted",
         READERS + "truthfulqa.py", "tuple(label == 1 for label in labels)", "tuple(label == 0 for label in labels)",
-        "test_readers"),
+        "test_datasets"),
     Bug("right_answer_first", "readers", "the rebuilt binary questions have their right answer first",
-        READERS + "truthfulqa.py", '        random.Random(f"{seed}:order:{key}").shuffle(two)\n', "", "test_readers"),
+        READERS + "truthfulqa.py", '        random.Random(f"{seed}:order:{key}").shuffle(two)\n', "", "test_datasets"),
     Bug("key_off_by_one", "readers", "a numeric answer key points one option too far",
-        READERS + "faitheval.py", "int(key) - 1 if key.isdecimal()", "int(key) if key.isdecimal()", "test_readers"),
+        READERS + "faitheval.py", "int(key) - 1 if key.isdecimal()", "int(key) if key.isdecimal()", "test_datasets"),
     Bug("unknown_is_rejected", "readers", "an answer that says `unknown` can be the rejected one",
-        READERS + "faitheval.py", "if text.strip() and not _accepted(text, task)]", "if text.strip()]", "test_readers"),
+        READERS + "faitheval.py", "if text.strip() and not _accepted(text, task)]", "if text.strip()]",
+        "test_datasets"),
     Bug("shots_of_any_subject", "readers", "MMLU's examples are of any subject",
-        READERS + "mmlu.py", '[one for one in dev if one["subject"] == row["subject"]]', "[*dev]", "test_readers"),
+        READERS + "mmlu.py", '[one for one in dev if one["subject"] == row["subject"]]', "[*dev]", "test_datasets"),
     Bug("no_room_for_the_answer", "readers", "examples take the tokens that are kept for the answer",
-        READERS + "shots.py", "+ answer_tokens <= context", "<= context", "test_readers"),
+        READERS + "shots.py", "+ answer_tokens <= context", "<= context", "test_datasets"),
     Bug("descriptions_exchanged", "readers", "VTI's hallucinating description is the chosen one",
         READERS + "mmhal.py", 'prompt, row["value"], row["h_value"],', 'prompt, row["h_value"], row["value"],',
-        "test_readers"),
+        "test_datasets"),
     Bug("pictures_in_two_parts", "readers", "SPA-VL's splits look at questions only",
         READERS + "spa_vl.py", '(question_key(row["question"]), file_digest(row["image"]))',
-        '(question_key(row["question"]),)', "test_readers"),
+        '(question_key(row["question"]),)', "test_datasets"),
     # ---------------------------------------------------------------------------------------- scores: metrics, judge, r
     Bug("tie_is_right", "scores", "a tie of right and wrong choice counts as right",
         METRICS, "return true[0] > max(false)", "return true[0] >= max(false)", "test_metrics"),
@@ -345,7 +354,7 @@ BUGS = (
     Bug("unseeded_bootstrap", "scores", "the interval is another one each time",
         METRICS, 'method="percentile", rng=0', 'method="percentile", rng=None', "test_metrics"),
     Bug("exact_interval", "scores", "a rate's interval is Clopper and Pearson's",
-        METRICS, 'method="wilson"', 'method="exact"', "test_evaluation"),
+        METRICS, 'method="wilson"', 'method="exact"', "test_measures"),
     Bug("bleu_tie_is_right", "scores", "a reply that is as close to wrong references is right",
         METRICS, "tuple(difference > 0 for", "tuple(difference >= 0 for", "test_metrics"),
     Bug("bleu_tokens", "scores", "BLEU splits words as WMT does",
@@ -385,45 +394,45 @@ BUGS = (
     Bug("random_option_without_seed", "scores", "all replies that name no option get the same one",
         REPLIES, "random.Random(seed).randrange", "random.Random(0).randrange", "test_metrics"),
     Bug("margin_inverted", "scores", "log P(rejected) - log P(chosen)",
-        EVALUATION, "scores[i] - scores[n + i] for i", "scores[n + i] - scores[i] for i", "test_evaluation"),
+        EVALUATION, "scores[i] - scores[n + i] for i", "scores[n + i] - scores[i] for i", "test_measures"),
     Bug("equal_answers_won", "scores", "a pair whose answers are equally likely is won",
-        EVALUATION, "rate(margin > 0 for", "rate(margin >= 0 for", "test_evaluation"),
+        EVALUATION, "rate(margin > 0 for", "rate(margin >= 0 for", "test_measures"),
     Bug("prompt_tokens_counted", "scores", "scores per token are divided by all tokens",
         EVALUATION, "n_tokens=len(row.response)", "n_tokens=len(row.prompt) + len(row.response)", "test_metrics"),
     Bug("last_prompts_dropped", "scores", "the last, smaller batch is not generated",
         EVALUATION, "range(0, len(prompts), batch_size)", "range(0, len(prompts) - batch_size + 1, batch_size)",
         "test_metrics"),
     Bug("one_failure_less", "scores", "as many failures as are allowed are too many",
-        EVALUATION, "if failed > allowed:", "if failed >= allowed:", "test_evaluation"),
+        EVALUATION, "if failed > allowed:", "if failed >= allowed:", "test_measures"),
     Bug("strongest_of_equals", "scores", "of equally good settings the last is chosen",
         EVALUATION, "sorted(tried, key=lambda one: -one[1])", "sorted(tried[::-1], key=lambda one: -one[1])",
-        "test_evaluation"),
+        "test_measures"),
     Bug("capability_ignored", "scores", "a setting that is not admissible is chosen",
-        EVALUATION, "        if admissible(setting):\n", "        if True:\n", "test_evaluation"),
+        EVALUATION, "        if admissible(setting):\n", "        if True:\n", "test_measures"),
     # ---------------------------------------------------------------------------------------- harness
     Bug("end_cut_off", "harness", "what is too long loses its end",
         HARNESS, "prompt[max(0, min(excess, len(prompt) - 1)) :]", "prompt[: len(prompt) - max(0, excess)]",
-        "test_harness"),
+        "test_lm_eval"),
     Bug("spaces_dropped", "harness", "spaces at the end of a context are lost",
-        HARNESS, "continuation = context[len(bare) :] + continuation", "continuation = continuation", "test_harness"),
+        HARNESS, "continuation = context[len(bare) :] + continuation", "continuation = continuation", "test_lm_eval"),
     Bug("windows_overlap", "harness", "tokens in two windows are scored twice",
         HARNESS, "for before, said in map(make_disjoint_window, windows)]", "for before, said in windows]",
-        "test_harness"),
+        "test_lm_eval"),
     Bug("answers_by_length", "harness", "generations come back in the order of their contexts' lengths",
-        HARNESS, "answers = [said[i] for i in range(len(requests))]", "answers = [*said.values()]", "test_harness"),
+        HARNESS, "answers = [said[i] for i in range(len(requests))]", "answers = [*said.values()]", "test_lm_eval"),
     Bug("first_options_for_all", "harness", "all requests are generated with the first one's options",
-        HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_harness"),
+        HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_lm_eval"),
     Bug("last_stop_text", "harness", "a generation goes on to the last stop text",
-        HARNESS, "text[: min(ends)] if ends", "text[: max(ends)] if ends", "test_harness"),
+        HARNESS, "text[: min(ends)] if ends", "text[: max(ends)] if ends", "test_lm_eval"),
     Bug("all_stop_with_one", "harness", "a batch ends with the first row that stops",
         HARNESS, "return torch.tensor(stopped, device", "return torch.tensor([any(stopped)] * len(stopped), device",
-        "test_harness"),
+        "test_lm_eval"),
     Bug("special_tokens_never_stop", "harness", "a stop text that is a special token is never seen",
-        HARNESS, "if token.special and token.content in self.until", "if False", "test_harness"),
+        HARNESS, "if token.special and token.content in self.until", "if False", "test_lm_eval"),
     Bug("empty_stop_text_ignored", "harness", "an empty stop text is left out",
-        HARNESS, 'if "" in until:', "if False:", "test_harness"),
+        HARNESS, 'if "" in until:', "if False:", "test_lm_eval"),
     Bug("nothing_remembered", "harness", "answers do not reach the harness's cache",
-        HARNESS, "self.cache_hook.add_partial(kind, request.args, answer)", "pass", "test_harness"),
+        HARNESS, "self.cache_hook.add_partial(kind, request.args, answer)", "pass", "test_lm_eval"),
     # ---------------------------------------------------------------------------------------- reproduction
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
         CELLS, 'if cell.get("version") == VERSION and cell.get("row") == name', 'if cell.get("row") == name',
@@ -537,7 +546,7 @@ BUGS = (
         TRANSFER, 'steer=pairs(world.split("steer", behaviour))',
         'steer=pairs(world.split("steer", {"myth": "manner", "manner": "myth"}[behaviour]))', "test_transfer"),
     Bug("dev_is_test", "reproduction", "a planted world's strengths are chosen on test",
-        LAB, 'dev=(demo.as_pairs(text.split("dev"))', 'dev=(demo.as_pairs(text.split("test"))', "test_cells"),
+        LAB, 'dev=(text.as_pairs(built.split("dev"))', 'dev=(text.as_pairs(built.split("test"))', "test_cells"),
     Bug("visual_tasks_of_test", "reproduction", "a visual world's dev capability is measured on test",
         LAB, 'tasks(visual.capability_split("dev"), folder)', 'tasks(visual.capability_split("test"), folder)',
         "test_cells"),
@@ -553,12 +562,18 @@ def plant(copy: Path, bug: Bug) -> None:
     path.write_text(text.replace(bug.snippet, bug.replacement), encoding="utf-8")
 
 
+def test_file(copy: Path, name: str) -> Path:
+    """Where a test file lies, relative to the copy; names are unique over all rooms."""
+    (path,) = (copy / "tests").rglob(f"{name}.py")
+    return path.relative_to(copy)
+
+
 def run(copy: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     """Run tests of the copy up to the first failure: whether all passed, and which failed."""
     command = [sys.executable, "-m", "pytest", "-m", "cpu", "-x", "-q", "-rfE", "--no-header"]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
-        [*command, *(f"tests/{name}.py" for name in tests)],
+        [*command, *(str(test_file(copy, name)) for name in tests)],
         cwd=copy,
         env=os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -576,7 +591,7 @@ def run(copy: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
 
 def check_import(copy: Path) -> None:
     """Make sure that the copy is what Python imports, also where the checkout is installed in editable mode."""
-    code = "import grains_ref.models as m, grains_ref.tiny_models as t; print(m.__file__, t.__file__)"
+    code = "import grains_ref.models.huggingface as m, grains_ref.tiny_models as t; print(m.__file__, t.__file__)"
     environment = os.environ | {"PYTHONPATH": str(copy)}
     done = subprocess.run([sys.executable, "-B", "-c", code], env=environment, cwd=copy, capture_output=True, text=True)
     places = done.stdout.split()

@@ -38,9 +38,9 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from grains_ref.data import PreferencePair
-from grains_ref.families import PLACEHOLDER, family_class
 from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
+from grains_ref.models.families import PLACEHOLDER, family_class
 
 CONFIGS = Path(__file__).parent / "configs"
 GIB = 2**30

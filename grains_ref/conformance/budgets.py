@@ -36,12 +36,12 @@ from torch import Tensor, nn
 
 from grains_ref import authors
 from grains_ref.conformance import toy
+from grains_ref.conformance.authors.stages import authors_toy
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import distance
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
-from grains_ref.conformance.fresh import MEASURED, fresh_inputs
+from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, run_oracle, tensor, toy_in, whole
-from grains_ref.conformance.stages_authors import authors_toy
 from grains_ref.grains import preference, quadrature_rule
 
 FACTOR = {"float64": 4, "float32": 4, "float16": 3, "bfloat16": 3}

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from grains_ref.conformance import bugs, bugs_authors, stages_authors
+from grains_ref.conformance import bugs
+from grains_ref.conformance.authors import bugs as bugs_authors
+from grains_ref.conformance.authors import stages as stages_authors
 from grains_ref.conformance.bugs import Bug
 from grains_ref.conformance.cases import CASES, WIDTH, Case, grid
 from grains_ref.conformance.stages import ORACLE, Stage, Values

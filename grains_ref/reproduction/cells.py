@@ -24,15 +24,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grains_ref import planted
-from grains_ref.baselines.core import Setting
 from grains_ref.data import PreferencePair
-from grains_ref.evaluation import Choice, generations
+from grains_ref.demo import bench
+from grains_ref.demo.bench import Tick
+from grains_ref.evaluation.measures import Choice, generations
+from grains_ref.evaluation.metrics import bleu
 from grains_ref.files import write_atomically
 from grains_ref.grains import DegenerateShiftsError
-from grains_ref.metrics import bleu
-from grains_ref.models import BATCH_TOKENS
-from grains_ref.planted import Tick
+from grains_ref.methods.core import Setting
+from grains_ref.models.huggingface import BATCH_TOKENS
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
 from grains_ref.reproduction.lab import UNSTEERED, Lab
@@ -77,7 +77,7 @@ def missing(folder: Path, cells: Iterable[tuple[str, int, str]]) -> list[Unit]:
 
 def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
     """Fill cells, several models side by side; each cell is written when it is done."""
-    planted.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
+    bench.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
 
 
 def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:

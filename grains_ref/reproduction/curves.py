@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grains_ref import fast
-from grains_ref.evaluation import row_margins
+from grains_ref.evaluation.measures import row_margins
 from grains_ref.grains import (
     AggregationMethod,
     Example,

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.evaluation import generations
-from grains_ref.families import family_class
+from grains_ref.datasets import faitheval, mmhal, mmlu, mmmu, spa_vl, toxigen, truthfulqa
+from grains_ref.datasets.about import available, rehearse
+from grains_ref.datasets.records import MultipleChoice
+from grains_ref.evaluation.judge import Case, Judge, judge_all, read_rating
+from grains_ref.evaluation.measures import generations
+from grains_ref.evaluation.metrics import hallucinated
 from grains_ref.grains import PRESETS
-from grains_ref.judge import Case, Judge, judge_all, read_rating
-from grains_ref.metrics import hallucinated
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.readers import faitheval, mmhal, mmlu, mmmu, spa_vl, toxigen, truthfulqa
-from grains_ref.readers.about import available, rehearse
-from grains_ref.readers.records import MultipleChoice
+from grains_ref.models.families import family_class
 from grains_ref.reproduction.lab import Lab
 from grains_ref.reproduction.tables import TableSpec
 from grains_ref.tiny_models.full_size import read_config

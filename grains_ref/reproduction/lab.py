@@ -14,10 +14,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from grains_ref import demo, demo_vision, fast
-from grains_ref.baselines.core import Setting
-from grains_ref.baselines.ict import Box, Boxes
+from grains_ref import fast
 from grains_ref.data import PreferencePair, Task
+from grains_ref.demo import text, vision
+from grains_ref.demo.bench import Bench, model_folder
 from grains_ref.grains import (
     PRESETS,
     Attribution,
@@ -31,8 +31,9 @@ from grains_ref.grains import (
     shift,
     vectors,
 )
+from grains_ref.methods.core import Setting
+from grains_ref.methods.ict import Box, Boxes
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.planted import Bench, model_folder
 from grains_ref.tiny_models.visual_worlds import CELL, GRID, VisualPrompt, VisualWorldName, build_visual_world
 from grains_ref.tiny_models.worlds import PlantedPrompt, WorldName, build_world
 
@@ -133,36 +134,38 @@ def planted_lab(world: str, seed: int, folder: Path) -> Lab:
 
         return double_labs(model)["myth"]
     if world in get_args(WorldName):
-        text = build_world(world)
-        prompts = text.split("steer")
+        built = build_world(world)
+        prompts = built.split("steer")
         rng = random.Random(f"{world}-more")  # new prompts about the same facts
-        facts = [text.facts[int(p.id.split("-")[1])] for p in prompts]
-        more = [text.prompt(fact, rng, mixed=True, id=f"more-{fact.index:03d}-{i}") for i in range(3) for fact in facts]
+        facts = [built.facts[int(p.id.split("-")[1])] for p in prompts]
+        more = [
+            built.prompt(fact, rng, mixed=True, id=f"more-{fact.index:03d}-{i}") for i in range(3) for fact in facts
+        ]
         return Lab(
             model,
             paper=PRESETS["paper_llm"],
-            lams=demo.LAMS[1:],
+            lams=text.LAMS[1:],
             neutral="token:please",  # a filler of all four worlds
-            steer=demo.as_pairs(prompts),
-            dev=(demo.as_pairs(text.split("dev")), demo.as_tasks(text.capability_split("dev"))),
-            test=(demo.as_pairs(text.split("test")), demo.as_tasks(text.capability_split("test"))),
-            facts=demo.facts(world),
-            more=demo.as_pairs(more),
+            steer=text.as_pairs(prompts),
+            dev=(text.as_pairs(built.split("dev")), text.as_tasks(built.capability_split("dev"))),
+            test=(text.as_pairs(built.split("test")), text.as_tasks(built.capability_split("test"))),
+            facts=text.facts(world),
+            more=text.as_pairs(more),
             prompts=prompts,
         )
     visual = build_visual_world(world)
-    demo_vision.write_data(world, folder)
-    pairs, tasks = demo_vision.as_pairs, demo_vision.as_tasks
+    vision.write_data(world, folder)
+    pairs, tasks = vision.as_pairs, vision.as_tasks
     boxes = {prompt.id: cell_box(prompt.asked.cell) for prompt in visual.split("steer")}
     return Lab(
         model,
         paper=PRESETS["paper_vlm"],
-        lams=demo_vision.LAMS[1:],
+        lams=vision.LAMS[1:],
         neutral="token:please",
         steer=pairs(visual.split("steer"), folder),
         dev=(pairs(visual.split("dev"), folder), tasks(visual.capability_split("dev"), folder)),
         test=(pairs(visual.split("test"), folder), tasks(visual.capability_split("test"), folder)),
-        facts=demo_vision.facts(world),
+        facts=vision.facts(world),
         prompts=visual.split("steer"),
         boxes=lambda pair: [boxes[pair.id]],
     )

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
-from grains_ref.metrics import Rate
+from grains_ref.evaluation.metrics import Rate
 from grains_ref.reproduction import transfer
 from grains_ref.reproduction.rows import CANDIDATES
 from grains_ref.reproduction.tables import (

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from grains_ref.baselines import caa, ict, icv, iti, lora, repe, vti
-from grains_ref.baselines.core import Setting
 from grains_ref.grains import objective, shift, vectors
+from grains_ref.methods import caa, ict, icv, iti, lora, repe, vti
+from grains_ref.methods.core import Setting
 from grains_ref.reproduction.lab import UNSTEERED, Lab
 
 Draws: TypeAlias = list[list[Setting]]

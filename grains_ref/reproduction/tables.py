@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from grains_ref.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
+from grains_ref.evaluation.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
 from grains_ref.reproduction.cells import Cell
 from grains_ref.reproduction.rows import CANDIDATES, KS, N_EXAMPLES
 

@@ -28,12 +28,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from grains_ref import demo
-from grains_ref.baselines.core import together
 from grains_ref.data import PreferencePair
-from grains_ref.evaluation import exact_matches, row_margins
+from grains_ref.demo import text
+from grains_ref.evaluation.measures import exact_matches, row_margins
+from grains_ref.evaluation.metrics import Rate, clustered_mean, paired_gain
 from grains_ref.grains import PRESETS, DegenerateShiftsError, Selection, Shift, Steering, contrast, vectors
-from grains_ref.metrics import Rate, clustered_mean, paired_gain
+from grains_ref.methods.core import together
 from grains_ref.models import HuggingFaceModel
 from grains_ref.reproduction.lab import UNSTEERED, Lab
 from grains_ref.tiny_models.double_world import BEHAVIOURS, DoublePrompt, build_double_world
@@ -82,11 +82,11 @@ def double_labs(model: HuggingFaceModel) -> dict[str, Lab]:
         behaviour: Lab(
             model,
             paper=PRESETS["paper_llm"],
-            lams=demo.LAMS[1:],
+            lams=text.LAMS[1:],
             neutral="token:please",
             steer=pairs(world.split("steer", behaviour)),
-            dev=(pairs(world.split("dev", behaviour)), demo.as_tasks(world.capability_split("dev"))),
-            test=(pairs(world.split("test", behaviour)), demo.as_tasks(world.capability_split("test"))),
+            dev=(pairs(world.split("dev", behaviour)), text.as_tasks(world.capability_split("dev"))),
+            test=(pairs(world.split("test", behaviour)), text.as_tasks(world.capability_split("test"))),
             facts=[p.id.split("-")[1] for p in world.split("test", behaviour)],
             prompts=world.split("steer", behaviour),
         )

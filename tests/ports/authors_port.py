@@ -4,7 +4,7 @@ Under `--dialect authors` it passes; under `paper`, the kit's law, it fails at e
 planted bug (tests/test_authors.py).
 """
 
-from grains_ref.conformance.stages_authors import (
+from grains_ref.conformance.authors.stages import (
     aggregation,
     attribution,
     contrast_,

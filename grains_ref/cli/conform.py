@@ -1,0 +1,211 @@
+"""`grains-ref conform`: is a port right, and if not, which stage diverges first and which known bug is it?"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grains_ref.cli.console import guarded, out, progress_bar
+
+conform = typer.Typer(
+    help="Check a port of the method, stage by stage: Python module, any program, or files.", no_args_is_help=True
+)
+PortOption = Annotated[
+    str, typer.Option(help="A Python module with functions named like the stages.", show_default=False)
+]
+CmdOption = Annotated[str, typer.Option(help="A program that speaks JSON lines (docs/porting.md).", show_default=False)]
+DtypeOption = Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype; may be given several times.")]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", help="Only these cases or stages, as a pattern such as 'steering-*'.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all results here.", show_default=False)]
+JunitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.", show_default=False)]
+XfailFile = Annotated[
+    Path | None,
+    typer.Option("--xfails", help="Known failures: one case or pattern per line, # and a reason.", show_default=False),
+]
+DialectOption = Annotated[str, typer.Option(help="paper, or authors: judged by what the released code computes.")]
+ModeOption = Annotated[str, typer.Option(help="all, isolated, chained or 'end to end'.")]
+TimeoutOption = Annotated[float, typer.Option(help="Seconds after which a program that does not answer is killed.")]
+
+
+@conform.command()
+@guarded
+def run(
+    port: PortOption = "",
+    cmd: CmdOption = "",
+    dtype: DtypeOption = None,
+    only: OnlyOption = None,
+    mode: ModeOption = "all",
+    dialect: DialectOption = "paper",
+    xfails: XfailFile = None,
+    json_file: JsonFile = None,
+    junit: JunitFile = None,
+    timeout: TimeoutOption = 20.0,
+) -> None:
+    """Run a port on all cases of the stages it claims. Exit code 0: conformant; 1: not, or nothing claimed."""
+    again = _again("run", port, cmd, dialect)
+    _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect)
+
+
+@conform.command()
+@guarded
+def smoke(
+    port: PortOption = "", cmd: CmdOption = "", dialect: DialectOption = "paper", timeout: TimeoutOption = 20.0
+) -> None:
+    """Run only the first case of every stage: is the port wired up at all?"""
+    only, again = [f"{stage}-001" for stage in _outputs()], _again("run", port, cmd, dialect)
+    _check(_port(port, cmd, timeout), None, only, "isolated", None, None, None, again, dialect)
+
+
+@conform.command()
+@guarded
+def dump(
+    folder: Annotated[Path, typer.Argument(help="Where to write the cases; must be new or empty.", show_default=False)],
+    dtype: DtypeOption = None,
+    dialect: DialectOption = "paper",
+) -> None:
+    """Write all inputs as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
+    from grains_ref.conformance.ports import encode_values
+    from grains_ref.conformance.stages import OUTPUTS
+    from grains_ref.conformance.toy import toy_weights
+
+    cases = _dialect(dialect).cases
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder")
+    (folder / "in").mkdir(parents=True)
+    for name in dtype or ["float32"]:
+        (folder / "out" / name).mkdir(parents=True)
+    for case in cases:
+        content = {"case": case.id, "stage": case.stage, "in": encode_values(case.inputs, None)}
+        (folder / "in" / f"{case.id}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    weights = encode_values(toy_weights(), None)
+    (folder / "toy.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
+    names = "; ".join(f"{stage}: {', '.join(outputs)}" for stage, outputs in OUTPUTS.items())
+    (folder / "README.txt").write_text(
+        "in/CASE.json holds the inputs of one stage, toy.json the weights of the toy decoder.\n"
+        'Answer in out/DTYPE/CASE.json: {"out": {...}}, or {"refused": "why"} where the input is invalid.\n'
+        f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n",
+        encoding="utf-8",
+    )
+    out.print(f"{len(cases)} cases written to {folder}/in; how to answer is in {folder}/README.txt")
+
+
+@conform.command()
+@guarded
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `dump` wrote and a port filled.", show_default=False)],
+    only: OnlyOption = None,
+    dialect: DialectOption = "paper",
+    xfails: XfailFile = None,
+    json_file: JsonFile = None,
+    junit: JunitFile = None,
+) -> None:
+    """Judge the answers in a folder that `dump` wrote."""
+    from grains_ref.conformance.ports import FolderPort
+
+    again = f"grains-ref conform verify {folder}{_unless_paper(dialect)}"
+    _check(FolderPort(folder), None, only, "isolated", xfails, json_file, junit, again, dialect)
+
+
+def _outputs() -> dict[str, tuple[str, ...]]:
+    from grains_ref.conformance.stages import OUTPUTS
+
+    return OUTPUTS
+
+
+def _dialect(name: str) -> Any:
+    from grains_ref.conformance.dialects import DIALECTS
+
+    if name not in DIALECTS:
+        raise ValueError(f"dialect {name!r} does not exist; there are {', '.join(DIALECTS)}")
+    return DIALECTS[name]
+
+
+def _unless_paper(dialect: str) -> str:
+    return "" if dialect == "paper" else f" --dialect {dialect}"
+
+
+def _again(command: str, port: str, cmd: str, dialect: str) -> str:
+    how = f"--port {port}" if port else f"--cmd {shlex.quote(cmd)}"
+    return f"grains-ref conform {command} {how}{_unless_paper(dialect)}"
+
+
+def _port(port: str, cmd: str, timeout: float) -> Any:
+    from grains_ref.conformance.ports import CommandPort, PythonPort
+
+    if bool(port) == bool(cmd):
+        raise ValueError("give either --port (a Python module) or --cmd (a program)")
+    if cmd:
+        return CommandPort(cmd, timeout=timeout)
+    sys.path.insert(0, str(Path.cwd()))  # a port is usually developed where the command is typed
+    return PythonPort(port)
+
+
+def _check(
+    port: Any,
+    dtypes: Sequence[str] | None,
+    only: Sequence[str] | None,
+    mode: str,
+    xfails: Path | None,
+    json_file: Path | None,
+    junit: Path | None,
+    repeat: str,
+    dialect: str,
+) -> None:
+    import fnmatch
+
+    import torch
+
+    from grains_ref.conformance.report import print_run, write_json, write_junit
+    from grains_ref.conformance.runner import number_of_cases, read_xfails, run_port
+    from grains_ref.conformance.vectors import check_complete, load_budgets, root
+
+    spoken = _dialect(dialect)
+    check_complete(root())
+    torch.set_num_threads(1)  # the tensors are far too small for a second one
+
+    modes: tuple[Any, ...] = ("isolated", "chained", "end to end") if mode == "all" else (mode,)
+    if mode not in ("all", "isolated", "chained", "end to end"):
+        raise ValueError(f"mode {mode!r} does not exist; there are all, isolated, chained, 'end to end'")
+    if dtypes and (unknown := sorted(set(dtypes) - set(port.dtypes))):
+        raise ValueError(f"the port does not claim {', '.join(unknown)}; it claims {', '.join(port.dtypes)}")
+    cases = [
+        case
+        for case in spoken.cases
+        if not only or any(case.stage == one or fnmatch.fnmatch(case.id, one) for one in only)
+    ]
+    if not cases:
+        raise ValueError(f"no case matches {', '.join(only or [])}; ids look like 'steering-003'")
+    if only:
+        modes = tuple(one for one in modes if one == "isolated")
+    known = tuple(read_xfails(xfails)) if xfails else ()
+    try:
+        with progress_bar() as progress:
+            bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
+            budgets = load_budgets(dialect)
+            result = run_port(
+                port,
+                budgets,
+                dialect=spoken,
+                cases=cases,
+                dtypes=dtypes or (),
+                modes=modes,
+                expected_failures=known,
+                on_case=lambda: progress.advance(bar),
+            )
+    finally:
+        port.close()
+    print_run(result, budgets, out, repeat=repeat)
+    if json_file:
+        write_json(result, json_file)
+    if junit:
+        write_junit(result, junit)
+    if result.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,275 @@
+"""`grains-ref reproduce`: the paper's tables and figures, in miniature on the planted worlds or on the full models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
+
+if TYPE_CHECKING:
+    from grains_ref.reproduction.cells import Cell, MakeLab
+    from grains_ref.reproduction.full import FullRung
+    from grains_ref.reproduction.tables import TableSpec
+
+Rung = Literal["tiny", "full"]
+SEEDS = (0, 1, 2)
+FULL_SEEDS = (0,)  # of the splits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for: for each table, figure or further page the worlds (or columns) it is about."""
+
+    tables: dict[TableSpec, tuple[str, ...]]
+    figures: dict[str, tuple[str, ...]]
+    extras: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+
+    def cells(self) -> list[tuple[str, int, str]]:
+        """Every cell that is needed, once; what shares a model together, in the order of the rows."""
+        from grains_ref.reproduction.curves import CURVES
+        from grains_ref.reproduction.rows import CANDIDATES, rows_of
+        from grains_ref.reproduction.tables import COST_ROWS, figure_rows, kind_of, needed
+
+        found = {cell for spec, worlds in self.tables.items() for cell in needed(spec, worlds, self.seeds)}
+        for name, worlds in (*self.figures.items(), *self.extras.items()):
+            for world in worlds:
+                rows: dict[str, list[str]] = {
+                    "candidates": ["unsteered", "GrAInS", *CANDIDATES],
+                    "cost": COST_ROWS[kind_of(world)],
+                    "figure 5": ["GrAInS"],
+                    "figure 6": [*figure_rows(kind_of(world)).values()],
+                }
+                found |= {(world, seed, row) for seed in self.seeds for row in rows.get(name, [name])}
+        order = {
+            kind: {name: i for i, name in enumerate((*rows_of(is_visual=kind == "visual"), *CURVES))}
+            for kind in ("text", "visual")
+        }
+        return sorted(found, key=lambda cell: (cell[1], cell[0], order[kind_of(cell[0])][cell[2]]))
+
+
+@guarded
+def reproduce(
+    rung: Annotated[Rung, typer.Option(help="tiny: planted worlds; full: the paper's models and data.")] = "tiny",
+    everything: Annotated[bool, typer.Option("--all", help="Every table, figure and open question.")] = False,
+    table: Annotated[list[int] | None, typer.Option(help="A table of the paper, 1 to 8; may be repeated.")] = None,
+    figure: Annotated[list[int] | None, typer.Option(help="A figure of the paper: 3, 5 or 6.")] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(help="A further page (examples, layers, ...); full rung: cost."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Training seed 0 only; with --all the paper's tables and figures only.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--out", help="Folder for cells, record, page and figures.")] = Path(
+        "reproduction"
+    ),
+    workers: Annotated[int, typer.Option(help="Models side by side. (default: one per core; full: 1)")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and what is missing.")] = False,
+    weights: Annotated[list[str] | None, typer.Option(help="Full rung: MODEL=FOLDER (or hub id).")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Full rung: DATASET=FOLDER (or hub id).")] = None,
+    judge_url: Annotated[str, typer.Option(help="Full rung: an OpenAI-compatible endpoint.")] = "",
+    judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
+    device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
+) -> None:
+    """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
+    if rung == "tiny":
+        if weights or data or judge_url or judge_model:
+            raise ValueError("--weights, --data and --judge-... are for --rung full; the tiny rung needs nothing")
+        plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
+        from grains_ref.reproduction.lab import planted_lab
+
+        _carry_out(plan, planted_lab, output, workers=workers or os.cpu_count() or 1, dry_run=dry_run)
+        return
+    if quick:
+        raise ValueError("--quick is for the tiny rung")
+    plan = _full_plan(everything, table or [], figure or [], question or [])
+    full_rung = _full_rung(weights or [], data or [], judge_url, judge_model, device, output)
+    if _report_inventory(plan, full_rung) and not dry_run:
+        raise ValueError("something is missing (see above); nothing was run")
+    if not dry_run:
+        _carry_out(plan, full_rung, output, workers=workers or 1, dry_run=False)
+
+
+# ---------------------------------------------------------------------------------------------- what to run
+def _tiny_plan(
+    everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str], *, quick: bool
+) -> Plan:
+    """The tables, figures and further pages that were asked for, on the planted worlds.
+
+    Raises:
+        ValueError: nothing was asked for, or something that does not exist.
+    """
+    from grains_ref.reproduction.pages import EXTRAS, FIGURES
+    from grains_ref.reproduction.tables import QUESTIONS, TABLES, WORLDS_OF
+
+    specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
+    known = (*specs, *FIGURES, *EXTRAS)
+    shown_in_paper = [spec.name for spec in TABLES] + [*FIGURES]
+    names = shown_in_paper if everything and quick else _names(everything, table, figure, question, known=known)
+    worlds = (*WORLDS_OF["text"], *WORLDS_OF["visual"])
+    return Plan(
+        tables={specs[name]: WORLDS_OF[specs[name].kind] for name in names if name in specs},
+        figures={name: worlds for name in names if name in FIGURES},
+        extras={name: ("double",) if name == "transfer" else worlds for name in names if name in EXTRAS},
+        seeds=SEEDS[:1] if quick else SEEDS,
+    )
+
+
+def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str]) -> Plan:
+    """The same on the full models; rows that only a planted world can have are left out."""
+    from grains_ref.reproduction.full import COLUMNS, without_planted_rows
+    from grains_ref.reproduction.pages import EXTRAS, FIGURES
+    from grains_ref.reproduction.tables import TABLES
+
+    specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
+    names = _names(everything, table, figure, question, known=tuple(COLUMNS))
+    return Plan(
+        tables={specs[name]: COLUMNS[name] for name in names if name in specs},
+        figures={name: COLUMNS[name] for name in names if name in FIGURES},
+        extras={name: COLUMNS[name] for name in names if name in EXTRAS},
+        seeds=FULL_SEEDS,
+    )
+
+
+def _names(
+    everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str], *, known: Sequence[str]
+) -> list[str]:
+    if everything:
+        return [*known]
+    names = [f"table {n}" for n in table] + [f"figure {n}" for n in figure] + [*question]
+    there = ", ".join(map(repr, known))  # some names have commas
+    if not names:
+        raise ValueError(f"nothing to do: give --all, --table, --figure or --question; there are {there}")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no {', '.join(map(repr, unknown))}; there are {there}")
+    return names
+
+
+def _full_rung(
+    weights: Sequence[str], data: Sequence[str], judge_url: str, judge_model: str, device: str, output: Path
+) -> FullRung:
+    """Where everything lies.
+
+    Raises:
+        ValueError: an option is not NAME=PLACE, names something unknown, or half a judge was given.
+    """
+    from grains_ref.datasets.about import NAMES
+    from grains_ref.evaluation.judge import Cached, ChatJudge
+    from grains_ref.reproduction.full import LLMS, VLMS, FullRung
+    from grains_ref.tiny_models.full_size import find_weights
+
+    if bool(judge_url) != bool(judge_model):
+        raise ValueError("a judge needs both --judge-url and --judge-model")
+    judge = None
+    if judge_url:
+        output.mkdir(parents=True, exist_ok=True)
+        judge = Cached(ChatJudge(judge_url, model=judge_model), output / "verdicts.jsonl")
+    found = {name: str(folder) for name in (*LLMS, *VLMS) if (folder := find_weights(name))}
+    return FullRung(
+        weights=found | _places(weights, "--weights", (*LLMS, *VLMS)),
+        data=_places(data, "--data", NAMES),
+        judge=judge,
+        device=device,
+    )
+
+
+def _places(given: Sequence[str], option: str, known: Sequence[str]) -> dict[str, str]:
+    places = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals or not place or name not in known:
+            raise ValueError(f"{option} {one!r}: expected NAME=FOLDER with one of the names {', '.join(known)}")
+        places[name] = place
+    return places
+
+
+def _report_inventory(plan: Plan, rung: FullRung) -> int:
+    """Say what there is and what is missing; the number of missing things."""
+    from grains_ref.reproduction.full import inventory
+
+    parts_of_plan = (*plan.tables.values(), *plan.figures.values(), *plan.extras.values())
+    columns = list(dict.fromkeys(column for worlds in parts_of_plan for column in worlds))
+    parts = inventory(columns, rung)
+    rows = [(f"{part.kind} {part.name}", "missing" if part.missing else "there", part.checked) for part in parts]
+    out.print(table_of(f"The full rung: {len(columns)} columns", ("needed", "", "checked here"), rows))
+    missing = [part for part in parts if part.missing]
+    for part in missing:
+        out.print(f"{part.kind} {part.name}: {part.missing}")
+    out.print(f"\n{len(missing)} of {len(parts)} things are missing." if missing else "\nNothing is missing.")
+    return len(missing)
+
+
+# ------------------------------------------------------------------------------------------------ running
+def _carry_out(plan: Plan, make_lab: MakeLab, output: Path, *, workers: int, dry_run: bool) -> None:
+    from grains_ref.reproduction.cells import missing, read_cell, run
+
+    cells = plan.cells()
+    units = missing(output, cells)
+    left = sum(len(names) for _, _, names in units)
+    err.print(f"{len(cells)} cells, {len(cells) - left} of them finished; {len(units)} models to work on")
+    if dry_run:
+        for world, seed, names in units:
+            out.print(f"{world}, seed {seed}: {', '.join(names)}")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    if units:
+        with progress_bar() as progress:
+            bar = progress.add_task("starting", total=left)
+
+            def tick(what: str) -> None:
+                progress.update(bar, advance=1, description=f"{what:50}")
+
+            run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
+    found: dict[tuple[str, int, str], Cell] = {}
+    for world, seed, name in cells:
+        cell = read_cell(output, world, seed, name)
+        if cell is None:
+            raise ValueError(f"cell {name!r} of {world}, seed {seed} was run and is not there; is the disk full?")
+        found[world, seed, name] = cell
+    _write(plan, found, output)
+
+
+def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) -> None:
+    """The page, the record and the figures."""
+    from grains_ref.reproduction import pages
+    from grains_ref.reproduction.cells import facts_path
+    from grains_ref.reproduction.curves import CURVES
+    from grains_ref.reproduction.tables import figures
+    from grains_ref.reproduction.transfer import without_outcomes
+    from grains_ref.vectors import library_versions
+
+    models = dict.fromkeys((world, seed) for world, seed, _ in cells)
+    facts = {(w, s): json.loads(facts_path(output, w, s).read_text()) for w, s in models}
+    parts = [pages.LEGEND] if plan.tables else []
+    content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions()}
+    content |= {"tables": {}, "figures": {}, "curves": {}}
+    for spec, worlds in plan.tables.items():
+        found = figures(spec, worlds, cells, facts, plan.seeds)
+        parts.append(pages.table_page(spec, worlds, found))
+        content["tables"][spec.name] = pages.rows_record(found)
+    for name, worlds in plan.figures.items():
+        draw, caption = pages.FIGURES[name]
+        file = f"{name.replace(' ', '-')}.png"
+        content["figures"][name] = draw(cells, worlds, plan.seeds, output / file)
+        parts.append(f"### {name.capitalize()}. {caption}\n\n![{name}]({file})\n")
+    for name, worlds in plan.extras.items():
+        parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
+        if name in CURVES:
+            curves = {world: [cells[world, seed, name]["curve"] for seed in plan.seeds] for world in worlds}
+            if name == "transfer":
+                curves = {world: [without_outcomes(one) for one in found] for world, found in curves.items()}
+            content["curves"][name] = curves
+    content["cost"] = pages.cost_record(cells)
+    (output / "tables.md").write_text("\n".join(parts), encoding="utf-8")
+    (output / "record.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    out.print("\n".join(parts), soft_wrap=True)
+    drawn = "".join(f", {name.replace(' ', '-')}.png and .svg" for name in plan.figures)
+    err.print(f"written to {output}/: tables.md, record.json{drawn}")

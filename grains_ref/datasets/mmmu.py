@@ -1,0 +1,201 @@
+"""MMMU: college questions of 30 subjects about pictures; most have lettered options, some are open.
+
+Prompt: the question with its options in brackets, and the benchmark's closing sentence.
+
+Convention: `options` is the text of a Python list, and so are an open question's answer where several are right.
+Pictures are named `<image 1>` to `<image 7>` in questions and options.  With one picture, a chat template puts it in
+front and the text keeps the name; in plain text, and with several pictures, `<image>` marks the place of each where it
+is first named, in front where it is not named.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from grains_ref.datasets import prompts
+from grains_ref.datasets.pictures import CACHE
+from grains_ref.datasets.records import Generation, MultipleChoice, Prompt, Row
+from grains_ref.datasets.schema import PICTURE, TEXT, Schema
+from grains_ref.datasets.shots import N_SHOTS, CountTokens, most_shots
+from grains_ref.datasets.source import Source, load_rows
+
+HUB_ID = "MMMU/MMMU"
+SUBJECTS = (
+    "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",
+    "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design", "Diagnostics_and_Laboratory_Medicine",
+    "Economics", "Electronics", "Energy_and_Power", "Finance", "Geography", "History", "Literature", "Manage",
+    "Marketing", "Materials", "Math", "Mechanical_Engineering", "Music", "Pharmacy", "Physics", "Psychology",
+    "Public_Health", "Sociology",
+)  # fmt: skip
+N_PICTURES = 7
+LETTERS = "ABCDEFGHIJ"
+SCHEMA = Schema(
+    dict.fromkeys(("id", "question", "options", "answer", "question_type"), TEXT),
+    {
+        **{f"image_{i}": PICTURE for i in range(1, N_PICTURES + 1)},
+        **dict.fromkeys(("explanation", "img_type", "topic_difficulty", "subfield"), TEXT),
+    },
+    id_column="id",
+)
+CHOOSE = "Answer with the option's letter from the given choices directly."
+ANSWER_FREELY = "Answer the question using a single word or phrase."
+
+
+def read(
+    source: Source = HUB_ID, *, split: str = "validation", subjects: Sequence[str] = SUBJECTS, pictures: Path = CACHE
+) -> tuple[Row, ...]:
+    """All rows of a split: `validation` to be asked (900), `dev` for examples (5 per subject).
+
+    The answers of the split `test` are withheld.
+    """
+    rows: list[Row] = []
+    for subject in subjects:
+        for row in load_rows(source, config=subject, split=split, schema=SCHEMA, pictures=pictures):
+            if row["question_type"] not in ("multiple-choice", "open"):
+                row.fail("question_type", f"unknown label {row['question_type']!r}; expected multiple-choice or open.")
+            rows.append(Row(row.id, row.where, {**row.fields, "subject": subject}))
+    return tuple(rows)
+
+
+def is_open(row: Row) -> bool:
+    """Whether the question is answered freely."""
+    return bool(row["question_type"] == "open")
+
+
+def pictures_of(row: Row) -> tuple[Path, ...]:
+    """The pictures of a question, in the order in which its prompt names them."""
+    return _place([(_text(row), row)])[1]
+
+
+def multiple_choice(
+    row: Row,
+    *,
+    dev: Sequence[Row] = (),
+    wanted: int = N_SHOTS,
+    count_tokens: CountTokens = lambda prompt, pictures: 0,
+    context: int = 0,
+    max_pictures: int = 1,
+    chat: bool = True,
+) -> MultipleChoice:
+    """A question with options; the choices are their letters.
+
+    Args:
+        row: a question with options.
+        dev: rows of the dev split; those of the question's subject with options are the examples.
+        wanted: how many examples.  The paper says 5.  A picture takes hundreds of tokens or thousands and every example
+            has one, so with a model that takes one picture per prompt there are none.
+        count_tokens, context, max_pictures: see `shots.most_shots`.
+        chat: one message of the user, or plain text.
+
+    Raises:
+        RowError: the question is open, the options are no list, or the answer is none of their letters.
+        DatasetError: the question alone does not fit, or has more pictures than the model takes.
+    """
+    options = _options(row)
+    label = _label(row, options)
+    usable = [one for one in dev if one["subject"] == row["subject"] and not is_open(one)]
+    shots = [(f"{_text(one)} {LETTERS[_label(one, _options(one))]}\n\n", one) for one in usable[:wanted]]
+
+    def build(n: int) -> tuple[Prompt, tuple[Path, ...]]:
+        text, images = _place([*shots[:n], (_text(row), row)])
+        if chat and len(images) == 1:
+            text = "".join(part for part, _ in [*shots[:n], (_text(row), row)])
+        return prompts.as_prompt(text, chat=chat), images
+
+    n = most_shots(
+        build,
+        wanted=len(shots),
+        count_tokens=count_tokens,
+        context=context,
+        answer_tokens=int(context > 0),
+        max_pictures=max_pictures,
+    )
+    prompt, images = build(n)
+    return MultipleChoice(
+        id=row.id,
+        prompt=prompt,
+        choices=tuple(LETTERS[: len(options)]),
+        labels=tuple(i == label for i in range(len(options))),
+        where=row.where,
+        images=images,
+        group=row["subject"],
+        options=tuple(options),
+        n_shots=n,
+    )
+
+
+def generation(row: Row, *, chat: bool = True) -> Generation:
+    """A question to be answered freely, or with a letter; the references are the accepted answers.
+
+    Raises:
+        RowError: as for `multiple_choice`.
+    """
+    text, images = _place([(_text(row), row)])
+    if chat and len(images) == 1:
+        text = _text(row)
+    if is_open(row):
+        references = tuple(str(one) for one in _list(row, "answer")) if _is_list(row["answer"]) else (row["answer"],)
+    else:
+        references = (LETTERS[_label(row, _options(row))],)
+    prompt = prompts.as_prompt(text, chat=chat)
+    return Generation(row.id, row["question"], prompt, references, (), row.where, images, row["subject"])
+
+
+def _text(row: Row) -> str:
+    """Question, options and closing sentence, the pictures still by name."""
+    if is_open(row):
+        return f"{row['question']}\n\n{ANSWER_FREELY}"
+    options = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, _options(row), strict=False))
+    return f"{row['question']}\n\n{options}\n\n{CHOOSE}"
+
+
+def _place(parts: Sequence[tuple[str, Row]]) -> tuple[str, tuple[Path, ...]]:
+    """The parts in one text, a mark at every picture's place, and the pictures in the order of their marks."""
+    texts: list[str] = []
+    images: list[Path] = []
+    for text, row in parts:
+        present = {i: row.fields.get(f"image_{i}") for i in range(1, N_PICTURES + 1)}
+        named = list(dict.fromkeys(int(i) for i in re.findall(r"<image (\d+)>", text)))
+        for i in named:
+            if present.get(i) is None:
+                row.fail(f"image_{i}", f"is null, but the text names <image {i}>.")
+        unnamed = [i for i, picture in present.items() if picture is not None and i not in named]
+        for i in named:
+            text = text.replace(f"<image {i}>", prompts.PICTURE, 1)
+        texts.append("".join(f"{prompts.PICTURE}\n" for _ in unnamed) + text)
+        images += [row[f"image_{i}"] for i in [*unnamed, *named]]
+    return "".join(texts), tuple(images)
+
+
+def _options(row: Row) -> list[str]:
+    if is_open(row):
+        row.fail("question_type", "is open; the question has no options (use generation).")
+    options = [str(one) for one in _list(row, "options")]
+    if not 2 <= len(options) <= len(LETTERS):
+        row.fail("options", f"{len(options)} options; expected 2 to {len(LETTERS)}.")
+    return options
+
+
+def _label(row: Row, options: Sequence[str]) -> int:
+    answer = row["answer"].strip()
+    if len(answer) != 1 or answer not in LETTERS[: len(options)]:
+        withheld = " The answers of the split test are withheld; use validation." * (answer == "?")
+        row.fail("answer", f"unknown label {answer!r}; expected one of {', '.join(LETTERS[: len(options)])}.{withheld}")
+    return LETTERS.index(answer)
+
+
+def _is_list(text: str) -> bool:
+    return text.strip().startswith("[")
+
+
+def _list(row: Row, column: str) -> list[object]:
+    try:
+        value = ast.literal_eval(row[column].strip())
+    except (ValueError, SyntaxError):
+        row.fail(column, f"{row[column]!r} is not the text of a list, such as \"['a', 'b']\".")
+    if not isinstance(value, list):
+        row.fail(column, f"{row[column]!r} is not the text of a list, such as \"['a', 'b']\".")
+    return value

@@ -1,0 +1,299 @@
+"""What steering changed and what it cost: measures of a model, and the choice of a setting on dev data.
+
+Everything runs the model as it is, under whatever steering is active.  What is made of the numbers is in
+`grains_ref.evaluation.metrics`; its rates and means are also found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.metrics import (
+    BleuScores,
+    Mean,
+    Normalisation,
+    Rate,
+    average,
+    bleu_scores,
+    clustered_mean,
+    mc1,
+    mc2,
+    mc3,
+    normalised,
+    rate,
+)
+from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
+from grains_ref.models.families import PictureSource
+
+__all__ = [
+    "Choice",
+    "ChoiceRecord",
+    "ChoiceScores",
+    "Mean",
+    "Rate",
+    "ReferenceRecord",
+    "average",
+    "bleu_accuracy",
+    "capability",
+    "choose",
+    "clustered_mean",
+    "exact_matches",
+    "generations",
+    "keeps_capability",
+    "margins",
+    "multiple_choice",
+    "multiple_choice_accuracy",
+    "pair_rows",
+    "preference_accuracy",
+    "rate",
+    "row_margins",
+    "task_rows",
+]
+
+Setting = TypeVar("Setting")
+
+
+# ------------------------------------------------------------------------------------- preferences
+def margins(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> list[float]:
+    """log P(chosen) - log P(rejected) of each pair, in nats, or per token if so normalised."""
+    return row_margins(model, pair_rows(model, pairs), normalise=normalise)
+
+
+def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
+    """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
+    chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
+    return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
+
+
+def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow], *, normalise: Normalisation = "sum") -> list[float]:
+    """`margins` of the rows that `pair_rows` made; a sweep tokenises once and scores often."""
+    scores = _scores(model, rows, normalise)
+    n = len(rows) // 2
+    return [scores[i] - scores[n + i] for i in range(n)]
+
+
+def preference_accuracy(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> Rate:
+    """Share of pairs with log P(chosen) > log P(rejected), the preference win rate; a tie counts as wrong."""
+    return rate(margin > 0 for margin in margins(model, pairs, normalise=normalise))
+
+
+def _scores(model: HuggingFaceModel, rows: Sequence[TokenRow], normalise: Normalisation) -> list[float]:
+    scored = zip(model.score_rows(rows), rows, strict=True)
+    return [normalised(one.log_prob, n_tokens=len(row.response), by=normalise) for one, row in scored]
+
+
+# ------------------------------------------------------------------------------------- multiple choice
+class ChoiceRecord(Protocol):
+    """A multiple-choice question: `labels` says of each choice whether it is right; one picture at most."""
+
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
+    @property
+    def choices(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def labels(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[PictureSource]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Scores of every choice of every question, and the outcomes that follow, one per question.
+
+    Scores are log-probabilities in nats, or those per token, as `normalise` says.
+    """
+
+    scores: tuple[tuple[float, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    normalise: Normalisation
+
+    @property
+    def mc1(self) -> tuple[bool, ...]:
+        """See `metrics.mc1`; `rate` of these is multiple-choice accuracy (also MMLU's, over all subjects)."""
+        return tuple(mc1(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+    @property
+    def mc2(self) -> tuple[float, ...]:
+        """See `metrics.mc2`; take `clustered_mean` of these."""
+        return tuple(mc2(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+    @property
+    def mc3(self) -> tuple[float, ...]:
+        """See `metrics.mc3`; take `clustered_mean` of these."""
+        return tuple(mc3(scores, labels) for scores, labels in zip(self.scores, self.labels, strict=True))
+
+
+def multiple_choice(
+    model: HuggingFaceModel, records: Sequence[ChoiceRecord], *, normalise: Normalisation = "sum"
+) -> ChoiceScores:
+    """Score every choice of every question as a response to its prompt.
+
+    Raises:
+        ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
+    """
+    questions = [(r.prompt, r.choices, _only_picture(r.images)) for r in records]
+    return _choice_scores(model, questions, [r.labels for r in records], normalise)
+
+
+def multiple_choice_accuracy(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> Rate:
+    """Share of questions whose labelled choice has the strictly highest score, by default the summed log-probability.
+
+    Raises:
+        ValueError: a pair has no choices.
+    """
+    without = [p.where for p in pairs if p.label is None]
+    if without:
+        raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
+    labels = [[int(i == p.label) for i in range(len(p.choices))] for p in pairs]
+    return rate(_choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise).mc1)
+
+
+def _choice_scores(
+    model: HuggingFaceModel,
+    questions: Sequence[tuple[Prompt, Sequence[str], PictureSource | None]],
+    labels: Sequence[Sequence[int]],
+    normalise: Normalisation,
+) -> ChoiceScores:
+    rows = model.tokenise((prompt, choice, image) for prompt, choices, image in questions for choice in choices)
+    scores = iter(_scores(model, rows, normalise))
+    return ChoiceScores(
+        scores=tuple(tuple(next(scores) for _ in choices) for _, choices, _ in questions),
+        labels=tuple(tuple(int(label) for label in one) for one in labels),
+        normalise=normalise,
+    )
+
+
+def _only_picture(images: Sequence[PictureSource]) -> PictureSource | None:
+    if len(images) > 1:
+        raise ValueError(f"the question has {len(images)} pictures; one per prompt is supported, so leave it out")
+    return images[0] if images else None
+
+
+# ------------------------------------------------------------------------------------- generation
+class ReferenceRecord(Protocol):
+    """A question to be answered in free words, with right and wrong reference answers; one picture at most."""
+
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
+    @property
+    def references(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def wrong(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[PictureSource]: ...  # noqa: D102
+
+
+def generations(
+    model: HuggingFaceModel,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    images: Sequence[PictureSource | None] = (),
+    batch_size: int = 16,
+    **options: Any,
+) -> list[str]:
+    """The model's reply to each prompt, in batches; greedy unless `options` of transformers' `generate` say otherwise.
+
+    Raises:
+        ValueError: see `HuggingFaceModel.generate`.
+    """
+    replies: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        replies += model.generate(prompts[part], max_new_tokens=max_new_tokens, images=images[part], **options)
+    return replies
+
+
+def bleu_accuracy(
+    model: HuggingFaceModel,
+    records: Sequence[ReferenceRecord],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    effective_order: bool = False,
+    **options: Any,
+) -> BleuScores:
+    """Answer every question and compare the reply with its references: `.accuracy` is BLEU accuracy (section 5.1).
+
+    For a preference pair the references are its two responses.
+
+    Raises:
+        ValueError: a question with several pictures, or without right or wrong references.
+        ImportError: sacrebleu is not installed.
+    """
+    replies = generations(
+        model,
+        [r.prompt for r in records],
+        max_new_tokens=max_new_tokens,
+        images=[_only_picture(r.images) for r in records],
+        batch_size=batch_size,
+        **options,
+    )
+    return bleu_scores(
+        replies,
+        true=[r.references for r in records],
+        false=[r.wrong for r in records],
+        effective_order=effective_order,
+    )
+
+
+# ------------------------------------------------------------------------------------- capability
+def exact_matches(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[bool]:
+    """Whether greedy decoding would give each response, whole and exact; one teacher-forced pass tells."""
+    return [scored.is_greedy for scored in model.score_rows(rows)]
+
+
+def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
+    """Share of tasks answered exactly by greedy decoding."""
+    return rate(exact_matches(model, task_rows(model, tasks)))
+
+
+def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
+    """Token rows of tasks, for `exact_matches` and `keeps_capability`."""
+    return model.tokenise((task.prompt, task.answer, task.image) for task in tasks)
+
+
+def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> bool:
+    """Whether at most `allowed` rows are answered wrongly; stops as soon as there are more."""
+    failed = 0
+    for start in range(0, len(rows), chunk):
+        failed += sum(not right for right in exact_matches(model, rows[start : start + chunk]))
+        if failed > allowed:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------- choice on dev
+@dataclass(frozen=True)
+class Choice(Generic[Setting]):
+    """The chosen setting, and the dev accuracy of everything that was tried."""
+
+    best: Setting
+    tried: tuple[tuple[Setting, float], ...]
+
+
+def choose(
+    settings: Sequence[Setting], *, accuracy: Callable[[Setting], float], admissible: Callable[[Setting], bool]
+) -> Choice[Setting]:
+    """The admissible setting with the highest dev accuracy.
+
+    Ties go to the earlier setting, so list the gentlest first.  Admissibility (usually: capability is kept) is asked
+    best setting first until one has it; put the unsteered model first and there is always one.
+
+    Raises:
+        ValueError: no setting is admissible.
+    """
+    tried = tuple((setting, accuracy(setting)) for setting in settings)
+    for setting, _ in sorted(tried, key=lambda one: -one[1]):  # stable: ties keep their order
+        if admissible(setting):
+            return Choice(setting, tried)
+    raise ValueError(f"none of the {len(settings)} settings is admissible; add strength 0 or weaker settings")

@@ -1,0 +1,1 @@
+"""What people look at: coloured tokens (`tokens`) and scores drawn on a picture (`overlay`)."""

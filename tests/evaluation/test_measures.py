@@ -1,0 +1,287 @@
+"""evaluation.py: intervals, measures on real models against slower ways to the same number, and the choice on dev."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.measures import (
+    capability,
+    choose,
+    clustered_mean,
+    exact_matches,
+    keeps_capability,
+    margins,
+    multiple_choice_accuracy,
+    pair_rows,
+    preference_accuracy,
+    rate,
+    row_margins,
+    task_rows,
+)
+from grains_ref.grains import Steering, generate_greedy, log_prob
+from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.tiny_models.worlds import build_world
+
+pytestmark = pytest.mark.cpu
+
+
+def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> PreferencePair:
+    return PreferencePair("id", prompt, chosen, rejected, where="pairs.jsonl:1", **more)
+
+
+PAIRS = [
+    pair("The capital of France is", "Paris.", "Rome."),
+    pair("Is the earth flat?", "No, the earth is round.", "Yes."),
+    pair("What do people say about the moon", "It is made of cheese", "It is made of rock, and that is true."),
+    pair("Is the earth flat?", "No.", "It is."),
+]
+
+
+class FakeModel:
+    """Scores are written into the rows: a row's first response token says whether greedy decoding gives it."""
+
+    def __init__(self) -> None:
+        self.scored = 0
+
+    def tokenise(self, items: Any) -> list[TokenRow]:
+        return [TokenRow((0,), (int(response),)) for _, response, *_ in items]
+
+    def score(self, items: Any) -> list[SimpleNamespace]:
+        return self.score_rows(self.tokenise(items))
+
+    def score_rows(self, rows: Sequence[TokenRow]) -> list[SimpleNamespace]:
+        self.scored += len(rows)
+        return [SimpleNamespace(log_prob=float(row.response[0]), is_greedy=row.response[0] == 1) for row in rows]
+
+
+# --- rates and intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Wilson's formula with z = 1.959964, by hand; the first is a textbook example
+        (1, 10, 0.017876, 0.404150),
+        (8, 10, 0.490162, 0.943318),
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (150, 300, 0.443780, 0.556220),
+    ],
+)
+def test_a_rate_has_wilsons_interval(successes: int, n: int, low: float, high: float) -> None:
+    found = rate([True] * successes + [False] * (n - successes))
+    assert (found.value, found.n) == (successes / n, n)
+    assert found.low == pytest.approx(low, abs=2e-6)
+    assert found.high == pytest.approx(high, abs=2e-6)
+
+
+def test_a_rate_is_written_in_percent() -> None:
+    assert str(rate([True, False])) == "50.0 % [9.5, 90.5]"
+
+
+def test_nothing_to_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="no outcomes to count; is the evaluation set empty"):
+        rate(iter(()))
+
+
+def test_prompts_of_one_fact_do_not_count_as_independent() -> None:
+    rng = random.Random(0)
+    outcome = [float(rng.random() < 0.5) for _ in range(40)]
+    values = [value for value in outcome for _ in range(6)]  # six prompts per fact, all with the same outcome
+    clusters = [f"fact {i}" for i in range(40) for _ in range(6)]
+    clustered = clustered_mean(values, clusters)
+    naive = clustered_mean(values, [str(i) for i in range(len(values))])
+    once = clustered_mean(outcome, [f"fact {i}" for i in range(40)])
+    assert clustered.value == naive.value == sum(outcome) / 40
+    assert (clustered.n, naive.n) == (40, 240)
+    assert (clustered.high - clustered.low) > 2 * (naive.high - naive.low)
+    assert clustered == once  # five more copies of what is known already add nothing
+    assert clustered.low < clustered.value < clustered.high
+    assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * (0.25 / 40) ** 0.5, rel=0.1)
+
+
+def test_the_order_of_values_does_not_matter_and_the_bootstrap_is_seeded() -> None:
+    rng = random.Random(1)
+    rows = [(rng.random(), f"fact {i % 7}") for i in range(28)]
+    first = clustered_mean(*zip(*rows, strict=True))
+    assert clustered_mean(*zip(*rows, strict=True)) == first
+    rng.shuffle(rows)
+    again = clustered_mean(*zip(*rows, strict=True))
+    for field in ("value", "low", "high"):
+        assert getattr(again, field) == pytest.approx(getattr(first, field), rel=1e-12)
+
+
+def test_every_cluster_weighs_the_same() -> None:
+    assert clustered_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).value == 0.5
+
+
+def test_values_that_are_all_equal_have_an_interval_of_no_width() -> None:
+    found = clustered_mean([0.25] * 6, list("aabbcc"))
+    assert (found.value, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters"), [([1.0, 0.0], ["a", "a"]), ([], []), ([1.0], ["a", "b"]), ([1.0, 0.0, 1.0], ["a", "b"])]
+)
+def test_too_few_clusters_are_refused(values: list[float], clusters: list[str]) -> None:
+    with pytest.raises(ValueError, match="need values in at least two clusters; got"):
+        clustered_mean(values, clusters)
+
+
+# --- measures
+
+
+def test_margins_are_differences_of_log_probabilities_in_nats(model: HuggingFaceModel) -> None:
+    expected = []
+    for p in PAIRS:
+        x = model.encode(p.prompt)
+        scores = [
+            log_prob(model, x, x.embeds[None], y=model.response_ids(p.prompt, response)).item()
+            for response in (p.chosen, p.rejected)
+        ]
+        expected.append(scores[0] - scores[1])
+    assert min(expected) < 0 < max(expected)
+    assert margins(model, PAIRS) == pytest.approx(expected, abs=2e-5)
+    assert row_margins(model, pair_rows(model, PAIRS)) == margins(model, PAIRS)
+    assert preference_accuracy(model, PAIRS) == rate(margin > 0 for margin in expected)
+
+
+def test_a_tie_is_not_a_success() -> None:
+    pairs = [pair("?", "3", "2"), pair("?", "2", "2"), pair("?", "1", "2")]
+    assert margins(FakeModel(), pairs) == [1.0, 0.0, -1.0]
+    assert preference_accuracy(FakeModel(), pairs) == rate([True, False, False])
+
+
+@pytest.mark.parametrize(
+    ("choices", "label", "right"),
+    [
+        (("3", "1", "2"), 0, True),
+        (("1", "2", "3"), 2, True),
+        (("3", "1", "2"), 1, False),
+        (("3", "3", "2"), 0, False),  # two highest
+        (("3", "3", "2"), 1, False),
+        (("2", "2", "3"), 2, True),
+    ],
+)
+def test_multiple_choice_wants_the_labelled_choice_strictly_on_top(
+    choices: tuple[str, ...], label: int, right: bool
+) -> None:
+    asked = [pair("?", "1", "2", choices=choices, label=label)]
+    assert multiple_choice_accuracy(FakeModel(), asked) == rate([right])
+
+
+def test_multiple_choice_keeps_questions_of_different_sizes_apart(llama: HuggingFaceModel) -> None:
+    choices = [("Paris.", "Rome.", "Madrid."), ("No.", "Yes."), ("rock", "cheese", "It is.", "No, the earth is round.")]
+    outcomes, asked = [], []
+    for (p, options), label in zip(zip(PAIRS, choices, strict=False), (2, 0, 1), strict=True):
+        x = llama.encode(p.prompt)
+        scores = [log_prob(llama, x, x.embeds[None], y=llama.response_ids(p.prompt, o)).item() for o in options]
+        best = max(range(len(options)), key=scores.__getitem__)
+        for marked in (label, best):
+            asked.append(pair(p.prompt, p.chosen, p.rejected, choices=options, label=marked))
+            outcomes.append(marked == best)
+    assert multiple_choice_accuracy(llama, asked) == rate(outcomes)
+    assert not all(outcomes)
+
+
+def test_questions_without_choices_are_refused() -> None:
+    asked = [pair("?", "1", "2", choices=("1", "2"), label=0), PreferencePair("b", "?", "1", "2", where="p.jsonl:9")]
+    with pytest.raises(ValueError, match=r"1 rows have no 'choices' and 'label', the first is p\.jsonl:9"):
+        multiple_choice_accuracy(FakeModel(), asked)
+
+
+def test_an_exact_match_is_what_greedy_decoding_really_says(simple_model: HuggingFaceModel) -> None:
+    tasks = [Task(t.id, t.prompt, t.answer) for t in build_world("simple").capability_split("dev")[:24]]
+    tasks[5] = Task("wrong", tasks[5].prompt, "0 .")
+    tasks[6] = Task("beginning", tasks[6].prompt, tasks[6].answer.removesuffix(" ."))  # a whole match needs no end
+    rows = task_rows(simple_model, tasks)
+    v = torch.randn(len(simple_model.blocks), simple_model.width, generator=torch.Generator().manual_seed(0))
+    for lam in (0.0, 0.1):
+        with Steering(simple_model.blocks, v, lam=lam):
+            greedy = []
+            for task, row in zip(tasks, rows, strict=True):
+                said = generate_greedy(simple_model, simple_model.encode(task.prompt), n=len(row.response))
+                greedy.append(said == list(row.response))
+            assert exact_matches(simple_model, rows) == greedy
+            assert capability(simple_model, tasks) == rate(greedy)
+        assert greedy[5] is False
+        assert 0 < sum(greedy) < 24
+
+
+# --- keeping a capability
+
+
+@given(
+    right=st.lists(st.booleans(), max_size=40),
+    allowed=st.integers(min_value=0, max_value=12),
+    chunk=st.integers(min_value=1, max_value=45),
+)
+def test_the_quick_check_of_a_capability_says_what_counting_says(right: list[bool], allowed: int, chunk: int) -> None:
+    model, rows = FakeModel(), [TokenRow((0,), (int(ok),)) for ok in right]
+    kept = keeps_capability(model, rows, allowed=allowed, chunk=chunk)
+    assert kept == (right.count(False) <= allowed)
+    if kept:
+        assert model.scored == len(rows)
+    else:  # it stopped in the chunk of the failure that was one too many
+        too_many = [i for i, ok in enumerate(right) if not ok][allowed]
+        assert model.scored == min(len(rows), (too_many // chunk + 1) * chunk)
+
+
+# --- the choice on dev
+
+
+def test_the_best_admissible_setting_is_chosen_and_everything_tried_is_told() -> None:
+    accuracy = {"a": 0.2, "b": 0.9, "c": 0.7, "d": 0.7}
+    choice = choose(list(accuracy), accuracy=accuracy.__getitem__, admissible=lambda s: True)
+    assert choice.best == "b"
+    assert choice.tried == tuple(accuracy.items())
+
+
+def test_a_tie_goes_to_the_earlier_setting() -> None:
+    assert choose([3, 1, 2], accuracy=lambda s: 0.5, admissible=lambda s: True).best == 3
+    assert choose([3, 1, 2], accuracy=lambda s: 0.5, admissible=lambda s: s != 3).best == 1
+
+
+def test_a_better_setting_that_costs_too_much_is_passed_over() -> None:
+    accuracy = {"a": 0.2, "b": 0.9, "c": 0.7, "d": 0.8}
+    choice = choose(list(accuracy), accuracy=accuracy.__getitem__, admissible=lambda s: s not in "bd")
+    assert choice.best == "c"
+    assert choice.tried == tuple(accuracy.items())
+
+
+def test_admissibility_is_asked_no_further_than_needed() -> None:
+    asked: list[int] = []
+
+    def admissible(setting: int) -> bool:
+        asked.append(setting)
+        return setting == 3
+
+    assert choose([1, 2, 3, 4, 5], accuracy=float, admissible=admissible).best == 3
+    assert asked == [5, 4, 3]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=12).filter(
+        lambda settings: any(ok for _, ok in settings)
+    )
+)
+def test_the_choice_is_that_of_brute_force(settings: list[tuple[float, bool]]) -> None:
+    best = None
+    for i, (value, ok) in enumerate(settings):
+        if ok and (best is None or value > settings[best][0]):
+            best = i
+    numbers = range(len(settings))
+    assert choose(numbers, accuracy=lambda i: settings[i][0], admissible=lambda i: settings[i][1]).best == best
+
+
+def test_no_admissible_setting_is_an_error() -> None:
+    with pytest.raises(ValueError, match="none of the 2 settings is admissible; add strength 0"):
+        choose([1, 2], accuracy=float, admissible=lambda s: False)
