@@ -1,4 +1,4 @@
-"""models/families.py, and what models/huggingface.py does with it: from a picture to image tokens, and back to a place in the picture."""
+"""models/families.py: from a picture to image tokens, and back to a place in the picture."""
 
 from __future__ import annotations
 
