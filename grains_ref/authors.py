@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -114,19 +114,24 @@ def integrated_gradients(f: Function, x: Tensor) -> Attribution:
     """Rows 3 and 4: Gauss-Legendre with 20 nodes, weights rounded to float32 (Captum's), zeros for every token."""
     nodes, weights = grains.quadrature_rule("gauss_legendre", NODES)
     rounded = np.array(weights, dtype=np.float32).tolist()
-    total = sum(weight * _gradient(f, alpha * x) for alpha, weight in zip(nodes, rounded, strict=True))
+    total = sum(
+        weight * grains.gradient_at(f, alpha * x, where=f"alpha = {alpha:.3g}")
+        for alpha, weight in zip(nodes, rounded, strict=True)
+    )
     return _attribution(f, x, x * total)
 
 
 def gradient_times_input(f: Function, x: Tensor) -> Attribution:
     """Row 5: the gradient times the embedding; the same as the paper's with a zero baseline, but for f and x."""
-    return _attribution(f, x, x * _gradient(f, x))
+    return _attribution(f, x, x * grains.gradient_at(f, x, where="x"))
 
 
 def smoothgrad(f: Function, x: Tensor, *, generator: torch.Generator) -> Attribution:
     """Rows 5 and 6: sigma = 0.01 in the embeddings' own unit, and the plain sum over the width, not times the input."""
     noise = (SIGMA * torch.randn(x.shape, generator=generator).to(x) for _ in range(SAMPLES))
-    return _attribution(f, x, torch.stack([_gradient(f, x + eps) for eps in noise]).mean(0))
+    return _attribution(
+        f, x, torch.stack([grains.gradient_at(f, x + eps, where="a noisy sample") for eps in noise]).mean(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -254,16 +259,11 @@ class Steering(grains.Steering):
     """
 
     def __init__(self, blocks: Sequence[nn.Module], v: Tensor, *, alpha: float, hook: Hook = "transformers_4") -> None:
-        super().__init__(blocks, v, lam=alpha, layers=[len(blocks) - 1])
         self._variant: Hook = hook
+        super().__init__(blocks, v, lam=alpha, layers=[len(blocks) - 1])
 
-    def _hook(self, v: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
-        def edit(block: nn.Module, inputs: Any, output: Any) -> Any:
-            h = output[0] if isinstance(output, tuple) else output
-            h = steer_hidden(h, v, alpha=self._lam, hook=self._variant)
-            return (h, *output[1:]) if isinstance(output, tuple) else h
-
-        return edit
+    def _hook(self, v: Tensor) -> grains.Hook:
+        return grains.edit_output(lambda h: steer_hidden(h, v, alpha=self._lam, hook=self._variant))
 
 
 # --------------------------------------------------------------------------------- figure 2, all stages
@@ -289,20 +289,10 @@ def fit(
 
 
 # -------------------------------------------------------------------------------------------- helpers
-def _gradient(f: Function, point: Tensor) -> Tensor:
-    """df/dx at one point, (S, d) -> (S, d), in float32 or wider."""
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(f(point[None]).sum(), point)
-    return _wide(gradient)
-
-
 def _attribution(f: Function, x: Tensor, ig: Tensor) -> Attribution:
-    with torch.no_grad():
-        f_x, f_zero = f(x[None]).item(), f(torch.zeros_like(x)[None]).item()
-    return Attribution(ig=ig, a=ig.sum(-1), f_x=f_x, f_baseline=f_zero)
+    return grains.attribution_of(f, x, torch.zeros_like(x), ig)
 
 
 def _wide(t: Tensor) -> Tensor:
     """In float32 or wider."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.to(grains.at_least_float32(t))

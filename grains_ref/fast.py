@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from grains_ref import grains
-from grains_ref.grains import Attribution, Example, Fit, Function, HyperParameters, Model, Quadrature, quadrature_rule
+from grains_ref.grains import (
+    Attribution,
+    Example,
+    Fit,
+    Function,
+    HyperParameters,
+    Model,
+    Quadrature,
+    at_least_float32,
+    finite_gradient,
+    quadrature_rule,
+)
 
 BATCH_TOKENS = 1 << 12  # prompt and response tokens in one forward and backward pass
 
@@ -36,7 +47,7 @@ def integrated_gradients(
     alphas, weights = quadrature_rule(quadrature, m)
     points = [baseline + alpha * (x - baseline) for alpha in alphas]
     names = [f"alpha = {alpha:.3g}" for alpha in alphas]
-    total = torch.zeros_like(x, dtype=_wide(x))
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
     for weight, gradient in zip(weights, _gradients(f, points, names, at_once), strict=True):
         total += weight * gradient
     return _attribution(f, x, baseline, (x - baseline) * total, at_once)
@@ -59,10 +70,10 @@ def smoothgrad(
         ValueError: x and baseline differ in shape, or at_once is below 1.
     """
     _check(x, baseline, at_once)
-    scale = sigma * x.to(_wide(x)).std().item()
+    scale = sigma * x.to(at_least_float32(x)).std().item()
     points = [x + (scale * torch.randn(x.shape, generator=generator)).to(x) for _ in range(n)]
     names = [f"noisy sample {i}" for i in range(n)]
-    total = torch.zeros_like(x, dtype=_wide(x))
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
     for gradient in _gradients(f, points, names, at_once):
         total += gradient / n
     return _attribution(f, x, baseline, (x - baseline) * total, at_once)
@@ -96,19 +107,14 @@ def fit(model: Model, examples: Sequence[Example], hp: HyperParameters, *, batch
 # -------------------------------------------------------------------------------------------- helpers
 def _gradients(f: Function, points: Sequence[Tensor], names: Sequence[str], at_once: int) -> list[Tensor]:
     """df/dx at every point, each (T, d) in float32 or wider; `names` say where a gradient was taken."""
-    found: list[Tensor] = []
+    done: list[Tensor] = []
     for start in range(0, len(points), at_once):
         with torch.enable_grad():
             batch = torch.stack([*points[start : start + at_once]]).detach().requires_grad_()
             (gradients,) = torch.autograd.grad(f(batch).sum(), batch)  # rows of a batch do not see each other
         for name, gradient in zip(names[start:], gradients, strict=False):
-            if not gradient.isfinite().all():
-                raise FloatingPointError(
-                    f"the gradient of f at {name} is not finite: half-precision overflow, or a node too close to a "
-                    "zero baseline. Try bfloat16 or float32, fewer steps, or another path baseline."
-                )
-            found.append(gradient.to(_wide(gradient)))
-    return found
+            done.append(finite_gradient(gradient, where=name))
+    return done
 
 
 def _attribution(f: Function, x: Tensor, baseline: Tensor, ig: Tensor, at_once: int) -> Attribution:
@@ -124,8 +130,3 @@ def _check(x: Tensor, baseline: Tensor, at_once: int) -> None:
         raise ValueError(f"x and baseline must both be (T, d); got {tuple(x.shape)} and {tuple(baseline.shape)}")
     if at_once < 1:
         raise ValueError(f"at_once is {at_once}; at least one point must go through the model at a time")
-
-
-def _wide(t: Tensor) -> torch.dtype:
-    """float32 for half precision, the tensor's own type otherwise."""
-    return torch.promote_types(t.dtype, torch.float32)

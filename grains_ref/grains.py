@@ -1,9 +1,21 @@
 r"""GrAInS, the reference: equations (1) to (8) of arXiv 2507.18043 in the paper's order, one function each.
 
-Read it from top to bottom; `fit` near the end is figure 2 in ten lines. Correct first, then readable; speed
-lives elsewhere. Nothing here knows about Hugging Face: a model is the four functions of `Model`.
+Figure 2 in code; `fit`, near the end, is these lines:
 
-Glossary (code name, paper symbol, shape, unit):
+    for every pair (x, y_pos, y_neg):
+        a                    = attribute(model, example, hp).a         eq. (1), (2)    (T,) nats per prompt token
+        pos, neg             = select(a, k=k, eligible=...)            eq. (3)         token indices, at most k each
+        delta_pos, delta_neg = contrast(model, x, (pos, neg), x~)      eq. (4)         (L, d) each
+    v_pos, v_neg             = aggregate(all delta_pos), aggregate(all delta_neg)    eq. (5)    (L, d) each
+    v                        = combine(v_pos, v_neg)                   eq. (6)         (L, d)
+    with Steering(model.blocks, v, lam=...): generate                  eq. (7), (8)
+
+Correct first, then readable; speed lives in `grains_ref.fast`.  Nothing here knows about Hugging Face: a model is
+the four things of `Model`.  What the stages share, and the checks of their arguments, stand at the end.
+
+Glossary:
+
+    code name    paper symbol   shape     meaning, unit
     x            x              (T, d)    embeddings of the prompt, image features merged in
     baseline     x~             (T, d)    the embeddings that stand for "nothing here"
     y_pos, y_neg y_pos, y_neg   (R,)      token ids of the preferred / dispreferred response
@@ -21,7 +33,7 @@ Glossary (code name, paper symbol, shape, unit):
 Axes: B batch, T prompt tokens, R response tokens, d width, V vocabulary, L decoder blocks, N examples.
 
 Labels used below: `Convention:` marks a choice where the paper leaves one open; `Released code differs:` says
-what the authors' repository (commit 8ad78db) computes instead. docs/decisions.md has the reasons.
+what the authors' repository (commit 8ad78db) computes instead.  docs/decisions.md has the reasons.
 """
 
 from __future__ import annotations
@@ -29,12 +41,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Quadrature = Literal["right", "midpoint", "gauss_legendre"]
 AttributionMethod = Literal["integrated_gradients", "gradient", "smoothgrad", "random"]
@@ -43,71 +57,88 @@ AggregationMethod = Literal["pca", "uncentred", "mean", "weighted_mean"]
 EligibleRule = Literal["text", "image", "content", "no_special", "not_last"]
 Kind = Literal["text", "image", "template", "special", "pad"]
 Function: TypeAlias = Callable[[Tensor], Tensor]  # (B, T, d) -> (B,)
+Hook: TypeAlias = Callable[[nn.Module, Any, Any], Any]  # (module, inputs, output) -> new output, or None to keep it
 
 
 # ------------------------------------------------------------------------------------- what goes in
-def _one_of(name: str, value: str, options: Sequence[str]) -> None:
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
-
-
 @dataclass(frozen=True)
 class HyperParameters:
-    """Every number of the method, with the paper's value as the default; `lam` is chosen per task, on dev data."""
+    """Every number of the method, with the paper's value as the default; `lam` is chosen per task, on dev data.
 
-    k: int = 3  # sect. 4.1: 3 for LLMs; sect. 4.2: 20 for VLMs
-    m: int = 5  # sect. 4.1: 5; sect. 4.2: 10 for Gemma 3
-    quadrature: Quadrature = "right"  # App. B: nodes j/m, j = 1..m
-    objective: Objective = "preference"  # eq. 1; sect. 5.3 ablates it with "likelihood"
-    attribution: AttributionMethod = "integrated_gradients"  # eq. 2; sect. 5.3 ablates it with the others
-    path_baseline: str = "zero"  # eq. 2, "zero or masked token embedding"
-    mask_baseline: str = "zero"  # eq. 4, "replaced by baselines"
-    eligible: tuple[EligibleRule, ...] = ()  # eq. 3 by the letter: every prompt token; each rule narrows
-    aggregation: AggregationMethod = "pca"  # eq. 5
-    components: int = 1  # eq. 5, PCA_1
-    n: int = 20  # App. B, SmoothGrad samples; the paper names no value
-    sigma: float = 0.15  # App. B, SmoothGrad noise, in standard deviations of x; the paper names no value
-    seed: int = 0  # of SmoothGrad's noise and of random scores
+    `PRESETS`, at the end, has the paper's three settings.
+
+    Attributes:
+        k: tokens per sign, eq. (3). Sect. 4.1: 3 for LLMs; sect. 4.2: 20 for VLMs.
+        m: quadrature steps, eq. (2). Sect. 4.1: 5; sect. 4.2: 10 for Gemma 3.
+        quadrature: App. B has nodes j/m, j = 1..m, which is "right".
+        objective: eq. (1); sect. 5.3 ablates it with "likelihood".
+        attribution: eq. (2); sect. 5.3 ablates it with the others.
+        path_baseline: where the path of eq. (2) starts, "zero or masked token embedding".
+        mask_baseline: what eq. (4) puts in a token's place, "replaced by baselines".
+        eligible: rules that narrow the candidates of eq. (3); none, by the letter: every prompt token.
+        aggregation: eq. (5).
+        components: principal directions kept, 1 in eq. (5).
+        n: SmoothGrad's samples, App. B; the paper names no number.
+        sigma: SmoothGrad's noise in standard deviations of x, App. B; the paper names no number.
+        seed: of SmoothGrad's noise and of random scores.
+    """
+
+    k: int = 3
+    m: int = 5
+    quadrature: Quadrature = "right"
+    objective: Objective = "preference"
+    attribution: AttributionMethod = "integrated_gradients"
+    path_baseline: str = "zero"
+    mask_baseline: str = "zero"
+    eligible: tuple[EligibleRule, ...] = ()
+    aggregation: AggregationMethod = "pca"
+    components: int = 1
+    n: int = 20
+    sigma: float = 0.15
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        names = {"quadrature": Quadrature, "objective": Objective, "attribution": AttributionMethod}
-        for name, options in (names | {"aggregation": AggregationMethod}).items():
-            _one_of(name, getattr(self, name), get_args(options))
-        for name in ("k", "m", "n", "components"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma is {self.sigma!r}; expected a positive number")
-        if not isinstance(self.eligible, tuple):
-            raise ValueError(f"eligible is {self.eligible!r}; expected a tuple of rules, for instance ('no_special',)")
-        for rule in self.eligible:
-            _one_of("eligible rule", rule, get_args(EligibleRule))
-        if self.components > 1 and self.aggregation not in ("pca", "uncentred"):
-            raise ValueError(f"components = {self.components} needs the aggregation pca or uncentred")
+        _check_hyper_parameters(self)
 
-
-PRESETS = {"paper_llm": HyperParameters(), "paper_vlm": HyperParameters(20), "paper_gemma": HyperParameters(20, m=10)}
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return asdict(self) | {"eligible": list(self.eligible)}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt as the model sees it."""
+    """One prompt as the model sees it.
 
-    ids: Tensor  # (T,)
-    embeds: Tensor  # (T, d), image features merged in
-    tokens: tuple[str, ...]  # T strings, for people
-    kinds: tuple[Kind, ...]  # T
-    replay: dict[str, Tensor]  # what a run with other embeddings needs (masks, positions); only the model looks in
-    picture: str = ""  # digest of the picture; with the ids it seeds random draws
+    Attributes:
+        ids: token ids, (T,).
+        embeds: their embeddings with image features merged in, (T, d).
+        tokens: T strings, for people.
+        kinds: T kinds of token.
+        replay: what a run with other embeddings needs (masks, positions); only the model looks in.
+        picture: digest of the picture; with the ids it seeds random draws.
+    """
+
+    ids: Tensor
+    embeds: Tensor
+    tokens: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    replay: dict[str, Tensor]
+    picture: str = ""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One preference pair: the prompt x and the token ids of its two responses."""
+    """One preference pair: the prompt x and the token ids of its two responses.
+
+    Attributes:
+        encoded: the prompt x.
+        y_pos: token ids of the preferred response, (R,).
+        y_neg: token ids of the other one, (R',).
+    """
 
     encoded: Encoded
-    y_pos: Tensor  # (R,)
-    y_neg: Tensor  # (R',)
+    y_pos: Tensor
+    y_neg: Tensor
 
 
 class Model(Protocol):
@@ -142,12 +173,20 @@ def log_prob(model: Model, encoded: Encoded, embeds: Tensor, *, y: Tensor) -> Te
     Released code differs: scores only the last token, with the logits one position late.
 
     Raises:
-        ValueError: the response has no tokens.
+        ValueError: the response has no tokens, or one that the vocabulary has not.
+        FloatingPointError: a log-probability is not finite.
     """
     if y.ndim != 1 or len(y) == 0:
         raise ValueError(f"a response must be a vector of at least one token id; got shape {tuple(y.shape)}")
-    log_p = model.logits(encoded, embeds, y).to(_wide(embeds)).log_softmax(-1)  # (B, R, V)
-    return log_p[:, torch.arange(len(y)), y.to(log_p.device)].sum(-1)  # (B,)
+    if y.min() < 0:
+        raise ValueError(f"token ids must not be negative; got {y.tolist()}")
+    log_p = model.logits(encoded, embeds, y).to(at_least_float32(embeds)).log_softmax(-1)  # (B, R, V)
+    if y.max() >= log_p.shape[-1]:
+        raise ValueError(f"token ids must be below {log_p.shape[-1]}, the size of the vocabulary; got {y.tolist()}")
+    log_p_y = log_p[:, torch.arange(len(y)), y.to(log_p.device)].sum(-1)  # (B,)
+    if not log_p_y.isfinite().all():
+        _refuse_scores(log_p_y)
+    return log_p_y
 
 
 def preference(model: Model, encoded: Encoded, embeds: Tensor, *, y_pos: Tensor, y_neg: Tensor) -> Tensor:
@@ -173,13 +212,19 @@ def objective(model: Model, example: Example, hp: HyperParameters) -> Function:
 class Attribution:
     """Scores of one prompt in nats, and f at both ends of the path.
 
+    Attributes:
+        ig: IG_j, (T, d).
+        a: its sum over the width, (T,).
+        f_x: f at the prompt.
+        f_baseline: f at the baseline.
+
     `gap` is f(x) - f(baseline) - sum(a). It closes as m grows, on a transformer with a zero baseline very slowly:
     RMSNorm does not see a common scale, so nearly all of f's change lies below the first node. At m = 5 a gap as
     large as f itself is normal; it measures the quadrature and is not an error.
     """
 
-    ig: Tensor  # (T, d)
-    a: Tensor  # (T,)
+    ig: Tensor
+    a: Tensor
     f_x: float
     f_baseline: float
 
@@ -198,8 +243,12 @@ def quadrature_rule(quadrature: Quadrature, m: int) -> tuple[list[float], list[f
 
     Convention: no node at alpha = 0, where with a zero baseline RMSNorm lets the gradient grow to 1e31 (32 blocks).
     Released code differs: Gauss-Legendre with 20 nodes.
+
+    Raises:
+        ValueError: the rule is unknown, or m is below 1.
     """
     _one_of("quadrature", quadrature, get_args(Quadrature))
+    _at_least_one("m", m)
     if quadrature == "right":
         return [j / m for j in range(1, m + 1)], [1 / m] * m
     if quadrature == "midpoint":
@@ -224,10 +273,12 @@ def integrated_gradients(
         FloatingPointError: a gradient is not finite.
         ValueError: x and baseline differ in shape.
     """
-    total = torch.zeros_like(x, dtype=_wide(x))
-    for alpha, weight in zip(*quadrature_rule(quadrature, m), strict=True):
-        total += weight * _gradient(f, baseline + alpha * (x - baseline), where=f"alpha = {alpha:.3g}")
-    return _attribution(f, x, baseline, (x - baseline) * total)
+    _check_path(x, baseline)
+    nodes, weights = quadrature_rule(quadrature, m)
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
+    for alpha, weight in zip(nodes, weights, strict=True):
+        total += weight * gradient_at(f, baseline + alpha * (x - baseline), where=f"alpha = {alpha:.3g}")
+    return attribution_of(f, x, baseline, (x - baseline) * total)
 
 
 def gradient_times_input(f: Function, x: Tensor, baseline: Tensor) -> Attribution:
@@ -238,7 +289,8 @@ def gradient_times_input(f: Function, x: Tensor, baseline: Tensor) -> Attributio
     Convention: App. B gives no rule from gradient to score; times the input it is a change of f in nats, and equals
       eq. (2) with m = 1.
     """
-    return _attribution(f, x, baseline, (x - baseline) * _gradient(f, x, where="x"))
+    _check_path(x, baseline)
+    return attribution_of(f, x, baseline, (x - baseline) * gradient_at(f, x, where="x"))
 
 
 def smoothgrad(
@@ -251,18 +303,21 @@ def smoothgrad(
     Convention: sigma is relative to the standard deviation of x's entries; noise is drawn in float32 on the CPU.
     Released code differs: sigma = 0.01 absolute, unseeded, not times the input; y_neg's branch scores y_pos's token.
     """
-    scale = sigma * x.to(_wide(x)).std().item()
-    total = torch.zeros_like(x, dtype=_wide(x))
+    _check_path(x, baseline)
+    _at_least_one("n", n)
+    scale = sigma * x.to(at_least_float32(x)).std().item()
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
     for i in range(n):
         noise = scale * torch.randn(x.shape, generator=generator)
-        total += _gradient(f, x + noise.to(x), where=f"noisy sample {i}") / n
-    return _attribution(f, x, baseline, (x - baseline) * total)
+        total += gradient_at(f, x + noise.to(x), where=f"noisy sample {i}") / n
+    return attribution_of(f, x, baseline, (x - baseline) * total)
 
 
 def random_scores(f: Function, x: Tensor, baseline: Tensor, *, generator: torch.Generator) -> Attribution:
     """Sect. 5.3, the control: standard normal scores, spread evenly over a token's components."""
-    scores = torch.randn(len(x), generator=generator).to(x.device, _wide(x))
-    return _attribution(f, x, baseline, scores[:, None].expand(x.shape) / x.shape[1])
+    _check_path(x, baseline)
+    scores = torch.randn(len(x), generator=generator).to(x.device, at_least_float32(x))
+    return attribution_of(f, x, baseline, scores[:, None].expand(x.shape) / x.shape[1])
 
 
 def attribute(model: Model, example: Example, hp: HyperParameters) -> Attribution:
@@ -276,28 +331,6 @@ def attribute(model: Model, example: Example, hp: HyperParameters) -> Attributio
     if hp.attribution == "random":
         return random_scores(f, x, baseline, generator=generator_of(example, hp.seed))
     return integrated_gradients(f, x, baseline, m=hp.m, quadrature=hp.quadrature)
-
-
-def _attribution(f: Function, x: Tensor, baseline: Tensor, ig: Tensor) -> Attribution:
-    """Sum over the width, and f at both ends of the path for the completeness gap."""
-    if x.ndim != 2 or x.shape != baseline.shape:
-        raise ValueError(f"x and baseline must both be (T, d); got {tuple(x.shape)} and {tuple(baseline.shape)}")
-    with torch.no_grad():
-        f_x, f_baseline = f(x[None]).item(), f(baseline[None]).item()
-    return Attribution(ig=ig, a=ig.sum(-1), f_x=f_x, f_baseline=f_baseline)
-
-
-def _gradient(f: Function, point: Tensor, *, where: str) -> Tensor:
-    """df/dx at one point, (T, d), in float32 or wider."""
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(f(point[None]).sum(), point)
-    if not gradient.isfinite().all():
-        raise FloatingPointError(
-            f"the gradient of f at {where} is not finite: half-precision overflow, or a node too close to a zero "
-            "baseline. Try bfloat16 or float32, fewer steps, or another path baseline."
-        )
-    return gradient.to(_wide(gradient))
 
 
 # ------------------------------------------------------------------------------- 3.1 selection, eq. (3)
@@ -325,8 +358,12 @@ def eligible_tokens(encoded: Encoded, rules: Sequence[EligibleRule]) -> Tensor:
         "no_special": ("special",),
         "not_last": (),
     }
-    keep = [kind != "pad" and not any(kind in dropped[rule] for rule in rules) for kind in encoded.kinds]
-    keep[-1] &= "not_last" not in rules
+    never = {"pad"}
+    for rule in rules:
+        never.update(dropped[rule])
+    keep = [kind not in never for kind in encoded.kinds]
+    if "not_last" in rules:
+        keep[-1] = False
     return torch.tensor(keep)
 
 
@@ -359,7 +396,12 @@ def mask(x: Tensor, tokens: Sequence[int], baseline: Tensor) -> Tensor:
 
     Convention: only embeddings change; positions, length and attention mask stay.
     Released code differs: replaces token ids by the padding (= end-of-text) id.
+
+    Raises:
+        ValueError: there is no such token.
     """
+    if any(not 0 <= j < len(x) for j in tokens):
+        raise ValueError(f"tokens to mask must be from 0 to {len(x) - 1}; got {list(tokens)}")
     masked = x.clone()
     masked[list(tokens)] = baseline[list(tokens)]
     return masked
@@ -378,8 +420,10 @@ def contrast(model: Model, encoded: Encoded, selection: Selection, baseline: Ten
     x = encoded.embeds
     versions = torch.stack([x, mask(x, selection.pos, baseline), mask(x, selection.neg, baseline)])  # (3, T, d)
     with torch.no_grad():
-        h, h_without_pos, h_without_neg = model.residuals(encoded, versions).to(_wide(x))  # 3 x (L, d)
-    return (h - h_without_pos) * bool(selection.pos), (h - h_without_neg) * bool(selection.neg)
+        h, h_without_pos, h_without_neg = model.residuals(encoded, versions).to(at_least_float32(x))  # (L, d) each
+    delta_pos = h - h_without_pos if selection.pos else torch.zeros_like(h)
+    delta_neg = h - h_without_neg if selection.neg else torch.zeros_like(h)
+    return delta_pos, delta_neg
 
 
 # ------------------------------------------------------------------------ 3.2 aggregation, eq. (5), (6)
@@ -389,12 +433,19 @@ class DegenerateShiftsError(ValueError):
 
 @dataclass(frozen=True)
 class Aggregation:
-    """One direction per layer, and how well the shifts defined it."""
+    """One direction per layer, and how well the shifts defined it.
 
-    v: Tensor  # (L, d) float64, unit length
-    explained: tuple[float, ...]  # L: s1^2 / sum of s^2
-    gap: tuple[float, ...]  # L: (s1 - s2) / s1 of the singular values; near 0 the component is arbitrary
-    cos_mean: tuple[float, ...]  # L: cosine of v with the mean shift
+    Attributes:
+        v: unit vectors, (L, d) in float64.
+        explained: s_1^2 / sum of s_i^2 of each layer's singular values, L numbers.
+        gap: (s_1 - s_2) / s_1, L numbers; near 0 the component is arbitrary.
+        cos_mean: cosine of v with the mean shift, L numbers.
+    """
+
+    v: Tensor
+    explained: tuple[float, ...]
+    gap: tuple[float, ...]
+    cos_mean: tuple[float, ...]
 
 
 def aggregate(
@@ -417,46 +468,54 @@ def aggregate(
         DegenerateShiftsError: the shifts of a layer are all zero, all equal (pca), or have no mean to sign by.
         ValueError: the shape is wrong, a shift is not finite, or weights do not fit.
     """
-    if deltas.ndim != 3 or len(deltas) == 0:
-        raise ValueError(f"deltas must be (N, L, d) with N >= 1; got {tuple(deltas.shape)}")
-    if not deltas.isfinite().all():
-        raise ValueError(f"shifts are not finite in layers {(~deltas.isfinite()).any(2).any(0).nonzero().tolist()}")
-    w = np.asarray(weights, dtype=np.float64)
-    if len(w) != (len(deltas) if method == "weighted_mean" else 0) or not (np.isfinite(w) & (w >= 0)).all():
-        raise ValueError(f"weighted_mean, and only it, takes {len(deltas)} weights >= 0; got {weights}")
+    _check_shifts(deltas, method, components, weights)
     layers = deltas.detach().cpu().double().numpy().swapaxes(0, 1)  # (L, N, d)
-    per_layer = [_direction(layer, D, method, components, w) for layer, D in enumerate(layers)]
-    v, explained, gap, cos_mean = zip(*per_layer, strict=True)
-    return Aggregation(v=torch.from_numpy(np.stack(v)), explained=explained, gap=gap, cos_mean=cos_mean)
+    v, explained, gap, cos_mean = [], [], [], []
+    for layer, D in enumerate(layers):
+        direction, figures = _direction(layer, D, method, components, np.asarray(weights, dtype=np.float64))
+        v.append(direction)
+        explained.append(figures[0])
+        gap.append(figures[1])
+        cos_mean.append(figures[2])
+    return Aggregation(torch.from_numpy(np.stack(v)), tuple(explained), tuple(gap), tuple(cos_mean))
 
 
 def _direction(
     layer: int, D: np.ndarray, method: AggregationMethod, components: int, weights: np.ndarray
-) -> tuple[np.ndarray, float, float, float]:
-    """One layer of `aggregate`: D (N, d) -> v (d,), explained, gap, cos_mean."""
-    mean, negligible = D.mean(0), 1e-6 * np.linalg.norm(D)
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """One layer of `aggregate`: D (N, d), weights (N,) or () -> v (d,) of unit length; explained, gap, cos_mean."""
+    mean = D.mean(0)
+    negligible = 1e-6 * np.linalg.norm(D)
     if negligible == 0:
-        raise DegenerateShiftsError(f"layer {layer}: all {len(D)} shifts are zero; no token of this sign was selected")
-    _, s, u = np.linalg.svd(D if method == "uncentred" else D - mean, full_matrices=False)  # (N,), (N, d)
-    s = np.append(s, 0.0)
-    if method in ("pca", "uncentred"):
-        if s[0] <= negligible:
-            raise DegenerateShiftsError(
-                f"layer {layer}: the {len(D)} shifts are all equal, so PCA has no first component. Give more and more "
-                "varied examples, or use the aggregation 'mean' or 'uncentred'."
-            )
-        u = u[:components][s[: len(u)][:components] > negligible]
-        v = (u @ mean) @ u  # the mean shift projected on the components; for one component: signed by the mean
+        raise DegenerateShiftsError(
+            f"layer {layer}: all {len(D)} shifts are zero: no token of this sign was selected, or masking them "
+            "changed nothing at this layer"
+        )
+    # s: singular values, largest first (r,); u: right singular vectors, one per row (r, d); r = min(N, d)
+    _, s, u = np.linalg.svd(D if method == "uncentred" else D - mean, full_matrices=False)
+    if method == "mean":
+        v = mean
+    elif method == "weighted_mean":
+        v = weights @ D / max(weights.sum(), TINY)
+    elif s[0] <= negligible:
+        raise DegenerateShiftsError(
+            f"layer {layer}: the {len(D)} shifts are all equal, so PCA has no first component. Give more and more "
+            "varied examples, or use the aggregation 'mean' or 'uncentred'."
+        )
     else:
-        v = mean if method == "mean" else weights @ D / max(weights.sum(), np.finfo(float).tiny)
+        basis = u[:components][s[:components] > negligible]  # one row for eq. (5)
+        v = (basis @ mean) @ basis  # the mean shift projected on it; for one row: +-u_1 with <v, mean> > 0
     if np.linalg.norm(v) <= negligible / math.sqrt(len(D)):
         raise DegenerateShiftsError(
             f"layer {layer}: the mean shift is zero along the {method} direction, so its sign is undefined. "
             "The examples cancel each other: check that chosen and rejected are not mixed up in some of them."
         )
     v = v / np.linalg.norm(v)
-    variance, first, length = (max(z, np.finfo(float).tiny) for z in (s @ s, s[0], np.linalg.norm(mean)))
-    return v, float(s[0] ** 2 / variance), float((s[0] - s[1]) / first), float(v @ mean / length)
+    second = s[1] if len(s) > 1 else 0.0
+    explained = s[0] ** 2 / max(s @ s, TINY)
+    gap = (s[0] - second) / max(s[0], TINY)
+    cos_mean = v @ mean / max(np.linalg.norm(mean), TINY)
+    return v, (float(explained), float(gap), float(cos_mean))
 
 
 def combine(v_pos: Tensor, v_neg: Tensor) -> Tensor:
@@ -478,54 +537,72 @@ def steer_hidden(h: Tensor, v: Tensor, *, lam: float) -> Tensor:
     Convention: L2 norm over the width, token by token, in float32 or wider; ratio first, then product, because
       |h| * h~ overflows float16. A zero h stays zero; where h~ is zero there is no direction left and h is kept.
     Released code differs: multiplies v by 10 * alpha; norms over the sequence, or steers only row 0 of a batch.
+
+    Raises:
+        ValueError: v and h differ in width.
+        FloatingPointError: h is not finite, or lam * v is so long beside h that h' cannot be computed.
     """
     if v.shape != h.shape[-1:]:
         raise ValueError(f"v must have the width of h; got {tuple(v.shape)} for h of shape {tuple(h.shape)}")
-    wide = h.to(_wide(h))
+    wide = h.to(at_least_float32(h))
     shifted = wide + lam * v.to(wide)  # eq. (7)
-    norm, shifted_norm = (z.norm(dim=-1, keepdim=True) for z in (wide, shifted))  # (..., 1)
-    restored = shifted * (norm / shifted_norm)  # eq. (8)
-    return torch.where(shifted_norm > 0, restored, wide).to(h)
+    ratio = _norm_ratio(wide, shifted)  # (..., 1)
+    restored = torch.where(ratio.isfinite(), shifted * ratio, wide).to(h)  # eq. (8)
+    _check_steered(restored, h, shifted, ratio)
+    return restored
 
 
-class Steering:
+class Hooks:
+    """Forward hooks for the length of a `with` block, on these modules and in this thread (or asyncio task) alone.
+
+    What another thread computes meanwhile, or a copy of a module, is not touched; leaving the block, also by an
+    exception, removes the hooks.  It may be entered again or nested.  A generator that is suspended inside the block
+    has not left it.  A thread that is started inside the block has not entered it: enter in the thread itself, or
+    start it with `contextvars.copy_context().run`.
+
+    hooks: modules and what to call after each.  Pickling a module while it is hooked raises TypeError.
+    """
+
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Hook]]):
+        self._hooks = list(hooks)
+        self._entries: dict[object, list[RemovableHandle]] = {}  # one for every `with` that has not been left
+
+    def __enter__(self) -> Self:
+        entry = object()
+        self._entries[entry] = [m.register_forward_hook(_OwnHook(m, hook, entry)) for m, hook in self._hooks]
+        _ENTERED.set((*_ENTERED.get(), entry))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        here = [entry for entry in _ENTERED.get() if entry in self._entries]
+        last = here[-1] if here else next(reversed(self._entries))  # of this thread, if there is one
+        for handle in self._entries.pop(last):
+            handle.remove()
+        _ENTERED.set(tuple(entry for entry in _ENTERED.get() if entry is not last))
+
+
+class Steering(Hooks):
     """Eq. (7), (8) after every decoder block, at every position: `with Steering(model.blocks, v, lam=6.0):`.
 
-    v: (L, d).  layers: block numbers to steer, default all L.  Forward hooks only; leaving the `with` block, also by
-    an exception, removes them all.  It may be entered again or nested; nested vectors apply one after the other.
+    v: (L, d).  layers: block numbers to steer, default all L.  Forward hooks only, which act as `Hooks` says: for
+    this thread, not for copies of the model.  Nested vectors apply one after the other.
 
     Convention: all layers, all positions, prompt and generated tokens, every row of a batch (sect. 3.3).
     Released code differs: one layer, the last.
 
     Raises:
+        TypeError: v is no tensor.
         ValueError: v does not fit the blocks, a layer does not exist or is named twice, or lam or v is not finite.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], v: Tensor, *, lam: float, layers: Sequence[int] | None = None):
-        layers = range(len(blocks)) if layers is None else layers
-        if v.ndim != 2 or len(v) != len(blocks):
-            raise ValueError(f"v must be (L, d) with L = {len(blocks)} decoder blocks; got {tuple(v.shape)}")
-        if not (math.isfinite(lam) and v.isfinite().all()):
-            raise ValueError(f"lam and v must be finite; lam is {lam}, v holds {(~v.isfinite()).sum()} other values")
-        if set(layers) - set(range(len(blocks))) or len(set(layers)) != len(layers):
-            raise ValueError(f"layers must be different numbers from 0 to {len(blocks) - 1}; got {list(layers)}")
-        self._blocks, self._v, self._lam, self._layers = blocks, v.detach(), float(lam), tuple(layers)
-        self._entered: list[list[torch.utils.hooks.RemovableHandle]] = []
+        chosen = list(range(len(blocks))) if layers is None else list(layers)
+        _check_steering(len(blocks), v, lam, chosen)
+        self._lam = float(lam)
+        super().__init__([(blocks[i], self._hook(v[i].detach())) for i in chosen])
 
-    def __enter__(self) -> Steering:
-        self._entered.append([self._blocks[i].register_forward_hook(self._hook(self._v[i])) for i in self._layers])
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._entered.pop():
-            handle.remove()
-
-    def _hook(self, v: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
-        def edit(block: nn.Module, inputs: Any, output: Any) -> Any:
-            h = steer_hidden(output[0] if isinstance(output, tuple) else output, v, lam=self._lam)
-            return (h, *output[1:]) if isinstance(output, tuple) else h
-
-        return edit
+    def _hook(self, v: Tensor) -> Hook:
+        return edit_output(lambda h: steer_hidden(h, v, lam=self._lam))
 
 
 # ------------------------------------------------------------------------------------- 3.3 generation
@@ -533,17 +610,28 @@ class Steering:
 def generate_greedy(model: Model, encoded: Encoded, *, n: int) -> list[int]:
     """The n most likely next tokens, each from a full recomputation: no cache to be wrong. Ties go to the lower id."""
     ids: list[int] = []
-    for _ in range(n):  # the appended 0 is only a place-holder: row r never sees token r
-        ids.append(int(model.logits(encoded, encoded.embeds[None], torch.tensor([*ids, 0]))[0, -1].argmax()))
+    for _ in range(n):
+        said_and_next = torch.tensor([*ids, 0])  # the 0 is only a place-holder: row r never sees token r
+        logits = model.logits(encoded, encoded.embeds[None], said_and_next)[0, -1]  # (V,)
+        if not logits.isfinite().all():
+            _refuse_scores(logits)
+        ids.append(int(logits.argmax()))
     return ids
 
 
 # --------------------------------------------------------------------------------- figure 2, all stages
 @dataclass(frozen=True)
 class Shift:
-    """What one example contributes: its scores, its tokens, and its two shifts (L, d)."""
+    """What one example contributes.
 
-    a: Tensor  # (T,)
+    Attributes:
+        a: its scores, (T,).
+        selection: its tokens.
+        delta_pos: its shift without I_k^+, (L, d).
+        delta_neg: its shift without I_k^-, (L, d).
+    """
+
+    a: Tensor
     selection: Selection
     delta_pos: Tensor
     delta_neg: Tensor
@@ -551,7 +639,13 @@ class Shift:
 
 @dataclass(frozen=True)
 class Fit:
-    """Both sides of eq. (5), and v of eq. (6), each (L, d) in float64."""
+    """Both sides of eq. (5), and v of eq. (6).
+
+    Attributes:
+        pos: v_pos, (L, d) in float64, and how well it is defined.
+        neg: v_neg likewise.
+        v: v_pos - v_neg, (L, d) in float64.
+    """
 
     pos: Aggregation
     neg: Aggregation
@@ -571,14 +665,19 @@ def vectors(shifts: Sequence[Shift], hp: HyperParameters) -> Fit:
     if not shifts:
         raise ValueError("no examples: at least two different shifts are needed for a principal direction")
 
-    def side(sign: Literal["pos", "neg"]) -> Aggregation:
-        deltas = torch.stack([getattr(s, f"delta_{sign}") for s in shifts])  # (N, L, d)
-        scores = [s.a[list(getattr(s.selection, sign))].abs().sum().item() for s in shifts]
-        weights = scores if hp.aggregation == "weighted_mean" else []
-        return aggregate(deltas, method=hp.aggregation, components=hp.components, weights=weights)
-
-    pos, neg = side("pos"), side("neg")
+    pos = _side([s.delta_pos for s in shifts], [s.selection.pos for s in shifts], [s.a for s in shifts], hp)
+    neg = _side([s.delta_neg for s in shifts], [s.selection.neg for s in shifts], [s.a for s in shifts], hp)
     return Fit(pos, neg, combine(pos.v, neg.v))
+
+
+def _side(
+    deltas: Sequence[Tensor], selected: Sequence[Sequence[int]], scores: Sequence[Tensor], hp: HyperParameters
+) -> Aggregation:
+    """Eq. (5) for one sign; an example's weight, where weights are asked for, is its summed |a| of that sign."""
+    weights: list[float] = []
+    if hp.aggregation == "weighted_mean":
+        weights = [a[list(tokens)].abs().sum().item() for a, tokens in zip(scores, selected, strict=True)]
+    return aggregate(torch.stack([*deltas]), method=hp.aggregation, components=hp.components, weights=weights)
 
 
 def fit(model: Model, examples: Sequence[Example], hp: HyperParameters) -> Fit:
@@ -587,10 +686,42 @@ def fit(model: Model, examples: Sequence[Example], hp: HyperParameters) -> Fit:
     return vectors(shifts, hp)  # eq. (5) and (6)
 
 
-# -------------------------------------------------------------------------------------------- helpers
-def _wide(t: Tensor) -> torch.dtype:
+# ---------------------------------------------------------------------------------- shared by the stages
+TINY = np.finfo(np.float64).tiny  # for quotients of what may be zero
+
+
+def at_least_float32(t: Tensor) -> torch.dtype:
     """float32 for half precision, the tensor's own type otherwise."""
     return torch.promote_types(t.dtype, torch.float32)
+
+
+def gradient_at(f: Function, point: Tensor, *, where: str) -> Tensor:
+    """df/dx at one point, (T, d), in float32 or wider.
+
+    Raises:
+        FloatingPointError: it is not finite; `where` says where it was taken.
+    """
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(f(point[None]).sum(), point)
+    return finite_gradient(gradient, where=where)
+
+
+def finite_gradient(gradient: Tensor, *, where: str) -> Tensor:
+    """The gradient in float32 or wider, or FloatingPointError."""
+    if not gradient.isfinite().all():
+        raise FloatingPointError(
+            f"the gradient of f at {where} is not finite: half-precision overflow, or a node too close to a zero "
+            "baseline. Try bfloat16 or float32, fewer steps, or another path baseline."
+        )
+    return gradient.to(at_least_float32(gradient))
+
+
+def attribution_of(f: Function, x: Tensor, baseline: Tensor, ig: Tensor) -> Attribution:
+    """`ig` (T, d) summed over the width, and f at both ends of the path for the completeness gap."""
+    with torch.no_grad():
+        f_x, f_baseline = f(x[None]).item(), f(baseline[None]).item()
+    return Attribution(ig=ig, a=ig.sum(-1), f_x=f_x, f_baseline=f_baseline)
 
 
 def generator_of(example: Example, seed: int) -> torch.Generator:
@@ -598,3 +729,138 @@ def generator_of(example: Example, seed: int) -> torch.Generator:
     ids = (example.encoded.ids, example.y_pos, example.y_neg)
     digest = hashlib.sha256(f"{seed} {[i.tolist() for i in ids]}{example.encoded.picture}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
+
+
+def edit_output(edit: Callable[[Tensor], Tensor]) -> Hook:
+    """The hook that edits h in a block's output, which is h or a tuple that starts with h."""
+
+    def hook(block: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
+    return hook
+
+
+def _norm_ratio(h: Tensor, shifted: Tensor) -> Tensor:
+    """|h| / |h~| per token, (..., d), (..., d) -> (..., 1).
+
+    Each norm is taken of numbers near 1, after division by a power of two, which is exact: squares of large numbers
+    overflow, squares of small ones vanish.
+    """
+    h_exponent = torch.frexp(h.abs().amax(-1, keepdim=True)).exponent  # |h| < 2 ** exponent, entry by entry
+    shifted_exponent = torch.frexp(shifted.abs().amax(-1, keepdim=True)).exponent
+    norm = torch.ldexp(h, -h_exponent).norm(dim=-1, keepdim=True)
+    shifted_norm = torch.ldexp(shifted, -shifted_exponent).norm(dim=-1, keepdim=True)
+    return torch.ldexp(norm / shifted_norm, h_exponent - shifted_exponent)
+
+
+_ENTERED: ContextVar[tuple[object, ...]] = ContextVar(
+    "grains_ref: the `with` blocks of this thread or task", default=()
+)
+
+
+class _OwnHook:
+    """Calls a hook for one module, in the thread or task that entered, and for nobody else."""
+
+    def __init__(self, module: nn.Module, hook: Hook, entry: object):
+        self._module, self._hook, self._entry = module, hook, entry
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if module is self._module and self._entry in _ENTERED.get():
+            return self._hook(module, inputs, output)
+        return None
+
+    def __deepcopy__(self, memo: object) -> _OwnHook:
+        return self  # a copied module is another module, for which it does nothing
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model cannot be pickled while it is steered: leave the `with` block first")
+
+
+# ------------------------------------------------------------------------------------------------- checks
+def _one_of(name: str, value: str, options: Sequence[str]) -> None:
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def _check_hyper_parameters(hp: HyperParameters) -> None:
+    _one_of("quadrature", hp.quadrature, get_args(Quadrature))
+    _one_of("objective", hp.objective, get_args(Objective))
+    _one_of("attribution", hp.attribution, get_args(AttributionMethod))
+    _one_of("aggregation", hp.aggregation, get_args(AggregationMethod))
+    for name in ("k", "m", "n", "components"):
+        _at_least_one(name, getattr(hp, name))
+    if not (math.isfinite(hp.sigma) and hp.sigma > 0):
+        raise ValueError(f"sigma is {hp.sigma!r}; expected a positive number")
+    if not isinstance(hp.eligible, tuple):
+        raise ValueError(f"eligible is {hp.eligible!r}; expected a tuple of rules, for instance ('no_special',)")
+    for rule in hp.eligible:
+        _one_of("eligible rule", rule, get_args(EligibleRule))
+    _check_components(hp.components, hp.aggregation)
+
+
+def _check_components(components: int, aggregation: str) -> None:
+    _at_least_one("components", components)
+    if components > 1 and aggregation not in ("pca", "uncentred"):
+        raise ValueError(f"components = {components} needs the aggregation pca or uncentred")
+
+
+def _check_path(x: Tensor, baseline: Tensor) -> None:
+    if x.ndim != 2 or x.shape != baseline.shape:
+        raise ValueError(f"x and baseline must both be (T, d); got {tuple(x.shape)} and {tuple(baseline.shape)}")
+
+
+def _check_shifts(deltas: Tensor, method: str, components: int, weights: Sequence[float]) -> None:
+    _one_of("aggregation", method, get_args(AggregationMethod))
+    _check_components(components, method)
+    if deltas.ndim != 3 or len(deltas) == 0:
+        raise ValueError(f"deltas must be (N, L, d) with N >= 1; got {tuple(deltas.shape)}")
+    if not deltas.isfinite().all():
+        raise ValueError(f"shifts are not finite in layers {(~deltas.isfinite()).any(2).any(0).nonzero().tolist()}")
+    needed = len(deltas) if method == "weighted_mean" else 0
+    if len(weights) != needed or not all(math.isfinite(w) and w >= 0 for w in weights):
+        raise ValueError(f"weighted_mean, and only it, takes {len(deltas)} weights >= 0; got {weights}")
+
+
+def _check_steering(n_blocks: int, v: Tensor, lam: float, layers: Sequence[int]) -> None:
+    if not isinstance(v, Tensor):
+        raise TypeError(f"v is a {type(v).__name__}; expected a tensor (L, d), for instance `fit.v` or `vectors.v`")
+    if v.ndim != 2 or len(v) != n_blocks:
+        raise ValueError(f"v must be (L, d) with L = {n_blocks} decoder blocks; got {tuple(v.shape)}")
+    if not (math.isfinite(lam) and v.isfinite().all()):
+        raise ValueError(f"lam and v must be finite; lam is {lam}, v holds {(~v.isfinite()).sum()} other values")
+    if set(layers) - set(range(n_blocks)) or len(set(layers)) != len(layers):
+        raise ValueError(f"layers must be different numbers from 0 to {n_blocks - 1}; got {list(layers)}")
+
+
+def _check_steered(restored: Tensor, h: Tensor, shifted: Tensor, ratio: Tensor) -> None:
+    """Nothing but finite states, and no state lost beside a lam * v that is longer than the dtype's whole range."""
+    if not h.isfinite().all():
+        raise FloatingPointError(f"{(~h.isfinite()).sum()} values of h are not finite before they are steered")
+    lost = (ratio < torch.finfo(ratio.dtype).tiny).squeeze(-1) & (h != 0).any(-1)
+    if lost.any() or not (restored.isfinite().all() and shifted.isfinite().all()):
+        raise FloatingPointError(
+            f"lam * v is too long beside h for {h.dtype}: the norm of h cannot be restored. Choose a smaller lam."
+        )
+
+
+def _refuse_scores(scores: Tensor) -> NoReturn:
+    rows = (~scores.isfinite()).nonzero().flatten().tolist()
+    raise FloatingPointError(
+        f"scores are not finite (rows {rows[:10]}): a weight of the model is NaN, or half precision overflowed. "
+        "Try bfloat16 or float32."
+    )
+
+
+# ----------------------------------------------------------------------------- the paper's settings, sect. 4
+PRESETS = {
+    "paper_llm": HyperParameters(k=3, m=5),
+    "paper_vlm": HyperParameters(k=20, m=5),
+    "paper_gemma": HyperParameters(k=20, m=10),
+}

@@ -561,7 +561,7 @@ def measure_fit(
     responses = [len(y) for example in examples for y in (example.y_pos, example.y_neg)]
     peak, source = peak_memory(model.device)
     record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": device_name(model.device),
         "versions": {
             "python": platform.python_version(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,33 @@ def test_a_response_without_tokens_or_with_another_shape_is_refused(toy: ToyDeco
     x = toy.encode(X)
     with pytest.raises(ValueError, match="at least one token id"):
         log_prob(toy, x, x.embeds[None], y=y)
+
+
+def test_ids_outside_the_vocabulary_are_refused_and_do_not_index_from_the_end() -> None:
+    class Uniform:
+        def logits(self, encoded: object, embeds: Tensor, response_ids: Tensor) -> Tensor:
+            return torch.zeros(len(embeds), len(response_ids), 31)
+
+    def score(*y: int) -> float:
+        return log_prob(Uniform(), None, torch.zeros(1, 4, 2), y=torch.tensor(y)).item()  # type: ignore[arg-type]
+
+    assert score(0, 30) == pytest.approx(-2 * math.log(31))
+    for negative in ((-1,), (3, -31)):
+        with pytest.raises(ValueError, match=r"token ids must not be negative; got \["):
+            score(*negative)
+    with pytest.raises(ValueError, match=r"token ids must be below 31, the size of the vocabulary; got \[3, 31\]"):
+        score(3, 31)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
+def test_a_score_that_is_not_finite_is_refused_with_its_row(toy: ToyDecoder, bad: float) -> None:
+    class Broken:
+        def logits(self, *arguments: Any) -> Tensor:
+            logits = toy.logits(*arguments)
+            logits[1, 0, int(Y_POS[0])] = bad
+            return logits
+
+    x = toy.encode(X)
+    embeds = torch.stack([x.embeds, x.embeds])
+    with pytest.raises(FloatingPointError, match=r"scores are not finite \(rows \[1\]\)"):
+        log_prob(Broken(), x, embeds, y=Y_POS)  # type: ignore[arg-type]

@@ -117,3 +117,9 @@ def test_half_precision_states_are_subtracted_in_float32() -> None:
     delta_pos, delta_neg = contrast(model, x, Selection((0,), (1,)), torch.zeros(2, 1, dtype=torch.bfloat16))
     assert delta_pos.dtype == delta_neg.dtype == torch.float32
     assert delta_pos.item() == delta_neg.item() == 1
+
+
+@pytest.mark.parametrize("tokens", [(-1,), (0, 3), (1, -3)])
+def test_tokens_that_do_not_exist_are_not_masked_from_the_end(tokens: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"tokens to mask must be from 0 to 2; got \["):
+        mask(torch.ones(3, 2), tokens, torch.zeros(3, 2))

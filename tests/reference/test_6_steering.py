@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import copy
+import functools
 import math
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -302,3 +310,170 @@ def test_a_vector_that_is_not_finite_is_refused(llama: HuggingFaceModel) -> None
     v[1, 3] = math.nan
     with pytest.raises(ValueError, match="v holds 1 other values"):
         Steering(llama.blocks, v, lam=1.0)
+
+
+def test_what_holds_a_vector_is_not_a_vector(llama: HuggingFaceModel) -> None:
+    class Fit:
+        v = vector(llama)
+
+    with pytest.raises(TypeError, match=r"v is a Fit; expected a tensor \(L, d\), for instance `fit.v`"):
+        Steering(llama.blocks, Fit(), lam=1.0)  # type: ignore[arg-type]
+
+
+# --- numbers of every size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data(), lam=st.floats(allow_nan=False, allow_infinity=False))
+def test_states_of_every_size_keep_their_norm_or_are_refused(
+    dtype: torch.dtype, data: st.DataObject, lam: float
+) -> None:
+    info = torch.finfo(dtype)
+    value = st.floats(-info.max, info.max, allow_nan=False, allow_infinity=False)
+    h = torch.tensor(data.draw(st.lists(value, min_size=4, max_size=4)), dtype=torch.float64).to(dtype)
+    v = torch.tensor(data.draw(st.lists(st.floats(-1e300, 1e300), min_size=4, max_size=4)), dtype=torch.float64)
+    try:
+        got = steer_hidden(h, v, lam=lam)
+    except FloatingPointError:
+        return
+    assert got.isfinite().all()
+    before, after = math.hypot(*h.tolist()), math.hypot(*got.tolist())
+    # One rounding of every component, and a handful in the wide type; below the least normal number it is absolute.
+    assert after == pytest.approx(before, rel=8 * info.eps, abs=8 * info.tiny * info.eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.01, 0.4, 0.9])
+def test_norms_whose_squares_overflow_or_vanish_are_restored(dtype: torch.dtype, share: float) -> None:
+    info = torch.finfo(dtype)
+    direction = torch.tensor([3.0, -4.0, 12.0, 0.0], dtype=dtype) / 13
+    v = torch.tensor([1.0, 2.0, -2.0, 4.0], dtype=torch.float64)
+    for size in (info.max * share / 8, info.tiny**share):
+        got = steer_hidden(size * direction, v, lam=size)  # refused only where there is no way
+        assert math.hypot(*got.tolist()) == pytest.approx(size, rel=1e-5 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("lam", [1e30, 1e38, 1e39, 1e300])
+def test_a_strength_beyond_all_measure_is_refused_and_zeroes_no_state(lam: float) -> None:
+    h = torch.tensor([[1e-9, 0.0], [0.0, 0.0]])
+    with pytest.raises(FloatingPointError, match=r"lam \* v is too long beside h for torch.float32"):
+        steer_hidden(h, torch.tensor([1.0, 1.0]), lam=lam)
+
+
+def test_a_state_that_is_not_finite_is_not_blamed_on_the_vector() -> None:
+    h = torch.tensor([[1.0, math.nan], [math.inf, 0.0]])
+    with pytest.raises(FloatingPointError, match="2 values of h are not finite before they are steered"):
+        steer_hidden(h, torch.ones(2), lam=1.0)
+
+
+# --- whose calls are steered
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(timeout=60)
+
+
+def test_another_thread_is_not_steered(llama: HuggingFaceModel) -> None:
+    plain, before = logits(llama), hooks(llama)
+    with Steering(llama.blocks, vector(llama), lam=2.0):
+        assert not torch.equal(logits(llama), plain)
+        assert torch.equal(in_a_thread(lambda: logits(llama)), plain)
+    assert hooks(llama) == before
+
+
+def test_each_thread_gets_its_own_strength(llama: HuggingFaceModel) -> None:
+    def steered(lam: float) -> Tensor:
+        with Steering(llama.blocks, vector(llama), lam=lam):
+            return logits(llama)
+
+    lams = [0.5, 1.0, 2.0, 4.0]
+    expected, before = [steered(lam) for lam in lams], hooks(llama)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, own in zip(pool.map(steered, lams), expected, strict=True):
+                assert torch.equal(got, own)
+    assert hooks(llama) == before
+
+
+def test_a_thread_started_with_a_copy_of_the_context_is_steered(llama: HuggingFaceModel) -> None:
+    with Steering(llama.blocks, vector(llama), lam=2.0):
+        steered = logits(llama)
+        assert torch.equal(in_a_thread(functools.partial(contextvars.copy_context().run, logits, llama)), steered)
+
+
+def test_another_task_is_not_steered(llama: HuggingFaceModel) -> None:
+    plain = logits(llama)
+
+    async def steer(entered: asyncio.Event, done: asyncio.Event) -> Tensor:
+        with Steering(llama.blocks, vector(llama), lam=2.0):
+            entered.set()
+            await done.wait()
+            return logits(llama)
+
+    async def both() -> tuple[Tensor, Tensor]:
+        entered, done = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(steer(entered, done))
+        await entered.wait()
+        meanwhile = logits(llama)
+        done.set()
+        return meanwhile, await task
+
+    meanwhile, steered = asyncio.run(both())
+    assert torch.equal(meanwhile, plain)
+    assert not torch.equal(steered, plain)
+
+
+def test_one_object_serves_several_threads_and_leaves_only_its_own_hooks(llama: HuggingFaceModel) -> None:
+    steering, plain, before = Steering(llama.blocks, vector(llama), lam=2.0), logits(llama), hooks(llama)
+    barrier = threading.Barrier(2)
+
+    def enter_and_leave() -> tuple[Tensor, Tensor]:
+        with steering:
+            barrier.wait(60)
+            inside = logits(llama)
+            barrier.wait(60)
+        return inside, logits(llama)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [future.result(timeout=60) for future in [pool.submit(enter_and_leave) for _ in range(2)]]
+    with steering:
+        steered = logits(llama)
+    for inside, outside in results:
+        assert torch.equal(inside, steered)
+        assert torch.equal(outside, plain)
+    assert hooks(llama) == before
+
+
+def test_a_copy_made_while_steered_is_not_steered(llama: HuggingFaceModel) -> None:
+    plain = logits(llama)
+    with Steering(llama.blocks, vector(llama), lam=2.0):
+        copied = HuggingFaceModel(copy.deepcopy(llama.hf), llama.tokenizer, name="a copy")
+        assert torch.equal(logits(copied), plain)
+        steered = logits(llama)
+    assert torch.equal(logits(copied), plain)
+    assert not torch.equal(steered, plain)
+
+
+def test_a_steered_model_is_not_pickled() -> None:
+    block = torch.nn.Linear(4, 4)
+    with (
+        Steering([block], torch.ones(1, 4), lam=2.0),
+        pytest.raises(TypeError, match="cannot be pickled while it is steered: leave the `with` block"),
+    ):
+        pickle.dumps(block)
+    pickle.dumps(block)
+
+
+def test_a_suspended_generator_has_not_left_its_block(llama: HuggingFaceModel) -> None:
+    plain, before = logits(llama), hooks(llama)
+
+    def answers() -> Iterator[Tensor]:
+        with Steering(llama.blocks, vector(llama), lam=2.0):
+            yield logits(llama)
+
+    suspended = answers()
+    assert torch.equal(next(suspended), logits(llama))  # as the docstring says
+    suspended.close()
+    assert torch.equal(logits(llama), plain)
+    assert hooks(llama) == before

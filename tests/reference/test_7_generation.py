@@ -21,10 +21,13 @@ PROMPT, LONG_PROMPT = "The capital of France", "Q: Is the moon made of cheese, a
 PROMPTS = [PROMPT, LONG_PROMPT, "Tell me"]
 
 
-def steering(model: HuggingFaceModel) -> Steering:
+def vector(model: HuggingFaceModel) -> Tensor:
+    return torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(7))
+
+
+def steering(model: HuggingFaceModel, kind: type[Steering] = Steering) -> Steering:
     """Strong enough that leaving it out anywhere changes the tokens."""
-    v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(7))
-    return Steering(model.blocks, v, lam=1.5)
+    return kind(model.blocks, vector(model), lam=1.5)
 
 
 class PrefillOnly(Steering):
@@ -87,9 +90,7 @@ def test_steering_acts_in_every_decoding_step_and_not_in_the_prompt_alone(model:
         return worst
 
     assert largest_difference(steering(model)) < 1e-4
-    faulty = steering(model)
-    faulty.__class__ = PrefillOnly
-    assert largest_difference(faulty) > 0.1  # so the first figure means something
+    assert largest_difference(steering(model, PrefillOnly)) > 0.1  # so the first figure means something
 
 
 def test_steering_holds_in_beam_search(model: HuggingFaceModel) -> None:
@@ -106,14 +107,14 @@ def test_each_row_of_a_batch_and_each_token_is_steered_during_generation(model: 
     steered: list[Tensor] = []
     first = model.blocks[0]
     before = first.register_forward_hook(lambda block, _, out: raw.append(residual_of(out)))
-    with (context := steering(model)):
+    with steering(model):
         after = first.register_forward_hook(lambda block, _, out: steered.append(residual_of(out)))
         hf_generate(model, PROMPTS)
     before.remove()
     after.remove()
     assert [h.shape[:2] for h in raw[1:]] == [(3, 1)] * (N - 1)  # the prompt, then one token at a time
     for h, h_steered in zip(raw, steered, strict=True):
-        assert torch.equal(h_steered, steer_hidden(h, context._v[0], lam=1.5))
+        assert torch.equal(h_steered, steer_hidden(h, vector(model)[0], lam=1.5))
         assert (h_steered - h).norm(dim=-1).min() > 1e-2
 
 
