@@ -1,23 +1,232 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Files, read and written once and for all: whole or not at all, regular files only, of bounded size, one writer.
+
+| function | for |
+|---|---|
+| `check_target`, `write_whole` | a file that is there whole or not at all; refused before the work, not after it |
+| `read_whole`, `parse_json` | a file that may be damaged, endless, or made to do harm |
+| `write_record`, `read_record` | a JSON object that knows whether it was changed |
+| `only_writer` | one process at a time in a folder |
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
+
+MAX_BYTES = 1 << 30  # of a file that is read whole
+MAX_DEPTH = 100  # of nested JSON: Python's parser gives up, others crash, at some ten thousand
+DIGEST = "sha256"  # the field of a record that holds the digest of the others
+DRAFT = ".grains-"  # how the names of unfinished files begin
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file; after a failure the old file, if any, is as it was.
+class FileError(ValueError):
+    """A file that cannot be what it should be: missing, no regular file, too large, damaged."""
+
+
+# -------------------------------------------------------------------------------------------- writing
+def check_target(path: Path) -> None:
+    """Refuse a file that could not be written, before the work is done.
 
     Raises:
-        OSError: the folder is missing, or the disk refuses (full, read-only, ...).
+        FileError: its folder is missing or not writable, or something that is no regular file bears its name.
     """
-    temporary = path.with_suffix(".tmp")  # same folder: a rename cannot cross disks; one name: the next run replaces it
+    target = _resolved(path)
+    if target.is_dir():
+        raise FileError(f"{path} is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise FileError(f"{path} cannot be written: there is no folder {target.parent}. Make it first")
+    if os.path.lexists(target) and not target.is_file():
+        raise FileError(f"{path} is no regular file (a device, pipe or socket) and is not replaced; name another file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise FileError(f"{path} cannot be written: the folder {target.parent} is not writable")
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file; after a failure, or a kill at any moment, the old file is as it was.
+
+    A link is followed and what it points to is replaced.  An old file's permissions are kept.  The draft is a new
+    file of a random name in the same folder (a rename cannot cross disks); nobody's file is overwritten by it.
+
+    Raises:
+        FileError: as `check_target`.
+        OSError: the disk refuses (full, read-only, ...).
+    """
+    check_target(path)
+    target = _resolved(path)
+    data = content.encode() if isinstance(content, str) else content
+    draft = target.with_name(f"{DRAFT}{uuid.uuid4().hex}.tmp")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the user's umask takes away
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
+            if target.is_file():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(draft, target)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file is what a killed `write_whole` leaves behind."""
+    return path.name.startswith(DRAFT) and path.suffix == ".tmp"
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that no disk takes
+        raise FileError(f"{str(path)!r} is no usable file name: {error}") from error
+
+
+# -------------------------------------------------------------------------------------------- reading
+def read_whole(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        FileError: it is missing, cannot be read, is no regular file, or is larger.
+    """
+    try:
+        with open(path, "rb", opener=_open_regular) as file:
+            large = os.fstat(file.fileno()).st_size > limit
+            data = b"" if large else file.read(limit + 1)
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if large or len(data) > limit:  # a file may grow while it is read
+        raise FileError(f"{path} is larger than {limit} bytes, the most that is read of such a file")
+    return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe, and only what is a regular file."""
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        kind = "a folder" if os.path.isdir(path) else "no regular file (a device, pipe or socket)"
+        raise OSError(0, f"it is {kind}")
+    return handle
+
+
+def parse_json(text: str | bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+    """JSON whose nesting is bounded and whose numbers are finite.
+
+    Raises:
+        ValueError: it is no JSON, is nested deeper than `max_depth`, or holds NaN, Infinity or an endless integer.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    if (depth := json_depth(text)) > max_depth:
+        raise ValueError(f"JSON nested {depth} deep; at most {max_depth} levels are read")
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def json_depth(text: str) -> int:
+    """How deep brackets are nested outside strings, whether or not the text is JSON."""
+    depth = deepest = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', text, re.DOTALL):  # a string may have no end
+        if token[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token[0] in "]}":
+            depth -= 1
+    return deepest
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:40]} is beyond the range of a float64")
+    return number
+
+
+# -------------------------------------------------------------------------------------------- records
+def digest_of(content: bytes) -> str:
+    """SHA-256, in hexadecimal: the one digest of files, records and data."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """A JSON object with the digest of its other fields.
+
+    Raises:
+        ValueError: a number is not finite, or the record has a field `sha256` already.
+    """
+    if DIGEST in record:
+        raise ValueError(f"a record must not have a field {DIGEST!r} of its own")
+    return json.dumps({**record, DIGEST: _record_digest(record)}, allow_nan=False).encode()
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """`record_bytes`, written whole."""
+    write_whole(path, record_bytes(record))
+
+
+def read_record(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """What `write_record` wrote.
+
+    Raises:
+        FileError: the file is missing or damaged: one changed bit is enough.
+    """
+    return parse_record(read_whole(path, limit=limit), name=str(path))
+
+
+def parse_record(content: bytes, *, name: str) -> dict[str, Any]:
+    """What `record_bytes` made; `name` is what an error calls it.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    try:
+        record = parse_json(content)
+    except ValueError as error:
+        raise FileError(f"{name} is damaged: {error}") from error
+    if not isinstance(record, dict) or DIGEST not in record:
+        raise FileError(f"{name} is damaged: no JSON object with a field {DIGEST!r}")
+    if record.pop(DIGEST) != _record_digest(record):
+        raise FileError(f"{name} is damaged: its content does not have the digest that it names")
+    return record
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(record, sort_keys=True, allow_nan=False).encode())
+
+
+# -------------------------------------------------------------------------------------------- one writer
+@contextmanager
+def only_writer(folder: Path, *, what: str) -> Iterator[None]:
+    """Hold a folder for writing; a second process that asks for it is refused, not kept waiting.
+
+    folder: must exist.  what: what is being done, for the message, for instance "a fit".  The lock is a file
+    `.lock` in the folder; the system releases it when its process ends, however it ends.
+
+    Raises:
+        FileError: another process holds the folder.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileError(f"{folder} is in use: {what} is running there already. Wait for it, or name another") from None
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()

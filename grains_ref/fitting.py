@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from grains_ref.data import PreferencePair, RowError, check_tokens, content_digest
-from grains_ref.files import write_atomically
+from grains_ref.files import is_draft, write_whole
 from grains_ref.grains import Example, Fit, HyperParameters, Selection, Shift, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel
 from grains_ref.vectors import Header, SteeringVectors, library_versions
@@ -136,7 +136,7 @@ def steering_vectors(
 
 def discard(work: Path) -> None:
     """Remove what a fit kept in its work folder, and the folder too unless it holds something else."""
-    for path in (*work.glob("[0-9]*.safetensors"), work / "fit.json"):
+    for path in (*work.glob("[0-9]*.safetensors"), work / "fit.json", *filter(is_draft, work.iterdir())):
         path.unlink()
     if not any(work.iterdir()):
         work.rmdir()
@@ -145,12 +145,12 @@ def discard(work: Path) -> None:
 def _claim(work: Path, header: dict[str, Any]) -> None:
     """Make the work folder, or check that it was made by the same fit."""
     path = work / "fit.json"
-    # A fit killed in its very first moment leaves only the temporary file.
-    if work.exists() and not path.is_file() and any(other.name != "fit.tmp" for other in work.iterdir()):
+    # A fit killed in its very first moment leaves only a draft.
+    if work.exists() and not path.is_file() and not all(is_draft(other) for other in work.iterdir()):
         raise WorkFolderError(f"{work} is not empty and not a work folder of grains-ref; name another one with --work")
     work.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_atomically(path, json.dumps(header, indent=2, sort_keys=True).encode())
+        write_whole(path, json.dumps(header, indent=2, sort_keys=True).encode())
         return
     try:
         found = json.loads(path.read_text())
@@ -173,7 +173,7 @@ def _write_shift(path: Path, one: Shift) -> None:
         metadata={"selection": json.dumps({"pos": one.selection.pos, "neg": one.selection.neg})},
     )
     try:
-        write_atomically(path, content)
+        write_whole(path, content)
     except OSError as error:
         raise OSError(f"{path} could not be written ({error}); the examples finished so far are kept") from error
 

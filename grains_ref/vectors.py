@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from grains_ref.files import write_atomically
+from grains_ref.files import write_whole
 
 FORMAT_VERSION = 1
 METADATA_KEY = "grains_ref"
@@ -180,7 +180,7 @@ class SteeringVectors:
             for name, tensor in zip(_tensor_names(layer), rows, strict=True)
         }
         content = safetensors.torch.save(tensors, metadata={METADATA_KEY: self.header.to_json()})
-        write_atomically(path, content)
+        write_whole(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVectors:

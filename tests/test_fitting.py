@@ -211,16 +211,17 @@ def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path
 def test_what_a_killed_process_was_writing_does_no_harm(
     llama: HuggingFaceModel, half_done: Path, whole: FitRecord
 ) -> None:
-    (half_done / "000002.tmp").write_bytes(b"half a file")
+    (half_done / ".grains-123.tmp").write_bytes(b"half a file")
     record = run(llama, half_done)
     assert same(record.vectors, whole.vectors)
-    assert [name for name in names(half_done) if name.endswith(".tmp")] == []
+    fitting.discard(half_done)
+    assert not half_done.exists()
 
 
 def test_a_fit_that_was_killed_in_its_first_moment_starts_again(llama: HuggingFaceModel, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    (work / "fit.tmp").write_text("{")
+    (work / ".grains-123.tmp").write_text("{")
     assert run(llama, work).resumed == 0
 
 
@@ -229,14 +230,14 @@ def test_a_full_disk_keeps_what_is_finished_and_a_later_run_goes_on(
 ) -> None:
     work = tmp_path / "work"
 
-    write = fitting.write_atomically
+    write = fitting.write_whole
 
     def full_after_two(path: Path, content: bytes) -> None:
         if "000002" <= path.name < "fit":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(fitting, "write_atomically", full_after_two)
+    monkeypatch.setattr(fitting, "write_whole", full_after_two)
     with pytest.raises(OSError, match=r"000002.* could not be written .*No space left.* finished so far are kept"):
         run(llama, work)
     assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]

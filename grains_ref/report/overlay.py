@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from grains_ref.files import write_whole
 from grains_ref.images import read_picture
 from grains_ref.report.tokens import NEGATIVE, POSITIVE
 
@@ -116,7 +117,8 @@ def overlay_figure(path: str | os.PathLike[str], picture: Image.Image, panels: S
         ValueError: no panel, a name that does not end in .png, a selected token that does not exist or is selected
             twice, or what `score_map` refuses.
         PictureError: a picture that `read_picture` refuses.
-        OSError: the file cannot be written.
+        FileError: the file cannot be written there.
+        OSError: the disk refuses.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -126,12 +128,9 @@ def overlay_figure(path: str | os.PathLike[str], picture: Image.Image, panels: S
     for panel in panels:
         _check_panel(panel)
     figure = _draw(read_picture(picture), panels, title)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # same folder: a rename cannot cross disks
-    try:
-        figure.savefig(temporary, format="png", dpi=130)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    write_whole(path, content.getvalue())
 
 
 def _checked_scores(patches: Sequence[PatchLike | None], a: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ from grains_ref.demo import bench
 from grains_ref.demo.bench import Tick
 from grains_ref.evaluation.measures import Choice, generations
 from grains_ref.evaluation.metrics import bleu
-from grains_ref.files import write_atomically
+from grains_ref.files import write_whole
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import Setting
 from grains_ref.models.huggingface import BATCH_TOKENS
@@ -85,11 +85,11 @@ def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:
     lab = make_lab(world, seed, folder / "data" / world / f"seed{seed}")
     path = facts_path(folder, world, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(list(lab.facts)).encode())
+    write_whole(path, json.dumps(list(lab.facts)).encode())
     for name in names:
         tick(f"{world}, seed {seed}: {name}")
         cell = {"world": world, "seed": seed, "row": name, "version": VERSION} | fill(lab, name)
-        write_atomically(cell_path(folder, world, seed, name), json.dumps(cell).encode())
+        write_whole(cell_path(folder, world, seed, name), json.dumps(cell).encode())
 
 
 def fill(lab: Lab, name: str) -> Cell:

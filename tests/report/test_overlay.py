@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from itertools import combinations
@@ -165,11 +166,11 @@ def drawn(
     kept: list[Figure] = []
     save = Figure.savefig
 
-    def keep(figure: Figure, target: Path, **arguments: object) -> None:
+    def keep(figure: Figure, target: io.BytesIO, **arguments: object) -> None:
         if options.get("really", True):
             save(figure, target, **arguments)
         else:
-            target.write_bytes(b"not painted")
+            target.write(b"not painted")
         kept.append(figure)
 
     monkeypatch.setattr(Figure, "savefig", keep)
@@ -334,8 +335,8 @@ def test_a_failed_drawing_leaves_no_file_and_an_old_one_alone(tmp_path: Path, mo
     path = tmp_path / "f.png"
     path.write_bytes(b"old")
 
-    def fail(self: Figure, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def fail(self: Figure, target: io.BytesIO, **_: object) -> None:
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)

@@ -1,0 +1,235 @@
+"""files.py: a file is there whole or not at all, only regular files are touched, and damage is seen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grains_ref import files
+from grains_ref.files import (
+    FileError,
+    check_target,
+    is_draft,
+    json_depth,
+    only_writer,
+    parse_json,
+    parse_record,
+    read_record,
+    read_whole,
+    record_bytes,
+    write_record,
+    write_whole,
+)
+
+pytestmark = pytest.mark.cpu
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("name", ["v.tmp", "v", ".tmp", "a" * 255, "v.safetensors", "ü \n.json"])
+def test_every_name_is_written_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, b"one")
+    write_whole(tmp_path / name, "zwei ü")
+    assert (tmp_path / name).read_text(encoding="utf-8") == "zwei ü"
+    assert names(tmp_path) == [name]
+
+
+def test_a_neighbour_of_any_name_is_left_alone(tmp_path: Path) -> None:
+    for name in ("v.tmp", "v.part", "v.safetensors.tmp", ".v.tmp"):
+        (tmp_path / name).write_text("the user's own")
+    write_whole(tmp_path / "v.safetensors", b"new")
+    assert all((tmp_path / name).read_text() == "the user's own" for name in names(tmp_path) if name != "v.safetensors")
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "v").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "v")
+    (tmp_path / "dangling").symlink_to(tmp_path / "real" / "w")
+    write_whole(tmp_path / "link", b"new")
+    write_whole(tmp_path / "dangling", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "v").read_text() == (tmp_path / "real" / "w").read_text() == "new"
+
+
+def test_permissions_are_kept_and_new_files_have_the_usual_ones(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "new", b"")
+    (tmp_path / "secret").touch(mode=0o600)
+    write_whole(tmp_path / "secret", b"")
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "new", "secret")}
+    assert modes == {"usual": modes["new"], "new": modes["usual"], "secret": 0o600}
+
+
+def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to the pipe").symlink_to(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in {
+        "pipe": "no regular file",
+        "to the pipe": "no regular file",
+        "folder": "is a folder; name a file in it",
+        "loop": "no usable file name|no regular file",
+        "missing/v": "there is no folder",
+        "pipe/v": "there is no folder",
+        "nul\0": "no usable file name",
+        "a" * 300: "no usable file name|could not|File name too long",
+    }.items():
+        for refuse in (check_target, lambda path: write_whole(path, b"")):
+            if name == "a" * 300 and refuse is check_target:
+                continue  # only the disk knows how long a name may be
+            with pytest.raises((FileError, OSError), match=message):
+                refuse(tmp_path / name)
+    with pytest.raises(FileError, match="no regular file"):
+        write_whole(Path("/dev/null"), b"")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert names(tmp_path) == ["folder", "loop", "pipe", "to the pipe"]
+
+
+@pytest.mark.parametrize("culprit", ["fsync", "replace", "fchmod"])
+def test_a_failure_leaves_the_old_file_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_whole(tmp_path / "v", b"old")
+    monkeypatch.setattr(os, culprit, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "v", b"new")
+    assert (tmp_path / "v").read_bytes() == b"old"
+    assert names(tmp_path) == ["v"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_draft_that_is_known_as_one(tmp_path: Path) -> None:
+    code = "import os, sys, pathlib, grains_ref.files as f; os.replace = lambda *a: os._exit(9); "
+    code += "f.write_whole(pathlib.Path(sys.argv[1]), b'new')"
+    (tmp_path / "v").write_bytes(b"old")
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "v")], check=False).returncode == 9
+    assert (tmp_path / "v").read_bytes() == b"old"
+    assert [is_draft(path) for path in sorted(tmp_path.iterdir())] == [True, False]
+
+
+# --- reading
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_whole(tmp_path / "f", limit=5) == b"12345"
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(12 << 30)
+    for name, message in {
+        "missing": "does not exist",
+        "pipe": "no regular file",
+        ".": "it is a folder",
+        "sparse": "larger than 5 bytes",
+        "nul\0": "cannot be read",
+    }.items():
+        with pytest.raises(FileError, match=message):
+            read_whole(tmp_path / name, limit=5)
+    with pytest.raises(FileError, match="no regular file"):
+        read_whole(Path("/dev/zero"))
+
+
+def test_json_is_bounded_in_depth_and_its_numbers_are_finite() -> None:
+    assert parse_json(b'{"a": [1, 2.5, "[[[["]}') == {"a": [1, 2.5, "[[[["]}
+    for text, message in {
+        "[" * 101 + "]" * 101: "nested 101 deep",
+        '{"a":' * 200000: "nested 200000 deep",
+        "[NaN]": "NaN is no JSON number",
+        "[-Infinity]": "-Infinity is no JSON number",
+        "[1e999]": "1e999 is beyond the range",
+        "[" + "9" * 5000 + "]": "limit",
+        b"\xff": "utf-8",  # type: ignore[dict-item]
+        '"unfinished': "Unterminated",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_json(text)
+    assert parse_json("[" * 100 + "]" * 100)
+
+
+@given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_the_depth_of_json_is_that_of_its_values(value: object) -> None:
+    def depth(value: object) -> int:
+        if isinstance(value, dict):
+            return 1 + max(map(depth, value.values()), default=0)
+        if isinstance(value, list):
+            return 1 + max(map(depth, value), default=0)
+        return 0
+
+    assert json_depth(json.dumps(value)) == depth(value)
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 200000, '"' * 200001, "[" + '"\\', "]]]["])
+def test_the_depth_of_what_is_no_json_is_found_in_one_pass(text: str) -> None:
+    """A string without an end is not looked through again from each of its quotes."""
+    assert json_depth(text) <= 1
+
+
+# --- records
+
+RECORD = {"a": [1, 2.5, None], "b": {"c": "ü"}, "sha": True}
+
+
+def test_a_record_comes_back_and_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    write_record(tmp_path / "r", RECORD)
+    assert read_record(tmp_path / "r") == RECORD
+    content = record_bytes(RECORD)
+    for i in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[i] ^= 1 << bit
+            with suppress(FileError):  # the rest is white space, or a letter of an escape
+                assert parse_record(bytes(damaged), name="r") == RECORD
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"sha256": 1}', b"null", b"[" * 99999])
+def test_what_is_no_record_is_said_to_be_damaged(content: bytes) -> None:
+    with pytest.raises(FileError, match="the cell is damaged"):
+        parse_record(content, name="the cell")
+
+
+def test_numbers_that_are_not_finite_are_not_recorded() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record_bytes({"a": math.nan})
+    with pytest.raises(ValueError, match="field 'sha256' of its own"):
+        record_bytes({files.DIGEST: ""})
+
+
+# --- one writer
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    code = "import sys, pathlib, time, grains_ref.files as f\n"
+    code += (
+        "with f.only_writer(pathlib.Path(sys.argv[1]), what='a fit'):\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(FileError, match="is in use: a fit is running there"), only_writer(tmp_path, what="a fit"):
+            pass
+        other.kill()
+    with (
+        only_writer(tmp_path, what="a fit"),
+        pytest.raises(FileError, match="is in use"),
+        only_writer(tmp_path, what="a fit"),
+    ):
+        pass
