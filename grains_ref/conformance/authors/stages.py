@@ -132,3 +132,15 @@ STAGES: dict[str, Stage] = {
     "steering": steering,
     "generation": generation,
 }
+HEADERS: dict[str, str] = {
+    "objective": "Row 1: the last response token alone, from the logits one position late.",
+    "attribution": "Rows 1 to 4: the prompt's scores in y_pos's branch; 20 Gauss-Legendre nodes from zero. y_neg, "
+    "baseline, m and quadrature are ignored.",
+    "selection": "Rows 7, 8: both ends of one stable argsort of all tokens, the upper one reversed.",
+    "contrast": "Rows 10 to 12: x is a whole branch; tokens become padding; the last state is after the norm.",
+    "aggregation": "Row 13: first component of the centred shifts, its largest absolute entry positive; v.",
+    "steering": "Rows 15, 16: ten times lam, norms over the sequence with 1e-8 in the denominator.",
+    "generation": "Rows 15, 16: that hook after the last block, one pass over prompt and continuation. `tokens` "
+    "are given and not judged.",
+}
+"""What heads each stage's stored file."""

@@ -41,7 +41,8 @@ _forced = ([3, 9, 4, 6, 1, 28], [20, 21, 22, 23, 24, 25], [0, 18, 0, 29, 10, 16]
 CASES = (
     _generation(1, "One prompt, all layers", "Basic", [[5, 7, 11, 13, 2]], _V, 1.0, ALL, [[3, 9, 4]],
                 "layer_numbers_one_late one_vector_for_all before_the_block ten_times_lam released_generation"),
-    _generation(2, "Three prompts of different lengths, all layers", "LeftPadding Batch", _prompts, _V, 1.0, ALL, _forced,
+    _generation(2, "Three prompts of different lengths, all layers", "LeftPadding Batch",
+                _prompts, _V, 1.0, ALL, _forced,
                 "prefill_only decode_only last_layer_only layer_numbers_one_late first_row_only padding_attended "
                 "new_positions_stuck released_generation_with_tensors"),
     _generation(3, "Three prompts, a strength of the size of h", "LeftPadding Batch Strength",
