@@ -25,9 +25,12 @@ Captum's are, is legal there.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +47,7 @@ from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, run_oracle, tensor, toy_in, whole
 from grains_ref.grains import preference, quadrature_rule
 
+VERSION = "v1"  # of the stored vectors
 FACTOR = {"float64": 4, "float32": 4, "float16": 3, "bfloat16": 3}
 FLOOR = {dtype: n * torch.finfo(DTYPES[dtype]).eps for dtype, n in (("float32", 16), ("float16", 2), ("bfloat16", 2))}
 FLOOR["float64"] = 1e-10
@@ -252,6 +256,23 @@ def _error(function: Any, case: Case, right: Values, dtype: str) -> float:
         return float("inf")  # a bug that refuses a valid input is seen at once
 
 
+# --------------------------------------------------------------------------------------- what is stored
+def root() -> Path:
+    """Where the installed vectors lie, budgets among them."""
+    return Path(str(resources.files("grains_ref.fixtures"))) / "vectors" / VERSION
+
+
+def budgets_file(folder: Path, dialect: str) -> Path:
+    """The file with a dialect's budgets in a folder of vectors."""
+    return folder / "budgets.json" if dialect == "paper" else folder / dialect / "budgets.json"
+
+
+def load_budgets(dialect: str = "paper", folder: Path | None = None) -> dict[tuple[str, str], Budget]:
+    """The stored budgets of a dialect by stage and dtype."""
+    rows = json.loads(budgets_file(folder or root(), dialect).read_text(encoding="utf-8"))["budgets"]
+    return {(row["stage"], row["dtype"]): Budget(**row) for row in rows}
+
+
 # --------------------------------------------------------------------------------------- the table
 def table(budgets: Iterable[Budget]) -> str:
     """Noise, budget and weakest bug as Markdown."""
@@ -264,8 +285,6 @@ def table(budgets: Iterable[Budget]) -> str:
 
 
 if __name__ == "__main__":
-    from grains_ref.conformance.vectors import load_budgets
-
     if sys.argv[1:] not in ([], ["--measure"]):
         sys.exit("usage: python -m grains_ref.conformance.budgets [--measure]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one

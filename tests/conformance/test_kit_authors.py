@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from grains_ref.cli import app
 from grains_ref.conformance.authors import bugs as bugs_authors
 from grains_ref.conformance.authors.cases import ILL_POSED, KILLS, LEFT_OUT
-from grains_ref.conformance.budgets import Budget
+from grains_ref.conformance.budgets import Budget, load_budgets
 from grains_ref.conformance.bugs import BUGS
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import distance
@@ -23,7 +23,7 @@ from grains_ref.conformance.margins import SIGN_DEFINED, WELL_SEPARATED
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Run, run_port
 from grains_ref.conformance.stages import ORACLE, OUTPUTS, Stage, Values, check, run_oracle
-from grains_ref.conformance.vectors import load_budgets, right_of
+from grains_ref.conformance.vectors import right_of
 
 pytestmark = pytest.mark.cpu
 

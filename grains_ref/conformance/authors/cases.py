@@ -64,12 +64,10 @@ KILLS = {
     "attribution-008": "quadrature_as_given",
     "attribution-009": "both_responses_fixed",
     "attribution-010": (
-        "paper_attribution last_token_in_place branches_added "
-        "branch_of_y_neg quadrature_as_given baseline_as_given"
+        "paper_attribution last_token_in_place branches_added branch_of_y_neg quadrature_as_given baseline_as_given"
     ),
     "attribution-011": (
-        "last_token_in_place all_tokens_in_place response_fixed "
-        "branches_added branch_of_y_neg input_factor_missing"
+        "last_token_in_place all_tokens_in_place response_fixed branches_added branch_of_y_neg input_factor_missing"
     ),
     "attribution-012": "branch_of_y_neg",
     "attribution-013": "input_factor_missing",
@@ -114,8 +112,7 @@ KILLS = {
     "contrast-012": "delta_reversed",
     "contrast-013": "baseline_as_given tokens_unattended",
     "contrast-015": (
-        "paper_contrast baseline_as_given tokens_unattended "
-        "last_state_raw every_state_normed delta_reversed"
+        "paper_contrast baseline_as_given tokens_unattended last_state_raw every_state_normed delta_reversed"
     ),
     "contrast-016": "delta_reversed",
     # aggregation
