@@ -45,7 +45,7 @@ from grains_ref.conformance.compare import distance
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
 from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, run_oracle, tensor, toy_in, whole
-from grains_ref.grains import preference, quadrature_rule
+from grains_ref.grains import at_least_float32, preference, quadrature_rule
 
 VERSION = "v1"  # of the stored vectors
 FACTOR = {"float64": 4, "float32": 4, "float16": 3, "bfloat16": 3}
@@ -184,7 +184,7 @@ def _steps_backwards(inputs: Mapping[str, Any], dtype: str) -> Values:
     x, baseline = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("x", "baseline"))
     encoded = model.encoded(x, torch.from_numpy(inputs["attention_mask"]))
     pos, neg = (torch.from_numpy(np.asarray(inputs[name])) for name in ("y_pos", "y_neg"))
-    total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
     for alpha, weight in reversed(list(zip(*quadrature_rule(inputs["quadrature"], inputs["m"]), strict=True))):
         point = (x * alpha + baseline * (1 - alpha)).requires_grad_()
         f = preference(model, encoded, point[None], y_pos=pos, y_neg=neg)
@@ -201,7 +201,7 @@ def _by_eigenvectors(
     found = {}
     for side in ("pos", "neg"):
         D = torch.from_numpy(inputs[f"delta_{side}"]).to(DTYPES[dtype])
-        D = D.to(torch.promote_types(D.dtype, torch.float32)).movedim(1, 0)  # (L, N, d)
+        D = D.to(at_least_float32(D)).movedim(1, 0)  # (L, N, d)
         mean = D.mean(1)
         centred = D - mean[:, None]
         v = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
@@ -212,7 +212,7 @@ def _by_eigenvectors(
 def _by_squares(inputs: Mapping[str, Any], dtype: str) -> Values:
     """Steering with the norms as roots of summed squares, in float32 or wider."""
     h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    wide = h.to(at_least_float32(h))
     shifted = wide + inputs["lam"] * v.to(wide)
     squares = (wide.square().sum(-1, keepdim=True), shifted.square().sum(-1, keepdim=True))
     ratio = (squares[0] / squares[1].clamp_min(torch.finfo(wide.dtype).tiny)).sqrt()
@@ -228,7 +228,7 @@ def _exact_weights(inputs: Mapping[str, Any], dtype: str) -> Values:
     bare = toy_in(dtype)
     model, y = authors_toy(bare), whole(inputs["y_pos"])
     branch = authors.branch(model, bare.encoded(tensor(inputs["x"], dtype), whole(inputs["attention_mask"])), y)
-    total = torch.zeros_like(branch.embeds, dtype=torch.promote_types(branch.embeds.dtype, torch.float32))
+    total = torch.zeros_like(branch.embeds, dtype=at_least_float32(branch.embeds))
     for alpha, weight in zip(*quadrature_rule("gauss_legendre", authors.NODES), strict=True):
         point = (alpha * branch.embeds).requires_grad_()
         log_p = authors.last_token_again(model, branch, point[None], y=y)
@@ -239,7 +239,7 @@ def _exact_weights(inputs: Mapping[str, Any], dtype: str) -> Values:
 def _sums_of_squares_over_tokens(inputs: Mapping[str, Any], dtype: str) -> Values:
     """The released edit with norms as roots of summed squares, in float32 or wider."""
     h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    wide = h.to(at_least_float32(h))
     shifted = wide + (authors.FACTOR * inputs["lam"]) * v.to(wide)
     norm, found = (z.square().sum(1, keepdim=True).sqrt() for z in (wide, shifted))
     return {"h": (shifted * (norm / (found + authors.EPS))).to(h).double().numpy()}

@@ -204,6 +204,12 @@ def test_an_accepted_nonsense_is_a_failure() -> None:
 
 
 # ---------------------------------------------------------------------------------------- known failures
+def test_the_tokens_that_ports_are_judged_by_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "generate_greedy", lambda model, encoded, *, n: list(range(n)))
+    inputs = PAPER.case("generation-002").inputs
+    assert run_oracle("generation", inputs)["tokens"].tolist() == [list(range(6))] * 3
+
+
 def test_known_failures_are_strict() -> None:
     (bug,) = (bug for bug in BUGS if bug.name == "cancelled_to_nan")
     port = port_of(steering=bug.function)

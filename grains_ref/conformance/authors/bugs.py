@@ -30,7 +30,7 @@ from grains_ref.conformance.bugs.attribution import (
 )
 from grains_ref.conformance.bugs.common import Bug, Row, bugs_of
 from grains_ref.conformance.bugs.contrast import Prompt, contrast_with, last_normed, read_at, unattended
-from grains_ref.conformance.bugs.decoder import norm, padding_row, weights, wide
+from grains_ref.conformance.bugs.decoder import norm, padding_row, weights, widened
 from grains_ref.conformance.bugs.generation import Run, at_last_block, edited_by, generation_with, right_edit
 from grains_ref.conformance.bugs.objective import (
     each,
@@ -102,16 +102,15 @@ def in_pieces(h: Tensor, block: int, run: Run) -> Tensor:
     if block not in run.layers:
         return h
     pieces = [h[:, : run.prompt], *h[:, run.prompt :].split(1, dim=1)]
-    return torch.cat([released_hook(wide(p), wide(run.v[block]), run.lam).to(h) for p in pieces], 1)
+    return torch.cat([released_hook(widened(p), widened(run.v[block]), run.lam).to(h) for p in pieces], 1)
 
 
 def up_to_each_token(h: Tensor, block: int, run: Run) -> Tensor:
     """The norms at every new token over what had been said by then, as in generating without a cache."""
     if block not in run.layers:
         return h
-    steered = [
-        released_hook(wide(h[:, :n]), wide(run.v[block]), run.lam).to(h) for n in range(run.prompt, h.shape[1] + 1)
-    ]
+    v, ends = widened(run.v[block]), range(run.prompt, h.shape[1] + 1)
+    steered = [released_hook(widened(h[:, :n]), v, run.lam).to(h) for n in ends]
     return torch.cat([steered[0], *(z[:, -1:] for z in steered[1:])], 1)
 
 

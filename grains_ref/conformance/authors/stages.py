@@ -40,7 +40,7 @@ from torch import Tensor
 from grains_ref import authors
 from grains_ref.conformance.stages import DTYPES, Stage, Values, array, refusing, tensor, toy_in, whole
 from grains_ref.conformance.toy import Toy, rms
-from grains_ref.grains import combine
+from grains_ref.grains import at_least_float32, combine
 
 
 def authors_toy(bare: Toy) -> authors.AuthorsModel:
@@ -86,8 +86,7 @@ def contrast_(*, x: Any, baseline: Any, attention_mask: Any, pos: list[int], neg
     model, encoded = authors_toy(bare), bare.encoded(tensor(x, dtype), whole(attention_mask))
     versions = [encoded.embeds, *(authors.mask(model, encoded.embeds, tokens) for tokens in (pos, neg))]
     h, without_pos, without_neg = (
-        authors.hidden_states(model, encoded, version[None])[0].to(torch.promote_types(version.dtype, torch.float32))
-        for version in versions
+        authors.hidden_states(model, encoded, version[None])[0].to(at_least_float32(version)) for version in versions
     )
     return {"delta_pos": array(h - without_pos), "delta_neg": array(h - without_neg)}
 

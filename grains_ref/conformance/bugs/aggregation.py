@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import wide
+from grains_ref.conformance.bugs.decoder import widened
 from grains_ref.conformance.stages import Stage, Values, array, run_oracle, tensor
 
 Direction: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -174,7 +174,7 @@ ROWS: tuple[Row, ...] = (
     ("difference_reversed", "v = v_neg - v_pos", "Steering moves toward the rejected answer", "study",
      aggregation_with(combine=lambda pos, neg: neg - pos)),
     ("v_normalised", "v scaled to unit length", "Lambda means something else in every layer", "study",
-     aggregation_with(combine=lambda pos, neg: nn.functional.normalize(wide(pos - neg), dim=-1).to(pos))),
+     aggregation_with(combine=lambda pos, neg: nn.functional.normalize(widened(pos - neg), dim=-1).to(pos))),
     ("v_pos_alone", "v = v_pos", "The negative side is lost", "released code, row 14",
      aggregation_with(combine=lambda pos, neg: pos)),
     ("sides_pooled", "one component of the positive and negative shifts together",

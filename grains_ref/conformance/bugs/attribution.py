@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import decode, embed, padding_row, wide
+from grains_ref.conformance.bugs.decoder import decode, embed, padding_row, widened
 from grains_ref.conformance.bugs.objective import (
     Sides,
     each,
@@ -64,7 +64,7 @@ def branch_logits(path: Path, y: np.ndarray) -> Tensor:
     alphas = torch.tensor(path.alphas, dtype=torch.float64).to(path.points)[:, None, None]
     inputs = torch.cat([path.points, alphas * embed(y, path.points.dtype)], 1)
     mask = torch.cat([path.mask, torch.ones(len(y), dtype=torch.long)])[None]
-    return wide(decode(inputs, mask).logits).log_softmax(-1)
+    return widened(decode(inputs, mask).logits).log_softmax(-1)
 
 
 def evenly(first: float, last: float) -> Rule:
@@ -114,7 +114,7 @@ def attribution_with(
         begin = start(b)
         points = torch.stack([begin + alpha * (x - begin) for alpha in nodes]).requires_grad_()
         (gradient,) = torch.autograd.grad(f(Path(points, nodes, mask, y_pos, y_neg)).sum(), points)
-        gradient = wide(gradient)
+        gradient = widened(gradient)
         average = (torch.tensor(weights, dtype=torch.float64).to(gradient)[:, None, None] * gradient).sum(0)  # (T, d)
         return {"a": array(score(x, b, average))}
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import Pass, count_from_first_token, decode, norm, padding_row, weights, wide
+from grains_ref.conformance.bugs.decoder import (
+    Pass,
+    count_from_first_token,
+    decode,
+    norm,
+    padding_row,
+    weights,
+    widened,
+)
 from grains_ref.conformance.stages import Stage, Values, array, tensor, whole
 
 
@@ -34,7 +42,7 @@ def read_at(read: Callable[[Pass, Tensor, Tensor], Tensor]) -> State:
 
     def state(masked: Masked) -> Tensor:
         inputs, mask, positions = masked
-        return wide(read(decode(inputs[None], mask[None], positions=positions[None]), mask, inputs[None]))
+        return widened(read(decode(inputs[None], mask[None], positions=positions[None]), mask, inputs[None]))
 
     return state
 

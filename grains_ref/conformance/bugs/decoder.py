@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from grains_ref.conformance.stages import whole
 from grains_ref.conformance.toy import BLOCKS, EPS, HEAD_DIM, HEADS, KV_HEADS, THETA, toy_weights
+from grains_ref.grains import at_least_float32
 
 
 @cache
@@ -24,8 +25,9 @@ def embed(ids: Any, dtype: torch.dtype) -> Tensor:
     return weights(dtype)["embed"][whole(ids)]
 
 
-def wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+def widened(t: Tensor) -> Tensor:
+    """In float32 where it was narrower, as it is otherwise."""
+    return t.to(at_least_float32(t))
 
 
 class Pass(NamedTuple):

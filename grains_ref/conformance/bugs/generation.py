@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import count_from_first_token, decode, embed, wide
+from grains_ref.conformance.bugs.decoder import count_from_first_token, decode, embed, widened
 from grains_ref.conformance.bugs.steering import Steer, released_hook, released_hook_with_tensors, restoring
 from grains_ref.conformance.stages import DTYPES, Stage, Values, array, tensor, whole
 from grains_ref.conformance.toy import BLOCKS
@@ -49,7 +49,7 @@ def with_vector(vector: Callable[[Run, int], Tensor]) -> Edit:
 
 def edited_by(steer: Steer) -> Edit:
     """One of the edits of the section on steering, after the blocks asked for."""
-    return lambda h, block, run: steer(wide(h), wide(run.v[block]), run.lam).to(h) if block in run.layers else h
+    return lambda h, block, run: steer(widened(h), widened(run.v[block]), run.lam).to(h) if block in run.layers else h
 
 
 def generation_with(

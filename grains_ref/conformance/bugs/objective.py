@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import count_from_first_token, decode, embed, wide
+from grains_ref.conformance.bugs.decoder import count_from_first_token, decode, embed, widened
 from grains_ref.conformance.stages import Stage, Values, tensor, whole
 from grains_ref.conformance.toy import WIDTH
 
@@ -26,7 +26,7 @@ def response_logits(
     everywhere = torch.cat([mask, torch.ones(len(y), dtype=torch.long)])[None]
     logits = decode(inputs, everywhere, variation=variation, positions=positions).logits
     rows = (x.shape[1] - 1 + late + torch.arange(len(y))).clamp(min=0)
-    return wide(logits[:, rows])
+    return widened(logits[:, rows])
 
 
 def pick(scores: Tensor, y: np.ndarray) -> Tensor:

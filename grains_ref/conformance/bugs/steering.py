@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import wide
+from grains_ref.conformance.bugs.decoder import widened
 from grains_ref.conformance.stages import Stage, Values, array, tensor
 from grains_ref.grains import steer_hidden
 
@@ -28,7 +28,7 @@ def steering_with(steer: Steer) -> Stage:
 
     def stage(*, h: np.ndarray, v: np.ndarray, lam: float, dtype: str) -> Values:
         stream = tensor(h, dtype)
-        return {"h": array(steer(wide(stream), wide(tensor(v, dtype)), lam).to(stream))}
+        return {"h": array(steer(widened(stream), widened(tensor(v, dtype)), lam).to(stream))}
 
     return stage
 
