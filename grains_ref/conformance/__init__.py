@@ -1,1 +1,22 @@
-"""The conformance kit: which stage of a port diverges first, how far, and which known bug reproduces its output."""
+"""The conformance kit: which stage of a port diverges first, how far, and which known bug reproduces its output.
+
+| file | holds |
+|---|---|
+| `stages` | the seven stages: named arrays in and out, what is refused, the reference's answer |
+| `toy` | the small decoder that stages which need a model run on |
+| `cases/` | the inputs, one file per stage: what each is for, and which planted bugs it must catch |
+| `bugs/` | planted bugs, one file per stage: the tests of the cases, and the diagnosis of a port |
+| `authors/` | the second dialect, what the released code computes: its stages, cases and bugs |
+| `dialects` | `paper` and `authors`: cases, right answers and bugs put together |
+| `random_inputs` | seeded inputs beyond the cases |
+| `second_oracle` | the stages once more in NumPy, independent of the reference |
+| `compare` | the distance of two outputs, and the verdict on a case |
+| `margins` | how far a case is from its next decision, and which other outputs are equally right |
+| `budgets` | how far a right port may be off per stage and dtype: measured, stored, printed |
+| `vectors` | the cases on disk, for ports in any language |
+| `ports` | how a port is reached: a Python module, a program, a folder of answers |
+| `runner` | a port through the cases, one by one and in chains |
+| `report` | what a run found, for people, as JSON and as JUnit |
+| `test_port` | the cases as tests in a porter's own suite |
+| `live/` | a port checked on the user's own model and pairs |
+"""

@@ -25,9 +25,12 @@ Captum's are, is legal there.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,8 +45,9 @@ from grains_ref.conformance.compare import distance
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
 from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, run_oracle, tensor, toy_in, whole
-from grains_ref.grains import preference, quadrature_rule
+from grains_ref.grains import at_least_float32, preference, quadrature_rule
 
+VERSION = "v1"  # of the stored vectors
 FACTOR = {"float64": 4, "float32": 4, "float16": 3, "bfloat16": 3}
 FLOOR = {dtype: n * torch.finfo(DTYPES[dtype]).eps for dtype, n in (("float32", 16), ("float16", 2), ("bfloat16", 2))}
 FLOOR["float64"] = 1e-10
@@ -180,7 +184,7 @@ def _steps_backwards(inputs: Mapping[str, Any], dtype: str) -> Values:
     x, baseline = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("x", "baseline"))
     encoded = model.encoded(x, torch.from_numpy(inputs["attention_mask"]))
     pos, neg = (torch.from_numpy(np.asarray(inputs[name])) for name in ("y_pos", "y_neg"))
-    total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = torch.zeros_like(x, dtype=at_least_float32(x))
     for alpha, weight in reversed(list(zip(*quadrature_rule(inputs["quadrature"], inputs["m"]), strict=True))):
         point = (x * alpha + baseline * (1 - alpha)).requires_grad_()
         f = preference(model, encoded, point[None], y_pos=pos, y_neg=neg)
@@ -197,7 +201,7 @@ def _by_eigenvectors(
     found = {}
     for side in ("pos", "neg"):
         D = torch.from_numpy(inputs[f"delta_{side}"]).to(DTYPES[dtype])
-        D = D.to(torch.promote_types(D.dtype, torch.float32)).movedim(1, 0)  # (L, N, d)
+        D = D.to(at_least_float32(D)).movedim(1, 0)  # (L, N, d)
         mean = D.mean(1)
         centred = D - mean[:, None]
         v = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
@@ -208,7 +212,7 @@ def _by_eigenvectors(
 def _by_squares(inputs: Mapping[str, Any], dtype: str) -> Values:
     """Steering with the norms as roots of summed squares, in float32 or wider."""
     h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    wide = h.to(at_least_float32(h))
     shifted = wide + inputs["lam"] * v.to(wide)
     squares = (wide.square().sum(-1, keepdim=True), shifted.square().sum(-1, keepdim=True))
     ratio = (squares[0] / squares[1].clamp_min(torch.finfo(wide.dtype).tiny)).sqrt()
@@ -224,7 +228,7 @@ def _exact_weights(inputs: Mapping[str, Any], dtype: str) -> Values:
     bare = toy_in(dtype)
     model, y = authors_toy(bare), whole(inputs["y_pos"])
     branch = authors.branch(model, bare.encoded(tensor(inputs["x"], dtype), whole(inputs["attention_mask"])), y)
-    total = torch.zeros_like(branch.embeds, dtype=torch.promote_types(branch.embeds.dtype, torch.float32))
+    total = torch.zeros_like(branch.embeds, dtype=at_least_float32(branch.embeds))
     for alpha, weight in zip(*quadrature_rule("gauss_legendre", authors.NODES), strict=True):
         point = (alpha * branch.embeds).requires_grad_()
         log_p = authors.last_token_again(model, branch, point[None], y=y)
@@ -235,7 +239,7 @@ def _exact_weights(inputs: Mapping[str, Any], dtype: str) -> Values:
 def _sums_of_squares_over_tokens(inputs: Mapping[str, Any], dtype: str) -> Values:
     """The released edit with norms as roots of summed squares, in float32 or wider."""
     h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    wide = h.to(at_least_float32(h))
     shifted = wide + (authors.FACTOR * inputs["lam"]) * v.to(wide)
     norm, found = (z.square().sum(1, keepdim=True).sqrt() for z in (wide, shifted))
     return {"h": (shifted * (norm / (found + authors.EPS))).to(h).double().numpy()}
@@ -252,6 +256,23 @@ def _error(function: Any, case: Case, right: Values, dtype: str) -> float:
         return float("inf")  # a bug that refuses a valid input is seen at once
 
 
+# --------------------------------------------------------------------------------------- what is stored
+def root() -> Path:
+    """Where the installed vectors lie, budgets among them."""
+    return Path(str(resources.files("grains_ref.fixtures"))) / "vectors" / VERSION
+
+
+def budgets_file(folder: Path, dialect: str) -> Path:
+    """The file with a dialect's budgets in a folder of vectors."""
+    return folder / "budgets.json" if dialect == "paper" else folder / dialect / "budgets.json"
+
+
+def load_budgets(dialect: str = "paper", folder: Path | None = None) -> dict[tuple[str, str], Budget]:
+    """The stored budgets of a dialect by stage and dtype."""
+    rows = json.loads(budgets_file(folder or root(), dialect).read_text(encoding="utf-8"))["budgets"]
+    return {(row["stage"], row["dtype"]): Budget(**row) for row in rows}
+
+
 # --------------------------------------------------------------------------------------- the table
 def table(budgets: Iterable[Budget]) -> str:
     """Noise, budget and weakest bug as Markdown."""
@@ -264,8 +285,6 @@ def table(budgets: Iterable[Budget]) -> str:
 
 
 if __name__ == "__main__":
-    from grains_ref.conformance.vectors import load_budgets
-
     if sys.argv[1:] not in ([], ["--measure"]):
         sys.exit("usage: python -m grains_ref.conformance.budgets [--measure]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one

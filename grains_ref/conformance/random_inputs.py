@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from grains_ref.conformance.cases import EMBED, answers, baselines, grid, mask, spiked
+from grains_ref.conformance.cases.aggregation import spiked
+from grains_ref.conformance.cases.common import EMBED, answers, baselines, grid, mask
 from grains_ref.conformance.stages import ON_THE_TOY
 from grains_ref.conformance.toy import BLOCKS, VOCABULARY, WIDTH
 

@@ -3,7 +3,7 @@
 `grains_ref.grains` decides what is right; this module is there so that a bug in it cannot hide. It was written from the
 paper's equations and docs/method.md and shares nothing with `grains`, `stages` or `toy`: no torch, one state at a time,
 loops over examples, steps, layers, heads and positions, a backward pass by hand, quadrature nodes by Newton's method,
-principal components as eigenvectors of a scatter matrix. tests/test_second_oracle.py prints how well the two agree.
+principal components as eigenvectors of a scatter matrix. Its test prints how well the two agree.
 
 Names, arguments and results of the stages are those of `stages`. Everything is computed in the dtype asked for, float64
 or float32, but components always in float64. What has no answer raises ValueError.
@@ -56,8 +56,6 @@ def attribution(
     """Eq. (2), App. B: the gradient of f, averaged along the path from the baseline to x, times (x - baseline)."""
     prompt, seen = _prompt(x, attention_mask, dtype)
     start, _ = _prompt(baseline, attention_mask, dtype, name="baseline")
-    if len(start) != len(prompt):
-        raise ValueError(f"x has {len(prompt)} tokens, the baseline {len(start)}; every token needs its own baseline")
     mean_gradient = np.zeros_like(prompt)
     for alpha, weight in _quadrature(quadrature, m):
         point = start + alpha * (prompt - start)
@@ -248,9 +246,7 @@ def _first_component(D: np.ndarray, where: str) -> np.ndarray:
     size = math.sqrt((D * D).sum())
     if size == 0:
         raise ValueError(f"{where}: all {n} shifts are zero")
-    mean = np.zeros(d)
-    for shift in D:
-        mean += shift / n
+    mean = D.sum(0) / n
     scatter = np.zeros((d, d))
     for shift in D:
         scatter += np.outer(shift - mean, shift - mean)

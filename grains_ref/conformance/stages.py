@@ -51,6 +51,7 @@ from grains_ref.grains import (
     aggregate,
     combine,
     contrast,
+    generate_greedy,
     integrated_gradients,
     log_prob,
     preference,
@@ -227,11 +228,7 @@ def generation(
         for row, mask, known in zip(whole(ids), whole(attention_mask), whole(forced), strict=True):
             encoded = model.encode(row.tolist(), mask.tolist())
             logits.append(model.logits(encoded, encoded.embeds[None], known)[0])
-            said: list[int] = []
-            for _ in range(len(known)):
-                step = model.logits(encoded, encoded.embeds[None], torch.tensor([*said, 0]))[0, -1]
-                said.append(int(step.argmax()))
-            tokens.append(said)
+            tokens.append(generate_greedy(model, encoded, n=len(known)))
     return {"logits": array(torch.stack(logits)), "tokens": np.array(tokens)}
 
 
@@ -253,6 +250,16 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "steering": ("h",),
     "generation": ("logits", "tokens"),
 }
+HEADERS: dict[str, str] = {
+    "objective": "Eq. (1): summed log-probabilities of both answers and their difference, in nats.",
+    "attribution": "Eq. (2): one score per prompt token, in nats; the given quadrature, never a node at 0.",
+    "selection": "Eq. (3): at most k tokens of strictly the right sign, strongest first, ties to the lower index.",
+    "contrast": "Eq. (4): shifts of the last prompt token's state after every block when a set is masked.",
+    "aggregation": "Eq. (5), (6): first component of the centred shifts, unit length, signed by their mean; v.",
+    "steering": "Eq. (7), (8): the vector added, every token's norm restored.",
+    "generation": "Sect. 3.3: logits of the steered decoder for a given continuation, and its own greedy one.",
+}
+"""What heads each stage's stored file."""
 
 
 def run_oracle(stage: str, inputs: Mapping[str, Any], dtype: str = "float64") -> Values:

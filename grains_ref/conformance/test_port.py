@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from grains_ref.conformance.budgets import Budget, runs_in
+from grains_ref.conformance.budgets import Budget, load_budgets, root, runs_in
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Result, read_xfails, run_case, run_port
 from grains_ref.conformance.stages import OUTPUTS
-from grains_ref.conformance.vectors import check_complete, load_budgets, root
+from grains_ref.conformance.vectors import check_complete
 
 pytestmark = pytest.mark.cpu
 

@@ -25,7 +25,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from grains_ref.conformance.budgets import Budget, measure
+from grains_ref.conformance.budgets import VERSION, Budget, budgets_file, measure, root
 from grains_ref.conformance.cases import FLAGS, Case
 from grains_ref.conformance.compare import Right
 from grains_ref.conformance.dialects import DIALECTS, Dialect
@@ -42,26 +42,11 @@ from grains_ref.conformance.ports import encode_values, json_numbers, numbers_of
 from grains_ref.conformance.stages import DTYPES, OUTPUTS
 from grains_ref.conformance.toy import toy_weights
 
-VERSION, REVISION = "v1", 2
+REVISION = 2
 FEWEST = {  # cases per stage, in the order of the stages; a corpus may grow, never shrink
     "paper": dict(zip(OUTPUTS, (34, 31, 33, 24, 28, 27, 29), strict=True)),
     "authors": dict(zip(OUTPUTS, (34, 31, 33, 20, 22, 28, 29), strict=True)),
 }
-
-
-def root() -> Path:
-    """Where the installed vectors lie."""
-    return Path(str(resources.files("grains_ref.fixtures"))) / "vectors" / VERSION
-
-
-def load_budgets(dialect: str = "paper", folder: Path | None = None) -> dict[tuple[str, str], Budget]:
-    """The stored budgets of a dialect by stage and dtype."""
-    rows = json.loads(_budgets_file(folder or root(), dialect).read_text())["budgets"]
-    return {(row["stage"], row["dtype"]): Budget(**row) for row in rows}
-
-
-def _budgets_file(folder: Path, dialect: str) -> Path:
-    return folder / "budgets.json" if dialect == "paper" else folder / dialect / "budgets.json"
 
 
 def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -> None:
@@ -78,7 +63,7 @@ def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -
         known = list(budgets[dialect.name]) if budgets else [
             measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES
         ]  # fmt: skip
-        _write_json(_budgets_file(folder, dialect.name), {"budgets": [asdict(budget) for budget in known]})
+        _write_json(budgets_file(folder, dialect.name), {"budgets": [asdict(budget) for budget in known]})
         by_key = {(budget.stage, budget.dtype): budget for budget in known}
         for stage in OUTPUTS:
             _write_stage(folder / dialect.name, dialect, stage, by_key)

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from grains_ref.conformance import runner, second_oracle, stages
-from grains_ref.conformance.budgets import Budget, noise_of
+from grains_ref.conformance.budgets import Budget, load_budgets, noise_of
 from grains_ref.conformance.bugs import BUGS, Bug
 from grains_ref.conformance.cases import CASES, Case
 from grains_ref.conformance.compare import judge
@@ -27,7 +27,6 @@ from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
 from grains_ref.conformance.report import print_run
 from grains_ref.conformance.runner import Run, read_xfails, run_port
 from grains_ref.conformance.stages import ORACLE, OUTPUTS, Values, run_oracle
-from grains_ref.conformance.vectors import load_budgets
 
 pytestmark = pytest.mark.cpu
 
@@ -205,6 +204,12 @@ def test_an_accepted_nonsense_is_a_failure() -> None:
 
 
 # ---------------------------------------------------------------------------------------- known failures
+def test_the_tokens_that_ports_are_judged_by_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "generate_greedy", lambda model, encoded, *, n: list(range(n)))
+    inputs = PAPER.case("generation-002").inputs
+    assert run_oracle("generation", inputs)["tokens"].tolist() == [list(range(6))] * 3
+
+
 def test_known_failures_are_strict() -> None:
     (bug,) = (bug for bug in BUGS if bug.name == "cancelled_to_nan")
     port = port_of(steering=bug.function)

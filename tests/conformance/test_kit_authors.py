@@ -13,16 +13,17 @@ from typer.testing import CliRunner
 
 from grains_ref.cli import app
 from grains_ref.conformance.authors import bugs as bugs_authors
-from grains_ref.conformance.budgets import Budget
+from grains_ref.conformance.authors.cases import ILL_POSED, KILLS, LEFT_OUT
+from grains_ref.conformance.budgets import Budget, load_budgets
 from grains_ref.conformance.bugs import BUGS
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import distance
-from grains_ref.conformance.dialects import AUTHORS, ILL_POSED, LEFT_OUT, PAPER, Dialect
+from grains_ref.conformance.dialects import AUTHORS, PAPER, Dialect
 from grains_ref.conformance.margins import SIGN_DEFINED, WELL_SEPARATED
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Run, run_port
 from grains_ref.conformance.stages import ORACLE, OUTPUTS, Stage, Values, check, run_oracle
-from grains_ref.conformance.vectors import load_budgets, right_of
+from grains_ref.conformance.vectors import right_of
 
 pytestmark = pytest.mark.cpu
 
@@ -113,6 +114,7 @@ def test_cases_are_those_of_the_paper_but_for_what_nothing_defines() -> None:
     ours, theirs = ({case.id: case for case in dialect.cases} for dialect in (AUTHORS, PAPER))
     assert set(theirs) - set(ours) == set(LEFT_OUT)
     assert set(ours) - set(theirs) == {"steering-101"}
+    assert set(KILLS) == {case.id for case in AUTHORS.cases if case.result == "valid"}
     assert [case.id for case in AUTHORS.cases if case.id in theirs and case.result != theirs[case.id].result] == [
         *ILL_POSED
     ]

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
-from grains_ref.conformance import toy, vectors
-from grains_ref.conformance.budgets import allowed, measure, table
+from grains_ref.conformance import budgets, toy, vectors
+from grains_ref.conformance.budgets import allowed, load_budgets, measure, table
 from grains_ref.conformance.cases import CASES, FLAGS, Case
 from grains_ref.conformance.compare import distance, judge
 from grains_ref.conformance.dialects import DIALECTS, Dialect
@@ -32,7 +32,7 @@ from grains_ref.conformance.stages import DTYPES, OUTPUTS, run_oracle
 
 pytestmark = pytest.mark.cpu
 
-ROOT = vectors.root()
+ROOT = budgets.root()
 SCHEMAS = {path.name.removesuffix(".schema.json"): path for path in (ROOT / "schema").glob("*.json")}
 LIMIT = 5_000_000
 
@@ -79,17 +79,17 @@ def test_accepted_and_margins_are_part_of_the_schema() -> None:
 def test_budgets_are_valid_and_cover_every_stage_and_dtype(dialect: str) -> None:
     place = "budgets.json" if dialect == "paper" else f"{dialect}/budgets.json"
     validator("budgets").validate(read(ROOT / place))
-    budgets = vectors.load_budgets(dialect)
-    assert list(budgets) == [(stage, dtype) for stage in OUTPUTS for dtype in DTYPES]
-    unclaimable = {key for key, budget in budgets.items() if not budget.claimable}
+    stored = load_budgets(dialect)
+    assert list(stored) == [(stage, dtype) for stage in OUTPUTS for dtype in DTYPES]
+    unclaimable = {key for key, budget in stored.items() if not budget.claimable}
     more = {("attribution", "float16"), ("steering", "float16")} if dialect == "authors" else set()
     assert unclaimable == {("attribution", "bfloat16")} | more
-    assert len(table(budgets.values()).splitlines()) == 2 + len(budgets)
+    assert len(table(stored.values()).splitlines()) == 2 + len(stored)
 
 
 def test_budgets_are_what_is_measured() -> None:
     """One of 28: all of them take a minute."""
-    again, stored = measure("steering", "bfloat16"), vectors.load_budgets()["steering", "bfloat16"]
+    again, stored = measure("steering", "bfloat16"), load_budgets()["steering", "bfloat16"]
     assert again.weakest_bug == stored.weakest_bug
     assert again.budget == pytest.approx(stored.budget, rel=1e-6)
 
@@ -116,7 +116,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(folder: Path) -> Path:
-    vectors.write(folder, {name: vectors.load_budgets(name).values() for name in DIALECTS})
+    vectors.write(folder, {name: load_budgets(name).values() for name in DIALECTS})
     return folder
 
 
@@ -210,7 +210,7 @@ def test_the_list_of_accepted_sets_is_complete(dtype: str) -> None:
     """Every ordered choice, by the rule in words: scores off by the dtype's step may not turn it over."""
     for name in ("selection-025", "selection-026"):
         case, right = DIALECTS["paper"].case(name), vectors.right_of("paper", name)
-        budget = allowed(case, dtype, vectors.load_budgets()["selection", dtype])
+        budget = allowed(case, dtype, load_budgets()["selection", dtype])
         a, tau = case.inputs["a"], 2 * budget * np.abs(case.inputs["a"]).max()
         for side, signed in (("pos", a), ("neg", -a)):
             kth = signed[right.out[side][-1]]
@@ -302,7 +302,7 @@ def test_an_edited_a_missing_and_a_shrunken_corpus_are_refused(copy: Path, monke
 
 def test_the_command_refuses_a_corpus_that_was_changed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "budgets.json").write_text("{}")
-    monkeypatch.setattr(vectors, "root", lambda: copy)
+    monkeypatch.setattr(budgets, "root", lambda: copy)
     found = CliRunner().invoke(app, ["conform", "smoke", "--port", "grains_ref.conformance.second_oracle"])
     assert found.exit_code == 1
     assert "budgets.json is missing or was changed" in found.output.replace("\n", "")
@@ -327,7 +327,7 @@ def test_dump_fill_and_verify(tmp_path: Path) -> None:
     said = " ".join(found.output.split())
     assert "Not claimed, not checked: objective, attribution, contrast, aggregation, generation" in said
     (folder / "out" / "float32" / "steering-003.json").unlink()
-    result = run_port(FolderPort(folder), vectors.load_budgets(), modes=("isolated",))
+    result = run_port(FolderPort(folder), load_budgets(), modes=("isolated",))
     assert [r.case for r in result.results if r.status == "skipped"] == ["steering-003"]
 
 
@@ -391,5 +391,5 @@ def test_the_cases_run_as_tests_of_a_port(tmp_path: Path) -> None:
 
 
 def test_budgets_are_plain_numbers() -> None:
-    for budget in (*vectors.load_budgets().values(), *vectors.load_budgets("authors").values()):
+    for budget in (*load_budgets().values(), *load_budgets("authors").values()):
         assert all(np.isfinite(v) for v in dataclasses.asdict(budget).values() if isinstance(v, float))

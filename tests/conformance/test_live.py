@@ -131,9 +131,9 @@ KNOWN: defaultdict[str, Any] = defaultdict(dict)
 @pytest.fixture
 def asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle's answers to a pair, which are the same for every port, take as long as the port's own."""
-    original = live._Pair
+    original = live.check.PairChecks
     monkeypatch.setattr(
-        live, "_Pair", lambda model, reference, pair, *port: original(model, reference, pair, *port, KNOWN[pair.id])
+        live.check, "PairChecks", lambda reference, answers: original(reference, answers, KNOWN[answers.pair.id])
     )
 
 
@@ -147,8 +147,8 @@ def test_a_broken_port_fails_where_its_fault_is(wrong: str) -> None:
     elsewhere = {"contrast", "steer", "exchanged responses negate a", "lam = 0 changes nothing"}
     assert found <= BROKEN[wrong] | (elsewhere if wrong == "no_bos" else set())  # other tokens, other everything
     if wrong in TOLD:
-        check, message = TOLD[wrong]
-        assert any(message in result.message for result in results if result.check == check)
+        name, message = TOLD[wrong]
+        assert any(message in result.message for result in results if result.check == name)
 
 
 def test_relations_catch_faults_without_a_float32_copy_and_in_half_precision() -> None:
@@ -195,7 +195,7 @@ def test_crashes_wrong_shapes_and_missing_functions_are_told_apart() -> None:
 
 
 def test_where_noise_hides_everything_nothing_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "HOPELESS", 1e-9)
+    monkeypatch.setattr(live.check, "HOPELESS", 1e-9)
     results = check_live(random_llama(), [pair(7)], PlainPort("last_layer"), m=1)
     status = {result.check: result.status for result in results}
     assert status["objective"] == status["attribution"] == "undecidable"

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from grains_ref.conformance.bugs import BUGS, EQUIVALENT, WITHOUT_BUG, Bug, decode, largest_entry_positive
-from grains_ref.conformance.cases import AGGREGATION, CASES, FLAGS, Case, bf16
+from grains_ref.conformance.bugs import BUGS, EQUIVALENT, WITHOUT_BUG, Bug
+from grains_ref.conformance.bugs.aggregation import largest_entry_positive
+from grains_ref.conformance.bugs.decoder import decode
+from grains_ref.conformance.cases import CASES, FLAGS, Case, aggregation
+from grains_ref.conformance.cases.common import bf16
 from grains_ref.conformance.compare import distance
 from grains_ref.conformance.margins import SIGN_DEFINED, WELL_SEPARATED
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
@@ -183,7 +186,7 @@ def test_every_bug_says_where_it_comes_from() -> None:
 
 # ---------------------------------------------------------------------------------------- what cases were built for
 def test_valid_shifts_define_direction_and_sign_and_acceptable_ones_do_not() -> None:
-    for case in AGGREGATION:
+    for case in aggregation.CASES:
         if case.result != "invalid":
             gaps, cosines = spectrum(case)
             assert (min(gaps) > WELL_SEPARATED) == (case.result == "valid"), case.id

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from grains_ref.conformance import runner, second_oracle
-from grains_ref.conformance.budgets import Budget
+from grains_ref.conformance.budgets import Budget, load_budgets
 from grains_ref.conformance.cases import CASES
 from grains_ref.conformance.ports import CommandPort, Port, PythonPort
 from grains_ref.conformance.runner import Mode, run_port
 from grains_ref.conformance.stages import OUTPUTS
-from grains_ref.conformance.vectors import load_budgets
 
 pytestmark = pytest.mark.cpu
 

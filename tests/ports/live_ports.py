@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grains_ref.conformance import live
-from grains_ref.conformance.live import fingerprint
+from grains_ref.conformance.live import FUNCTIONS, fingerprint, reference
 from grains_ref.data import PreferencePair
 from grains_ref.grains import select, steer_hidden
 from grains_ref.models import HuggingFaceModel
@@ -33,15 +32,17 @@ def reference_port() -> SimpleNamespace:
         return steer_hidden(torch.from_numpy(h).to(handle.hf.dtype), torch.from_numpy(v), lam=lam)
 
     def live_batch(handle: HuggingFaceModel, *lists: Any, images: Sequence[Any] = (None, None)) -> list[Any]:
-        return [live.objective_of(handle, as_pair(*one)) for one in zip(*lists, images, strict=True)]
+        return [reference.objective_of(handle, as_pair(*one)) for one in zip(*lists, images, strict=True)]
 
     return SimpleNamespace(
-        live_objective=lambda h, p, c, r, image=None: live.objective_of(h, as_pair(p, c, r, image)),
-        live_attribution=lambda h, p, c, r, m, image=None: live.attribution_of(h, as_pair(p, c, r, image), m=m)["a"],
-        live_contrast=lambda h, p, c, r, pos, neg, image=None: live.contrast_of(
+        live_objective=lambda h, p, c, r, image=None: reference.objective_of(h, as_pair(p, c, r, image)),
+        live_attribution=lambda h, p, c, r, m, image=None: reference.attribution_of(h, as_pair(p, c, r, image), m=m)[
+            "a"
+        ],
+        live_contrast=lambda h, p, c, r, pos, neg, image=None: reference.contrast_of(
             h, as_pair(p, c, r, image), pos=pos, neg=neg
         ),
-        live_steer=lambda h, p, c, r, v, lam, image=None: live.steer_of(h, as_pair(p, c, r, image), v=v, lam=lam)[
+        live_steer=lambda h, p, c, r, v, lam, image=None: reference.steer_of(h, as_pair(p, c, r, image), v=v, lam=lam)[
             "logits"
         ],
         live_selection=live_selection,
@@ -180,7 +181,7 @@ def with_fingerprints(port: Any, *, rows: bool) -> Any:
     def live_contrast(*arguments: Any, **image: Any) -> dict[str, Any]:
         return {name: brief(delta) for name, delta in port.live_contrast(*arguments, **image).items()}
 
-    known = {name: getattr(port, name) for name in live.FUNCTIONS if hasattr(port, name)}
+    known = {name: getattr(port, name) for name in FUNCTIONS if hasattr(port, name)}
     shortened = {
         "live_contrast": live_contrast,
         "live_steer": lambda *arguments, **image: brief(port.live_steer(*arguments, **image)),

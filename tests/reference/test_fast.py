@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grains_ref import fast, grains
+from grains_ref.conformance.budgets import load_budgets
 from grains_ref.conformance.cases import CASES
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Mode, run_port
-from grains_ref.conformance.vectors import load_budgets
 from grains_ref.grains import PRESETS, HyperParameters
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama, random_qwen2

@@ -11,44 +11,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grains_ref.conformance import bugs
-from grains_ref.conformance.bugs import (
-    Bug,
-    Choice,
-    Path,
-    Row,
-    Run,
+from grains_ref.conformance.bugs.aggregation import (
     aggregation_with,
-    argsort_ends,
-    at_last_block,
-    attribution_with,
-    bugs_of,
-    contrast_with,
-    difference,
-    each,
-    edited_by,
-    generation_with,
     largest_entry_positive,
-    last_normed,
-    last_token,
+    largest_score_positive,
+    svd,
+)
+from grains_ref.conformance.bugs.attribution import (
+    Objective,
+    Path,
+    attribution_with,
+    branch_logits,
+    difference,
     last_token_again,
+    response_on_path,
+    right_rule,
+    twenty_gauss_nodes,
+)
+from grains_ref.conformance.bugs.common import Bug, Row, bugs_of
+from grains_ref.conformance.bugs.contrast import Prompt, contrast_with, last_normed, read_at, unattended
+from grains_ref.conformance.bugs.decoder import norm, padding_row, weights, widened
+from grains_ref.conformance.bugs.generation import Run, at_last_block, edited_by, generation_with, right_edit
+from grains_ref.conformance.bugs.objective import (
+    each,
+    last_token,
     last_token_late,
     objective_with,
-    padding_row,
+    pick,
+    right_sides,
+    token_log_p,
+)
+from grains_ref.conformance.bugs.selection import Choice, argsort_ends, right_choice, selection_with, top
+from grains_ref.conformance.bugs.steering import (
+    Steer,
     released_hook,
     released_hook_with_tensors,
     released_norm,
-    response_on_path,
-    right_choice,
-    right_edit,
-    right_rule,
-    right_sides,
     right_steer,
-    selection_with,
     steering_with,
-    token_log_p,
-    twenty_gauss_nodes,
-    unattended,
 )
 from grains_ref.conformance.stages import Stage
 from grains_ref.grains import steer_hidden
@@ -59,7 +59,7 @@ def y_pos_again(path: Path) -> Tensor:
     return last_token_again(path, path.y_pos)
 
 
-def from_zero(f: bugs.Objective, **parts: object) -> Stage:
+def from_zero(f: Objective, **parts: object) -> Stage:
     """Attribution with another f, everything else as released."""
     released = {"rule": twenty_gauss_nodes, "baseline_used": torch.zeros_like}
     return attribution_with(f=f, **released | parts)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def all_tokens(choose: Choice) -> Stage:
 
 def lower_index_first(a: np.ndarray, ok: np.ndarray, k: int) -> tuple[list[int], list[int]]:
     """Both ends, ties to the lower index at both."""
-    return bugs.top(a, ok, k, at_least=-np.inf), bugs.top(-a, ok, k, at_least=-np.inf)
+    return top(a, ok, k, at_least=-np.inf), top(-a, ok, k, at_least=-np.inf)
 
 
 def higher_index_last(a: np.ndarray, ok: np.ndarray, k: int) -> tuple[list[int], list[int]]:
@@ -81,12 +81,12 @@ def higher_index_last(a: np.ndarray, ok: np.ndarray, k: int) -> tuple[list[int],
     return [j for j in pos if a[j] > 0], [j for j in neg if a[j] < 0]
 
 
-def padded(prompt: bugs.Prompt) -> bugs.Prompt:
+def padded(prompt: Prompt) -> Prompt:
     """The padding token as the baseline."""
     return prompt._replace(baseline=padding_row(prompt.x))
 
 
-def hook(factor: float, axis: int, eps: float = 1e-8) -> bugs.Steer:
+def hook(factor: float, axis: int, eps: float = 1e-8) -> Steer:
     """The released hook with another factor, axis or epsilon."""
 
     def steer(h: Tensor, v: Tensor, lam: float) -> Tensor:
@@ -102,17 +102,15 @@ def in_pieces(h: Tensor, block: int, run: Run) -> Tensor:
     if block not in run.layers:
         return h
     pieces = [h[:, : run.prompt], *h[:, run.prompt :].split(1, dim=1)]
-    return torch.cat([released_hook(bugs._wide(p), bugs._wide(run.v[block]), run.lam).to(h) for p in pieces], 1)
+    return torch.cat([released_hook(widened(p), widened(run.v[block]), run.lam).to(h) for p in pieces], 1)
 
 
 def up_to_each_token(h: Tensor, block: int, run: Run) -> Tensor:
     """The norms at every new token over what had been said by then, as in generating without a cache."""
     if block not in run.layers:
         return h
-    steered = [
-        released_hook(bugs._wide(h[:, :n]), bugs._wide(run.v[block]), run.lam).to(h)
-        for n in range(run.prompt, h.shape[1] + 1)
-    ]
+    v, ends = widened(run.v[block]), range(run.prompt, h.shape[1] + 1)
+    steered = [released_hook(widened(h[:, :n]), v, run.lam).to(h) for n in ends]
     return torch.cat([steered[0], *(z[:, -1:] for z in steered[1:])], 1)
 
 
@@ -132,7 +130,7 @@ ATTRIBUTION: tuple[Row, ...] = (
      "Scores of the released code cannot be compared", "released code, rows 1 to 4", attribution_with()),
     ("last_token_in_place", "the branch's last token from the row before it", "The released score is one row late",
      "released code, row 1",
-     from_zero(lambda path: bugs.pick(bugs.branch_logits(path, path.y_pos)[:, -2:-1], path.y_pos[-1:])[:, 0])),
+     from_zero(lambda path: pick(branch_logits(path, path.y_pos)[:, -2:-1], path.y_pos[-1:])[:, 0])),
     ("all_tokens_in_place", "all tokens of y_pos, each from the row before it", "The released score has the last only",
      "released code, row 1", from_zero(lambda path: response_on_path(path, path.y_pos))),
     ("response_fixed", "the response's embeddings held fixed", "The released path moves them too",
@@ -175,8 +173,8 @@ CONTRAST: tuple[Row, ...] = (
     ("last_state_raw", "the last layer's state before the final norm", "The released one is after it",
      "released code, row 12", contrast_with(change=padded)),
     ("every_state_normed", "every layer's state after the final norm", "The released code norms the last layer only",
-     "released code, row 12", contrast_with(change=padded, state=bugs.read_at(lambda run, mask, inputs: bugs._norm(
-         run.states[0, :, -1], bugs._weights(inputs.dtype)["norm"], "")))),
+     "released code, row 12", contrast_with(change=padded, state=read_at(lambda run, mask, inputs: norm(
+         run.states[0, :, -1], weights(inputs.dtype)["norm"])))),
     ("delta_reversed", "masked minus unmasked", "Steering is reversed", "ours",
      contrast_with(state=last_normed, change=padded, join=lambda h, without: without - h)),
 )  # fmt: skip
@@ -185,9 +183,9 @@ AGGREGATION: tuple[Row, ...] = (
     ("signed_by_mean", "the paper's sign: along the mean shift", "Some sides are turned round",
      "released code, row 13", aggregation_with()),
     ("largest_score_positive", "the sign rule of scikit-learn before 1.5: the largest projection is positive",
-     "Some sides are turned round", "released code, row 13", aggregation_with(bugs.largest_score_positive)),
+     "Some sides are turned round", "released code, row 13", aggregation_with(largest_score_positive)),
     ("uncentred", "the mean not subtracted before the decomposition", "scikit-learn's PCA subtracts it",
-     "released code, row 13", aggregation_with(lambda D: _positive(bugs.svd(D)[2][0]))),
+     "released code, row 13", aggregation_with(lambda D: _positive(svd(D)[2][0]))),
     ("v_pos_alone", "v = v_pos, as in the scripts for vision models", "The negative side is lost",
      "released code, row 14", aggregation_with(largest_entry_positive, combine=lambda pos, neg: pos)),
     ("sum_of_sides", "v = v_pos + v_neg", "Exactly orthogonal to the released v", "ours",

@@ -40,7 +40,7 @@ from torch import Tensor
 from grains_ref import authors
 from grains_ref.conformance.stages import DTYPES, Stage, Values, array, refusing, tensor, toy_in, whole
 from grains_ref.conformance.toy import Toy, rms
-from grains_ref.grains import combine
+from grains_ref.grains import at_least_float32, combine
 
 
 def authors_toy(bare: Toy) -> authors.AuthorsModel:
@@ -86,8 +86,7 @@ def contrast_(*, x: Any, baseline: Any, attention_mask: Any, pos: list[int], neg
     model, encoded = authors_toy(bare), bare.encoded(tensor(x, dtype), whole(attention_mask))
     versions = [encoded.embeds, *(authors.mask(model, encoded.embeds, tokens) for tokens in (pos, neg))]
     h, without_pos, without_neg = (
-        authors.hidden_states(model, encoded, version[None])[0].to(torch.promote_types(version.dtype, torch.float32))
-        for version in versions
+        authors.hidden_states(model, encoded, version[None])[0].to(at_least_float32(version)) for version in versions
     )
     return {"delta_pos": array(h - without_pos), "delta_neg": array(h - without_neg)}
 
@@ -132,3 +131,15 @@ STAGES: dict[str, Stage] = {
     "steering": steering,
     "generation": generation,
 }
+HEADERS: dict[str, str] = {
+    "objective": "Row 1: the last response token alone, from the logits one position late.",
+    "attribution": "Rows 1 to 4: the prompt's scores in y_pos's branch; 20 Gauss-Legendre nodes from zero. y_neg, "
+    "baseline, m and quadrature are ignored.",
+    "selection": "Rows 7, 8: both ends of one stable argsort of all tokens, the upper one reversed.",
+    "contrast": "Rows 10 to 12: x is a whole branch; tokens become padding; the last state is after the norm.",
+    "aggregation": "Row 13: first component of the centred shifts, its largest absolute entry positive; v.",
+    "steering": "Rows 15, 16: ten times lam, norms over the sequence with 1e-8 in the denominator.",
+    "generation": "Rows 15, 16: that hook after the last block, one pass over prompt and continuation. `tokens` "
+    "are given and not judged.",
+}
+"""What heads each stage's stored file."""

@@ -1,0 +1,136 @@
+"""Cases of the objective, eq. (1): padding, responses of all lengths, and the decoder's own details."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from grains_ref.conformance.cases.common import (
+    EMBED,
+    Case,
+    ResultKind,
+    answers,
+    mask,
+    numbered,
+    prompt,
+    seeded_prompt,
+    spoilt,
+)
+from grains_ref.conformance.toy import VOCABULARY
+
+
+def _objective(
+    number: int, comment: str, flags: str, inputs: dict[str, Any], kills: str = "", result: ResultKind = "valid"
+) -> Case:
+    return numbered("objective", number, comment, flags, inputs, kills, result)
+
+
+CASES = (
+    _objective(1, "A short prompt and two responses of two tokens", "Basic",
+               prompt(5, 7, 11, 13, 2) | answers([3, 9], [6, 1]),
+               "off_by_one_logits off_by_two_logits end_of_text_appended raw_logits base_two embeddings_scaled"),
+    # With one token against four, whatever is done per token instead of per response shows.
+    _objective(2, "One token against four", "UnequalLengths", prompt(4, 8, 15, 16, 23) | answers([12], [9, 3, 27, 5]),
+               "off_by_one_logits off_by_two_logits last_token_only mean_over_tokens response_padding_scored "
+               "packed_without_mask response_positions_restart attention_not_scaled gate_and_up_exchanged"),
+    _objective(3, "Left padding, three tokens against two", "LeftPadding UnequalLengths",
+               prompt(5, 7, 11, 2, padding=3) | answers([3, 9, 4], [6, 1]),
+               "mask_ignored sides_exchanged response_positions_by_column norm_weight_plus_one"),
+    # The smallest input there is; here last, first, sum and mean are the same.
+    _objective(4, "A prompt of one token, one token per response", "OneToken", prompt(19) | answers([3], [6]),
+               "end_of_text_appended likelihood_only gate_and_up_exchanged embeddings_scaled"),
+    _objective(5, "A prompt of one token, two tokens against three", "OneToken UnequalLengths",
+               prompt(14) | answers([3, 9], [6, 1, 28]),
+               "first_token_only mean_over_tokens likelihood_only gate_and_up_exchanged"),
+    _objective(6, "Responses with the same first token", "SharedTokens",
+               prompt(5, 20, 11, 13) | answers([17, 9, 4], [17, 2, 8]),
+               "first_token_only packed_without_mask layer_norm"),
+    _objective(7, "Responses with the same last token, such as a full stop", "SharedTokens",
+               prompt(5, 20, 11, 13) | answers([9, 4, 17], [2, 8, 17]),
+               "last_token_only last_token_one_late final_norm_missing"),
+    _objective(8, "More padding than prompt", "LeftPadding",
+               prompt(21, 22, padding=6) | answers([24, 25, 1], [26, 27, 2]),
+               "last_token_only first_token_only mask_ignored"),
+    # Scoring a token by its own row asks whether it is repeated: here the prompt ends as the responses begin.
+    _objective(9, "Responses that repeat the prompt's last token", "SharedTokens",
+               prompt(3, 14, 9) | answers([9, 9, 9], [9, 3]),
+               "off_by_one_logits mean_over_tokens sides_exchanged kv_heads_interleaved"),
+    _objective(10, "The same response twice: f is zero", "SharedTokens", prompt(2, 18, 30) | answers([7, 5], [7, 5]),
+               "raw_logits base_two final_norm_missing"),
+    _objective(11, "One response is the beginning of the other", "SharedTokens UnequalLengths",
+               prompt(2, 18, 30) | answers([7, 5, 29, 10], [7, 5]),
+               "response_padding_scored packed_without_mask layer_norm"),
+    # Token 0 is the padding's id, but here somebody says it.
+    _objective(12, "Responses that contain the padding's id", "PaddingIdInResponse UnequalLengths",
+               prompt(1, 10, 20, padding=2) | answers([0, 6, 0], [23, 0]),
+               "last_token_one_late padding_id_skipped response_positions_by_column kv_heads_interleaved "
+               "rotary_pairs_adjacent norm_weight_plus_one attention_not_scaled"),
+    # mean(h^2) is near EPS: RMSNorm's epsilon counts.
+    _objective(13, "Embeddings so small that the norm's epsilon counts", "TinyValues OffVocabulary",
+               seeded_prompt("objective-013", tokens=5, step=2.0**-16) | answers([3, 9], [6, 1, 12]),
+               "last_token_only response_padding_scored response_one_position_early eps_missing layer_norm"),
+    _objective(14, "Embeddings so large that the blocks change little", "LargeValues OffVocabulary",
+               seeded_prompt("objective-014", tokens=5, step=0.5) | answers([3, 9], [6, 1, 12]),
+               "off_by_two_logits packed_without_mask response_one_position_early rotary_pairs_adjacent "
+               "final_norm_missing"),
+    _objective(15, "Embeddings that belong to no token", "OffVocabulary",
+               seeded_prompt("objective-015", tokens=5) | answers([8], [11, 2, 3]),
+               "response_one_position_early kv_heads_interleaved rotary_pairs_adjacent rotary_base_of_llama "
+               "attention_not_scaled embeddings_scaled"),
+    # Distances up to 20: rotary base and layout show; attention has something to choose from.
+    _objective(16, "Seventeen tokens, five against three", "LongPrompt UnequalLengths",
+               prompt(*((j * j * 7 + 3 * j + 1) % VOCABULARY for j in range(17)))
+               | answers([1, 2, 3, 4, 5], [30, 29, 28]),
+               "raw_logits response_positions_restart rotary_pairs_adjacent"),
+    _objective(17, "The first and the last id of the vocabulary", "PaddingIdInResponse",
+               prompt(30, 0, 30, 0, 30) | answers([30, 0], [0, 30]),
+               "padding_id_skipped base_two kv_heads_interleaved norm_weight_plus_one embeddings_scaled"),
+    _objective(18, "Much padding, a long response", "LeftPadding UnequalLengths",
+               prompt(6, 12, 18, padding=8) | answers([24], [30, 5, 11, 17, 23, 29, 4]),
+               "last_token_only last_token_one_late first_token_only mean_over_tokens response_padding_scored "
+               "raw_logits base_two likelihood_only sides_exchanged"),
+    _objective(19, "An empty preferred response", "BadArgument", prompt(5, 7) | answers([], [6, 1]), result="invalid"),
+    _objective(20, "An empty rejected response", "BadArgument", prompt(5, 7) | answers([3], []), result="invalid"),
+    _objective(21, "A token beyond the vocabulary", "BadArgument", prompt(5, 7) | answers([3, VOCABULARY], [6, 1]),
+               result="invalid"),
+    _objective(22, "An attention mask longer than the prompt", "BadShape",
+               prompt(5, 7) | {"attention_mask": mask(1, 2)} | answers([3], [6]), result="invalid"),
+    _objective(23, "Embeddings of another width", "BadShape",
+               {"x": EMBED[[5, 7], :-1], "attention_mask": mask(0, 2)} | answers([3], [6]), result="invalid"),
+    # Answers that the model is likely to give, found by a search: log P is small, so mistakes of the decoder are large
+    # against it, in bfloat16 too.
+    _objective(24, "Likely answers after padding", "LikelyAnswers OffVocabulary LeftPadding",
+               seeded_prompt("o221", padding=6, tokens=7, step=2.0**-5) | answers([7, 3], [13, 21]),
+               "packed_without_mask response_one_position_early rotary_base_of_llama norm_weight_plus_one"),
+    _objective(25, "Likely answers to a longer prompt", "LikelyAnswers OffVocabulary LongPrompt LeftPadding",
+               seeded_prompt("o863", padding=6, tokens=11, step=2.0**-7) | answers([6, 10], [3, 1, 19]),
+               "off_by_two_logits base_two response_positions_restart rotary_pairs_adjacent rotary_base_of_llama "
+               "attention_not_scaled"),
+    _objective(26, "Likely answers that repeat a token", "LikelyAnswers OffVocabulary LeftPadding",
+               seeded_prompt("o378", padding=6, tokens=3, step=2.0**-7) | answers([26, 5, 5, 5], [5, 5, 5, 10]),
+               "mask_ignored packed_without_mask raw_logits response_positions_by_column kv_heads_interleaved "
+               "rotary_pairs_adjacent layer_norm norm_weight_plus_one attention_not_scaled embeddings_scaled"),
+    _objective(27, "Likely answers, two tokens against four", "LikelyAnswers OffVocabulary UnequalLengths",
+               seeded_prompt("o82", padding=3, tokens=11, step=2.0**-5) | answers([19, 28], [26, 13, 21, 1]),
+               "off_by_one_logits off_by_two_logits raw_logits base_two response_positions_restart "
+               "response_positions_by_column response_one_position_early gate_and_up_exchanged"),
+    _objective(28, "Likely answers to embeddings so small that the norm's epsilon counts", "LikelyAnswers TinyValues",
+               seeded_prompt("tiny55", padding=0, tokens=11, step=2.0**-17) | answers([3, 10], [28, 28]),
+               "off_by_one_logits kv_heads_interleaved eps_missing layer_norm gate_and_up_exchanged "
+               "embeddings_scaled"),
+    _objective(29, "A negative token", "BadArgument", prompt(5, 7) | answers([3], [-1, 6]), result="invalid"),
+    _objective(30, "Padding on the right", "BadArgument",
+               {"x": EMBED[[5, 7, 0]], "attention_mask": np.array([1, 1, 0])} | answers([3], [6]), result="invalid"),
+    _objective(31, "A hole in the attention mask", "BadArgument",
+               {"x": EMBED[[5, 7, 9]], "attention_mask": np.array([1, 0, 1])} | answers([3], [6]), result="invalid"),
+    _objective(32, "Nothing but padding", "BadArgument",
+               {"x": EMBED[[0, 0]], "attention_mask": np.array([0, 0])} | answers([3], [6]), result="invalid"),
+    _objective(33, "NaN in the prompt", "NotANumber",
+               {"x": spoilt(EMBED[[5, 7]], math.nan), "attention_mask": mask(0, 2)} | answers([3], [6]),
+               result="invalid"),
+    _objective(34, "Infinity in the prompt", "NotANumber",
+               {"x": spoilt(EMBED[[5, 7]], math.inf), "attention_mask": mask(0, 2)} | answers([3], [6]),
+               result="invalid"),
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""Check a port live: on the user's own model and pairs, at any size, against the reference on the same weights.
+
+    results = check_live(load("path/or/hub-id"), pairs, port, path="path/or/hub-id", seeds=range(3))
+
+The port is a module; text in, numbers out, so that its tokens are checked too. `handle` is what its `LOAD(path)`
+returned, or the path itself where it has none. For a pair with a picture every call also gets `image=`.
+
+| function of the port | returns |
+|---|---|
+| live_objective(handle, prompt, chosen, rejected) | {"log_p_pos", "log_p_neg", "f"}, nats |
+| live_attribution(handle, prompt, chosen, rejected, m) | a (T,): right Riemann from zero, m steps, prompt tokens |
+| live_contrast(handle, prompt, chosen, rejected, pos, neg) | {"delta_pos", "delta_neg"}: (L, d), zero baseline |
+| live_steer(handle, prompt, chosen, rejected, v, lam) | (R, V): logits that predict chosen, v (L, d) everywhere |
+| live_selection(handle, a, eligible, k) | {"pos", "neg"}: token indices, strongest first |
+| live_edit(handle, h, v, lam) | (B, T, d): h with v (d,) added and norms restored |
+| live_batch(handle, prompts, chosen, rejected) | a list of what live_objective gives; lists in, `images=` if any |
+
+Any subset will do; what is missing is reported as skipped. Instead of an array a function may return its `fingerprint`,
+or a list with one per row. Two kinds of checks:
+
+**against the oracle**, by the rule of three: with the oracle in float32 on the same weights,
+
+    error(port) <= 3 * max(noise, floor)        noise = the worst error of the reference in the model's own dtype
+
+over its legal ways to compute (plain, padded on the left, as a batch). A float32 model is its own oracle, and only the
+order of its sums is left as noise. Where the allowed error is above one half, nothing can be told: `undecidable`. (In
+contrast such layers are left out, if there are others: the shift of a token that a layer cannot see is rounding only.)
+
+**relations** that every right port keeps, whatever the oracle says; they need no float32 copy of the model.
+
+| file | holds |
+|---|---|
+| `check` | `check_live` and the checks |
+| `answers` | the port's functions called for one pair, and what they returned made comparable |
+| `reference` | the reference's own numbers, by every legal way to compute them |
+| `distances` | relative errors, and fingerprints of large arrays |
+"""
+
+from __future__ import annotations
+
+from grains_ref.conformance.live.answers import FUNCTIONS
+from grains_ref.conformance.live.check import LiveResult, check_live
+from grains_ref.conformance.live.distances import fingerprint
+
+__all__ = ["FUNCTIONS", "LiveResult", "check_live", "fingerprint"]
