@@ -1,4 +1,4 @@
-"""What differs between the six supported model families; nothing else in the package knows which family a model is of.
+"""What differs between the supported model families; nothing else in the package knows which family a model is of.
 
 A family knows which class of transformers loads it, what a prompt needs besides embeddings to be run again (`replay`)
 and, if it can see, how a picture becomes tokens: the text that replaces the placeholder, the tensors for the vision
