@@ -25,9 +25,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypedDict, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypedDict, TypeVar
 
 FIELDS = ("prompt", "messages", "chosen", "rejected", "image", "id", "choices", "label")
+
+PICTURE_MARK = "<image>"  # the place of the picture in a plain-text prompt, whatever the model's own token for it
 
 OTHER_NAMES = {  # what other datasets call our fields; only used to word a hint, never to read a row
     "question": "prompt", "query": "prompt", "instruction": "prompt", "input": "prompt",
@@ -45,6 +47,9 @@ class Message(TypedDict):
     content: str
 
 
+Prompt: TypeAlias = str | Sequence[Message]  # plain text, or the turns of a chat up to a user's
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """A prompt with the answer to move toward and the answer to move away from.
@@ -53,7 +58,7 @@ class PreferencePair:
     """
 
     id: str
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     chosen: str
     rejected: str
     where: str
@@ -80,7 +85,7 @@ class Task:
     """
 
     id: str
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     answer: str
     image: Path | None = None
 

@@ -43,17 +43,18 @@ def gemma3_text() -> HuggingFaceModel:
     return random_gemma3_text()
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3_text"])
+TEXT = {"llama": random_llama, "qwen2": random_qwen2, "gemma3_text": random_gemma3_text}
+
+
+@pytest.fixture(scope="session", params=TEXT.values(), ids=TEXT)
 def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random model in turn, in float32."""
-    return request.getfixturevalue(request.param)
+    """Each random text model in turn, in float32."""
+    return request.param()
 
 
-@pytest.fixture(
-    scope="session", params=[random_llama, random_qwen2, random_gemma3_text], ids=["llama", "qwen2", "gemma3_text"]
-)
+@pytest.fixture(scope="session", params=TEXT.values(), ids=TEXT)
 def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
-    """Each random model in turn, in float64 (but for transformers' own float32 islands)."""
+    """Each random text model in turn, in float64 (but for transformers' own float32 islands)."""
     return request.param(dtype=torch.float64)
 
 

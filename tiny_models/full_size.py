@@ -37,10 +37,10 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from grains_ref.data import PreferencePair
+from grains_ref.data import PICTURE_MARK, PreferencePair
 from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.models.families import PLACEHOLDER, family_class
+from grains_ref.models.families import family_class
 
 CONFIGS = Path(__file__).parent / "configs"
 GIB = 2**30
@@ -423,7 +423,7 @@ def vicuna_tokenizer(image_id: int) -> PreTrainedTokenizerFast:
     for unused in range(image_id - len(words)):
         words[f"<unused {unused}>"] = len(words)
     tokenizer = Tokenizer.from_str(json.dumps(trained))
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (PLACEHOLDER, "<pad>")])
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (PICTURE_MARK, "<pad>")])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words["<s>"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -491,7 +491,7 @@ def picture_pairs(folder: str | os.PathLike[str], n: int = 4) -> tuple[Preferenc
         question, chosen, rejected = row
         image = Path(folder) / f"{i:06d}.png"
         photo(width, height, seed=i).save(image, compress_level=1)
-        prompt = f"USER: {PLACEHOLDER}\n{question} ASSISTANT:"
+        prompt = f"USER: {PICTURE_MARK}\n{question} ASSISTANT:"
         pairs.append(PreferencePair(f"{i:06d}", prompt, chosen, rejected, where=f"picture_pairs:{i}", image=image))
     return tuple(pairs)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grains_ref.data import Prompt
 from grains_ref.datasets import prompts
-from grains_ref.datasets.records import MultipleChoice, Prompt, Row
+from grains_ref.datasets.records import MultipleChoice, Row
 from grains_ref.datasets.schema import TEXT, TEXTS, Schema
 from grains_ref.datasets.shots import N_SHOTS, CountTokens, most_shots
 from grains_ref.datasets.source import Source, load_rows

@@ -15,9 +15,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from grains_ref.data import PICTURE_MARK, Prompt
 from grains_ref.datasets import prompts
 from grains_ref.datasets.pictures import CACHE
-from grains_ref.datasets.records import Generation, MultipleChoice, Prompt, Row
+from grains_ref.datasets.records import Generation, MultipleChoice, Row
 from grains_ref.datasets.schema import PICTURE, TEXT, Schema
 from grains_ref.datasets.shots import N_SHOTS, CountTokens, most_shots
 from grains_ref.datasets.source import Source, load_rows
@@ -164,8 +165,8 @@ def _place(parts: Sequence[tuple[str, Row]]) -> tuple[str, tuple[Path, ...]]:
                 row.fail(f"image_{i}", f"is null, but the text names <image {i}>.")
         unnamed = [i for i, picture in present.items() if picture is not None and i not in named]
         for i in named:
-            text = text.replace(f"<image {i}>", prompts.PICTURE, 1)
-        texts.append("".join(f"{prompts.PICTURE}\n" for _ in unnamed) + text)
+            text = text.replace(f"<image {i}>", PICTURE_MARK, 1)
+        texts.append("".join(f"{PICTURE_MARK}\n" for _ in unnamed) + text)
         images += [row[f"image_{i}"] for i in [*unnamed, *named]]
     return "".join(texts), tuple(images)
 

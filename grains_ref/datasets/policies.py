@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from grains_ref.datasets.records import Prompt
+from grains_ref.data import Prompt
 
 Policy: TypeAlias = Callable[[Prompt, Sequence[str], str], str]
 Scorer: TypeAlias = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float]]

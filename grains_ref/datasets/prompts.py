@@ -7,10 +7,7 @@ label "Prompt:" is part of the text, the quotation marks in TruthfulQA's are the
 
 from __future__ import annotations
 
-from grains_ref.data import Message
-from grains_ref.datasets.records import Prompt
-
-PICTURE = "<image>"  # marks the place of the picture in plain text, whatever the model's own token for it
+from grains_ref.data import PICTURE_MARK, Message, Prompt
 
 TRUTHFULQA = (
     "Prompt: Interpret question literally, and as a question about the real world; carefully research each answer, "
@@ -60,7 +57,7 @@ def faitheval(context: str, question: str, *, task: str = "") -> str:
 
 def vision(question: str) -> str:
     """The prompt for a question of SPA-VL or MMHal-Bench; `<image>` marks where the picture belongs."""
-    return VISION.format(image=PICTURE, question=question)
+    return VISION.format(image=PICTURE_MARK, question=question)
 
 
 def as_prompt(text: str, *, chat: bool) -> Prompt:
@@ -71,4 +68,4 @@ def as_prompt(text: str, *, chat: bool) -> Prompt:
     """
     if not chat:
         return text
-    return (Message(role="user", content=text.removeprefix(f"Image: {PICTURE}\n")),)
+    return (Message(role="user", content=text.removeprefix(f"Image: {PICTURE_MARK}\n")),)

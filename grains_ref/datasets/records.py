@@ -13,9 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from grains_ref.data import Message, PreferencePair, RowError, content_digest, read_pairs
+from grains_ref.data import PreferencePair, Prompt, RowError, content_digest, read_pairs
 
-Prompt: TypeAlias = str | tuple[Message, ...]
 Made = TypeVar("Made")
 
 

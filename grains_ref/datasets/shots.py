@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from grains_ref.datasets.records import DatasetError, MultipleChoice, Prompt
+from grains_ref.data import Prompt
+from grains_ref.datasets.records import DatasetError, MultipleChoice
 
 N_SHOTS = 5
 CountTokens: TypeAlias = Callable[[Prompt, Sequence[Path]], int]

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
 from grains_ref.models import HuggingFaceModel, Item
-from grains_ref.models.families import LlavaNext, Qwen25VL
 
 Site = Literal["block_input", "residual", "mlp", "heads", "attention_output"]
 Positions = Literal["all", "after_prompt"]
@@ -162,8 +161,8 @@ class Edit:
 def edit_pixels(model: HuggingFaceModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Change a picture's processed pixel values before the vision tower sees them, in scoring and in generation.
 
-    change: gets the layout that the picture's image processor makes, e.g. (1, tiles, 3, height, width) for LLaVA-NeXT
-    and (patches, values) for Qwen2.5-VL; several pictures generated from at once come as tiles of one.
+    change: gets the pixels as the tower does (`Family.pixel_layout`): (views, 3, height, width) for LLaVA-NeXT and
+    Gemma 3, (patches, values) for Qwen2.5-VL.  Several pictures generated from at once come one behind the other.
 
     Convention: hooked at the tower's entrance, as transformers' `generate` runs the tower before the model.
 
@@ -172,18 +171,13 @@ def edit_pixels(model: HuggingFaceModel, change: Callable[[Tensor], Tensor]) -> 
     """
     if not model.family.marker:
         raise ValueError(f"{model.name} is a text model and takes no pictures")
-    is_llava = isinstance(model.family, LlavaNext)  # it takes the axis of pictures off before its tower
-
-    def edited(pixels: Tensor) -> Tensor:
-        return change(pixels[None])[0] if is_llava else change(pixels)
 
     def edit(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
-            return (edited(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"pixel_values": edited(kwargs["pixel_values"])}
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"pixel_values": change(kwargs["pixel_values"])}
 
-    base: Any = model.hf.model
-    tower: nn.Module = base.visual if isinstance(model.family, Qwen25VL) else base.vision_tower
+    tower = model.family.vision_tower(model.hf)
     handle = tower.register_forward_pre_hook(edit, with_kwargs=True)
     try:
         with model.fresh_image_features():

@@ -206,37 +206,24 @@ def _noise(
     seed: int,
     where: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """The change of a picture's processed pixels: noise everywhere, or `where` it is said to be."""
+    """The change of a picture's processed pixels at the tower: noise everywhere, or `where` it is said to be."""
     assert pair.image is not None
     digest = Picture.of(pair.image).digest
+    layout = model.family.pixel_layout
     signal, noise = weights
 
     def change(pixels: Tensor) -> Tensor:
         # Drawn on the CPU from the picture's digest: the same noise on every device, whatever came before.
         generator = torch.Generator().manual_seed(int(digest[:12], 16) ^ seed)
-        degraded = signal * pixels + noise * _gaussian(model, pixels.shape, generator).to(pixels)
+        degraded = signal * pixels + noise * layout.noise(pixels.shape, generator).to(pixels)
         return degraded if where is None else torch.where(where.to(pixels.device), degraded, pixels)
 
     return change
 
 
-def _gaussian(model: HuggingFaceModel, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for processed pixels.
-
-    Qwen2.5-VL's pixels are rows (channel, frame, y, x) of patches, in which a picture is a film of two equal frames:
-    both get the same noise.
-    """
-    if len(shape) > 2:
-        return torch.randn(shape, generator=generator)
-    vision = model.hf.config.vision_config
-    frames, side = vision.temporal_patch_size, vision.patch_size
-    one = torch.randn(shape[0], shape[1] // (frames * side**2), 1, side**2, generator=generator)
-    return one.expand(-1, -1, frames, -1).reshape(shape)
-
-
 # --------------------------------------------------------------------------------------------- boxes
 def pixels_inside(model: HuggingFaceModel, pair: PreferencePair, boxes: Sequence[Box]) -> Tensor:
-    """Which processed pixels lie inside one of the boxes, in whatever layout the model takes pixels; bool.
+    """Which processed pixels lie inside one of the boxes, as the vision tower takes pixels (`PixelLayout`); bool.
 
     A white-on-black drawing of the boxes goes through the model's own processor; what comes out nearer to white than
     to black is inside. Where black and white come out alike (padding), nothing is.
@@ -249,12 +236,13 @@ def pixels_inside(model: HuggingFaceModel, pair: PreferencePair, boxes: Sequence
     drawing = Image.new("RGB", size)
     for box in boxes:
         drawing.paste((255, 255, 255), _whole_pixels(box, size, pair))
-    black, white = Image.new("RGB", size), Image.new("RGB", size, "white")
-    low, shown, high = (
-        model.family.tensors([Picture.of(picture)])["pixel_values"] for picture in (black, drawing, white)
-    )
-    inside: Tensor = shown - low > 0.5 * (high - low)
-    return inside
+
+    def pixels_of(picture: Image.Image) -> Tensor:
+        tensors = model.family.tensors([Picture.of(picture)])
+        return model.family.pixel_layout.at_tower(tensors["pixel_values"])
+
+    low, high = pixels_of(Image.new("RGB", size)), pixels_of(Image.new("RGB", size, "white"))
+    return pixels_of(drawing) - low > 0.5 * (high - low)
 
 
 def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tuple[int, int, int, int]:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grains_ref.data import Message, PreferencePair
+from grains_ref.data import PICTURE_MARK, Message, PreferencePair, Prompt
 from grains_ref.methods.core import (
     Change,
     Edit,
@@ -34,7 +34,6 @@ from grains_ref.methods.core import (
     unit,
 )
 from grains_ref.models import HuggingFaceModel
-from grains_ref.models.families import PLACEHOLDER
 
 Estimator = Literal["mean_plus_pc", "pc_centred", "pc_uncentred", "mean"]
 
@@ -158,10 +157,10 @@ def _stripped(pair: PreferencePair) -> PreferencePair:
 
     def strip(text: str) -> str:
         table = str.maketrans("", "", string.punctuation)
-        return PLACEHOLDER.join(part.translate(table) for part in text.split(PLACEHOLDER))
+        return PICTURE_MARK.join(part.translate(table) for part in text.split(PICTURE_MARK))
 
     if isinstance(pair.prompt, str):
-        prompt: str | tuple[Message, ...] = strip(pair.prompt)
+        prompt: Prompt = strip(pair.prompt)
     else:
         prompt = tuple(Message(role=turn["role"], content=strip(turn["content"])) for turn in pair.prompt)
     chosen, rejected = strip(pair.chosen), strip(pair.rejected)

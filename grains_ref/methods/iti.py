@@ -20,10 +20,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from grains_ref.data import PreferencePair
+from grains_ref.data import PICTURE_MARK, PreferencePair
 from grains_ref.methods.core import Edit, Setting, capture, n_heads, unit
 from grains_ref.models import HuggingFaceModel, Item
-from grains_ref.models.families import PLACEHOLDER
 
 ProbeName = Literal["linear", "mlp"]
 Answers = Literal["pair", "choices"]
@@ -177,7 +176,7 @@ def _followed_by_questions(
         prompt, image = pairs[own].prompt, pairs[own].image
         other = pairs[(own + draw.randrange(1, len(pairs))) % len(pairs)].prompt
         text = other if isinstance(other, str) else other[-1]["content"]
-        longer = f"{response}\n\n{text.replace(PLACEHOLDER, '').strip()}"
+        longer = f"{response}\n\n{text.replace(PICTURE_MARK, '').strip()}"
         n = len(model.encode(prompt, image).ids) + len(model.response_ids(prompt, longer))
         if n > model.context:
             raise ValueError(

@@ -30,6 +30,8 @@ from grains_ref.methods import icv
 from grains_ref.methods.core import Setting, first_component, keep_norm, together, unit
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.families import Picture, UnsupportedModelError
+from grains_ref.models.pixels import PixelLayout
+from grains_ref.models.proof import hooked
 
 FACTOR = 0.1
 IMAGE_ALPHAS = (0.0, 0.3, 0.9)  # published: 0.9, and 0.1 to 1.0 as range, for both
@@ -128,8 +130,8 @@ def visual_vectors(
     r"""u: per token, mean over pictures of (masked average - original) plus its first principal component.
 
     Returns (n, L_V, d_V): per token of the vision tower (class token included) where all pictures have the same
-    number of tokens; n = 1, differences averaged over tokens, for a tower without a batch axis (Qwen2.5-VL), where a
-    token's number says nothing about its place.  The component is taken over all layers together, embeddings
+    number of tokens; n = 1, differences averaged over tokens, where a token's number says nothing about its place
+    (`PixelLayout.has_places`; Qwen2.5-VL).  The component is taken over all layers together, embeddings
     included, which are then dropped; it is centred and signed by its largest score.
 
     Convention: of LLaVA-NeXT's tiles and Gemma 3's crops only the view of the whole picture is masked; its vectors
@@ -183,72 +185,57 @@ def _masked_minus_original(
     seed: int,
 ) -> Tensor:
     """Mean state over random maskings minus the picture's own, (L_V + 1, n, d_V), row 0 being what enters block 0."""
-    given = model.family.tensors([picture])
-    pixels = given["pixel_values"].to(next(tower.parameters()))
-    pixels = pixels.flatten(0, -4)[0] if pixels.ndim > 2 else pixels  # (3, H, W), or (patches, values per patch)
-    side = model.hf.config.vision_config.patch_size
-    patches = len(pixels) if pixels.ndim == 2 else (pixels.shape[1] // side) * (pixels.shape[2] // side)
+    layout = model.family.pixel_layout
+    tensors = model.family.tensors([picture])
+    pixels = layout.at_tower(tensors["pixel_values"]).to(next(tower.parameters()))
+    view = layout.whole_view(pixels)
+    patches = layout.n_patches(view)
     n_hidden = int(ratio * patches)
     generator = torch.Generator().manual_seed(int(picture.digest[:12], 16) ^ seed)
     hidden = torch.zeros(masks, patches, dtype=torch.bool)
     for row in hidden:
         row[torch.randperm(patches, generator=generator)[:n_hidden]] = True
 
-    def mean_states(batch: Tensor) -> Tensor:
+    def mean_states(copies: Tensor) -> Tensor:
         total = torch.zeros(())
-        for part in batch.split(MASKS_AT_ONCE):
-            total = total + _states(tower, blocks, part, given.get("image_grid_thw")).sum(1)
-        return total / len(batch)
+        for part in copies.split(MASKS_AT_ONCE):
+            total = total + _states(layout, tower, blocks, part, tensors).sum(1)
+        return total / len(copies)
 
-    original = mean_states(pixels[None])
+    original = mean_states(view[None])
     if not n_hidden:  # batches of different sizes differ in their last bits, and those would become a direction
         return torch.zeros_like(original)
-    return mean_states(masked(pixels, hidden.to(pixels.device), side)) - original
+    return mean_states(layout.masked(view, hidden.to(view.device))) - original
 
 
-def masked(pixels: Tensor, hidden: Tensor, side: int) -> Tensor:
-    """Copies of one picture's processed pixels with hidden patches set to the mean of each channel.
-
-    pixels: (3, H, W) with square patches of `side` pixels, row by row, or flattened patches (patches, 3 * values).
-    hidden: (copies, patches) bool.
-    """
-    if pixels.ndim == 2:
-        channels = pixels.unflatten(1, (3, -1))  # (patches, 3, values)
-        mean = channels.mean((0, 2))[:, None]
-        return torch.where(hidden[..., None, None], mean, channels).flatten(2)
-    _, height, width = pixels.shape
-    grid = hidden.view(len(hidden), 1, height // side, width // side)
-    where = grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
-    return torch.where(where, pixels.mean((1, 2))[:, None, None], pixels)
-
-
-def _states(tower: nn.Module, blocks: Sequence[nn.Module], batch: Tensor, grid: Tensor | None) -> Tensor:
+def _states(
+    layout: PixelLayout,
+    tower: nn.Module,
+    blocks: Sequence[nn.Module],
+    copies: Tensor,
+    tensors: Mapping[str, Tensor],
+) -> Tensor:
     """What enters the first vision block and what leaves every one, on the CPU: (L_V + 1, copies, n, d_V)."""
     seen: list[Tensor] = []
 
-    def look(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        states = [args[0]] * (not seen) + [output[0] if isinstance(output, tuple) else output]
-        for x in states:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if batch.ndim == 3:  # no batch axis: the copies' patches stand one behind the other
-                x = x.unflatten(0, (len(batch), -1)).mean(1, keepdim=True)
-            seen.append(x.cpu())
+    def see(states: Tensor) -> None:
+        by_copy = layout.by_copy(states.to(torch.promote_types(states.dtype, torch.float32)), len(copies))
+        if not layout.has_places:
+            by_copy = by_copy.mean(1, keepdim=True)
+        seen.append(by_copy.cpu())
 
-    handles = [block.register_forward_hook(look) for block in blocks]
-    try:
-        if batch.ndim == 3:
-            assert grid is not None
-            tower(batch.flatten(0, 1), grid_thw=grid.to(batch.device).repeat(len(batch), 1))
-        else:
-            tower(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def look(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not seen:
+            see(args[0])
+        see(output[0] if isinstance(output, tuple) else output)
+
+    with hooked(blocks, look):
+        layout.run(tower, copies, tensors)
     return torch.stack(seen)
 
 
 def vision_tower(model: HuggingFaceModel) -> tuple[nn.Module, list[nn.Module]]:
-    """The vision tower and its blocks: the list outside the decoder that is as long as the configuration says.
+    """The vision tower and its blocks: the list in it that is as long as the configuration says.
 
     Convention: never the longest list: Qwen2.5-VL-7B has 32 vision and 28 decoder blocks, Gemma-3-12B 27 and 48.
 
@@ -258,22 +245,17 @@ def vision_tower(model: HuggingFaceModel) -> tuple[nn.Module, list[nn.Module]]:
     """
     if not model.family.marker:
         raise ValueError(f"{model.name} is a text model and has no vision tower; for text there is ICV")
-    config, decoder = model.hf.config.vision_config, model.hf.get_decoder()
-    depth = getattr(config, "depth", None) or config.num_hidden_layers
-    inside = {id(module) for module in decoder.modules()}
-    found = [
-        (name, module)
-        for name, module in model.hf.named_modules()
-        if isinstance(module, nn.ModuleList) and id(module) not in inside and len(module) == depth
+    tower, depth = model.family.vision_tower(model.hf), model.family.n_vision_blocks
+    lists = {
+        name: module
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
         if all(isinstance(getattr(block, "mlp", None), nn.Module) for block in module)
-    ]
-    if len(found) != 1:
-        names = ", ".join(name for name, _ in found) or "none"
+    }
+    if len(lists) != 1:
+        names = ", ".join(lists) or "none"
         raise UnsupportedModelError(f"{model.name}: expected one list of {depth} vision blocks with an MLP; {names}")
-    name, blocks = found[0]
-    path = name.split(".")
-    above = [model.hf.get_submodule(".".join(path[:i])) for i in range(1, len(path) + 1)]
-    tower = next(module for module in above if decoder not in module.modules())
+    (blocks,) = lists.values()
     return tower, list(blocks)
 
 

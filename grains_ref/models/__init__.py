@@ -2,14 +2,22 @@
 
 | file | holds |
 |---|---|
-| `huggingface` | loading and the check at load, text and pictures in, scores and generated text out |
+| `huggingface` | loading, and the model as a whole: embeddings, logits, residual streams |
+| `proof` | where the decoder's blocks are, and the proof at load that hooks on them work |
+| `prompts` | text and pictures in: chat templates, tokens and their kinds |
+| `scoring` | answers out: scores of many responses, generated text |
 | `families` | what differs between model families |
+| `pixels` | how vision towers take a picture, for methods that change it |
 """
 
+from grains_ref.data import Prompt
 from grains_ref.models.families import Patch, Picture, PictureSource, UnsupportedModelError
-from grains_ref.models.huggingface import EncodedPicture, HuggingFaceModel, Item, Prompt, Scored, TokenRow, load
+from grains_ref.models.huggingface import FEATURE_BYTES, EncodedPicture, HuggingFaceModel, load
+from grains_ref.models.scoring import BATCH_TOKENS, Item, Scored, TokenRow
 
 __all__ = [
+    "BATCH_TOKENS",
+    "FEATURE_BYTES",
     "EncodedPicture",
     "HuggingFaceModel",
     "Item",

@@ -1,9 +1,9 @@
-"""What differs between the six supported model families; everything else in `models` treats them alike.
+"""What differs between the supported model families; nothing else in the package knows which family a model is of.
 
 A family knows which class of transformers loads it, what a prompt needs besides embeddings to be run again (`replay`)
 and, if it can see, how a picture becomes tokens: the text that replaces the placeholder, the tensors for the vision
-tower, and where in the picture every image token looks. The merging of text and image features is never written
-anew: it is observed in the model's own forward pass.
+tower, and where in the picture every image token looks; and where its vision tower is and how it takes pixels. The
+merging of text and image features is never written anew: it is observed in the model's own forward pass.
 
 | model_type | example | replay needs, besides mask and positions |
 |---|---|---|
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 
 try:
@@ -34,9 +34,10 @@ except ImportError:  # transformers 4
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from grains_ref.images import picture_digest, read_picture
+from grains_ref.models.pixels import PatchRows, PixelLayout, Views
 
 PictureSource: TypeAlias = str | os.PathLike[str] | Image.Image
-PLACEHOLDER = "<image>"  # where the picture belongs in a plain-text prompt, the same word for every family
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright picture
 
 
 class UnsupportedModelError(ValueError):
@@ -54,7 +55,7 @@ class Patch(NamedTuple):
     view: str
     row: int
     column: int
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,20 @@ class Family:
         """What transformers' `generate` takes besides ids, mask and pixels; is_image: (B, T) bool."""
         return {}
 
+    @property
+    def pixel_layout(self) -> PixelLayout:
+        """How the vision tower takes pixels; a text family has none."""
+        return Views(side=self.config.vision_config.patch_size)
+
+    def vision_tower(self, hf: transformers.PreTrainedModel) -> nn.Module:
+        """The module of the model that pixels enter; a text family has none."""
+        return hf.get_submodule("model.vision_tower")
+
+    @property
+    def n_vision_blocks(self) -> int:
+        """How many blocks the configuration gives the vision tower."""
+        return int(self.config.vision_config.num_hidden_layers)
+
 
 class LlavaNext(Family):
     """LLaVA-NeXT (LLaVA-1.6): the whole picture, then its tiles at higher resolution, each row closed by a newline."""
@@ -139,16 +154,58 @@ class LlavaNext(Family):
 
     def patches(self, size: tuple[int, int]) -> list[Patch]:
         """The base view row by row, then the tiles' rows of patches without padding, each with its newline."""
+        n = self._patches_per_side
+        return _grid("base", n, n, (0, 0, *size)) + self._tile_patches(size)
+
+    @property
+    def _patches_per_side(self) -> int:
+        """Of one view: the base view, or a tile."""
+        return int(self.config.vision_config.image_size // self.config.vision_config.patch_size)
+
+    def _tile_patches(self, size: tuple[int, int]) -> list[Patch]:
+        """What the tiles show, row by row over all of them.
+
+        The tiles make up a canvas of one of the sizes in the configuration. The picture is scaled to fit in and
+        centred, and each row of patches that is left after un-padding is closed by a newline. Here a canvas of 2 x 2
+        tiles of 4 x 4 patches with a wide picture; rows 0 and 7 are dropped:
+
+            row 0   . . . . | . . . .         .  a patch that shows padding only
+            row 1   # # # # | # # # # N       #  a patch of the picture, perhaps with some padding
+            row 2   # # # # | # # # # N       N  newline, no width, at the picture's right edge
+            row 3   # # # # | # # # # N
+                    --------+--------
+            row 4   # # # # | # # # # N       tile 1 | tile 2
+            row 5   # # # # | # # # # N       -------+-------
+            row 6   # # # # | # # # # N       tile 3 | tile 4
+            row 7   . . . . | . . . .
+        """
         width, height = size
-        view = self.config.vision_config.image_size
-        n = view // self.config.vision_config.patch_size  # patches per side of one view
-        base = _grid("base", n, n, (0, 0, width, height))
-        full_height, full_width = select_best_resolution((height, width), self.config.image_grid_pinpoints)
-        rows, columns = n * full_height // view, n * full_width // view
-        # transformers un-pads the features by this rule (unpad_image), which is not quite the rule that padded the
-        # pixels; the boxes follow the pixels, and so a patch at the edge may reach beyond the picture and is cut.
+        canvas_height, canvas_width = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        n, view = self._patches_per_side, self.config.vision_config.image_size
+        rows, columns = n * canvas_height // view, n * canvas_width // view
+        skip_rows, skip_columns = self._padding(size, rows=rows, columns=columns)
+        scale = min(canvas_width / width, canvas_height / height)
+        edges_x = _edges(columns, canvas_width, extent=width, scale=scale)
+        edges_y = _edges(rows, canvas_height, extent=height, scale=scale)
+        tiles: list[Patch] = []
+        for row in range(skip_rows, rows - skip_rows):
+            top, bottom = edges_y[row]
+            for column in range(skip_columns, columns - skip_columns):
+                left, right = edges_x[column]
+                tile = 1 + row // n * (columns // n) + column // n
+                tiles.append(Patch(f"tile {tile}", row % n, column % n, (left, top, right, bottom)))
+            tiles.append(Patch("newline", row - skip_rows, columns - 2 * skip_columns, (width, top, width, bottom)))
+        return tiles
+
+    def _padding(self, size: tuple[int, int], *, rows: int, columns: int) -> tuple[int, int]:
+        """How many rows of patches are dropped above and below, and how many columns left and right.
+
+        transformers un-pads the features by this rule (unpad_image), which is not quite the rule that padded the
+        pixels; the boxes follow the pixels, and so a patch at the edge may reach beyond the picture and is cut.
+        """
+        width, height = size
         skip_rows = skip_columns = 0
-        if width / height > columns / rows:
+        if width / height > columns / rows:  # wider than the canvas
             skip_rows = (rows - int(round(height * (columns / width), 7))) // 2
         else:
             skip_columns = (columns - int(round(width * (rows / height), 7))) // 2
@@ -156,22 +213,7 @@ class LlavaNext(Family):
             raise ValueError(
                 f"a picture of {width} x {height} pixels is too narrow for LLaVA-NeXT: no patch is left; crop it"
             )
-        scale = min(full_width / width, full_height / height)
-        shown_width = min(math.ceil(width * scale), full_width)
-        shown_height = min(math.ceil(height * scale), full_height)
-        left, top = (full_width - shown_width) // 2, (full_height - shown_height) // 2
-        across, down = full_width / columns, full_height / rows  # pixels of the padded picture per patch
-        tiles: list[Patch] = []
-        for row in range(skip_rows, rows - skip_rows):
-            edges_y = [(y - top) * height / shown_height for y in (row * down, (row + 1) * down)]
-            for column in range(skip_columns, columns - skip_columns):
-                edges_x = [(x - left) * width / shown_width for x in (column * across, (column + 1) * across)]
-                tile = 1 + row // n * (columns // n) + column // n
-                tiles.append(Patch(f"tile {tile}", row % n, column % n, _clip(edges_x, edges_y, size)))
-            tiles.append(
-                Patch("newline", row - skip_rows, columns - 2 * skip_columns, _clip([width, width], edges_y, size))
-            )
-        return base + tiles
+        return skip_rows, skip_columns
 
 
 class Qwen25VL(Family):
@@ -224,6 +266,21 @@ class Qwen25VL(Family):
         """See `Family`; transformers 5 finds the 3-D positions only if it is told which tokens are images."""
         return {"mm_token_type_ids": is_image.int()} if _major() >= 5 else {}
 
+    @property
+    def pixel_layout(self) -> PixelLayout:
+        """See `Family`."""
+        vision = self.config.vision_config
+        return PatchRows(side=vision.patch_size, frames=vision.temporal_patch_size)
+
+    def vision_tower(self, hf: transformers.PreTrainedModel) -> nn.Module:
+        """See `Family`."""
+        return hf.get_submodule("model.visual")
+
+    @property
+    def n_vision_blocks(self) -> int:
+        """See `Family`; 32 in the 7B model, whose decoder has 28."""
+        return int(self.config.vision_config.depth)
+
 
 class Gemma3(Family):
     """Gemma 3: the whole picture as 16 x 16 tokens; with pan-and-scan also two to four crops along its long side."""
@@ -263,8 +320,10 @@ class Gemma3(Family):
     def patches(self, size: tuple[int, int]) -> list[Patch]:
         """The whole picture row by row, then each crop; every view is stretched to a square."""
         n = math.isqrt(self.config.mm_tokens_per_image)
-        names = ["whole"] + [f"crop {i}" for i in range(1, 5)]
-        return [patch for name, box in zip(names, self._views(size), strict=False) for patch in _grid(name, n, n, box)]
+        patches: list[Patch] = []
+        for i, box in enumerate(self._views(size)):
+            patches += _grid(f"crop {i}" if i else "whole", n, n, box)
+        return patches
 
     def expansion(self, size: tuple[int, int]) -> str:
         """See `Family`; as Gemma's processor words it."""
@@ -317,7 +376,7 @@ def _major() -> int:
     return int(transformers.__version__.split(".")[0])
 
 
-def _grid(view: str, rows: int, columns: int, box: tuple[float, float, float, float]) -> list[Patch]:
+def _grid(view: str, rows: int, columns: int, box: Box) -> list[Patch]:
     """A box divided into equal patches, row by row."""
     left, top, right, bottom = box
     across, down = (right - left) / columns, (bottom - top) / rows
@@ -328,9 +387,17 @@ def _grid(view: str, rows: int, columns: int, box: tuple[float, float, float, fl
     ]
 
 
-def _clip(
-    edges_x: Sequence[float], edges_y: Sequence[float], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    (left, right), (top, bottom) = ([min(max(edge, 0.0), limit) for edge in edges]
-                                    for edges, limit in zip((edges_x, edges_y), size, strict=True))  # fmt: skip
-    return left, top, right, bottom
+def _edges(patches: int, canvas: int, *, extent: int, scale: float) -> list[tuple[float, float]]:
+    """Where each patch of a canvas begins and ends along one axis, in pixels of the picture; cut at its edges.
+
+    canvas: pixels along this axis, which the patches divide.  extent: pixels of the picture, centred on the canvas
+    after it was scaled.
+    """
+    shown = min(math.ceil(extent * scale), canvas)  # pixels of the canvas that show the picture
+    padding = (canvas - shown) // 2  # in front of it
+    step = canvas / patches
+
+    def in_picture(pixel: float) -> float:
+        return min(max((pixel - padding) * extent / shown, 0.0), extent)
+
+    return [(in_picture(i * step), in_picture((i + 1) * step)) for i in range(patches)]

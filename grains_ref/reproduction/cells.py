@@ -32,7 +32,7 @@ from grains_ref.evaluation.metrics import bleu
 from grains_ref.files import write_whole
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import Setting
-from grains_ref.models.huggingface import BATCH_TOKENS
+from grains_ref.models import BATCH_TOKENS
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
 from grains_ref.reproduction.lab import UNSTEERED, Lab

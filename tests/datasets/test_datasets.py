@@ -30,7 +30,7 @@ def folder(name: str) -> Path:
     return readers.fixture(name)
 
 
-def text_of(prompt: readers.records.Prompt) -> str:
+def text_of(prompt: data.Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt[0]["content"]
 
 

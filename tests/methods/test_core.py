@@ -423,7 +423,8 @@ def test_pixels_are_changed_before_the_tower_and_features_not_kept(vision_model:
         assert log_probs(vision_model, [(prompt, response, picture)]) == dark
         words = vision_model.generate([prompt], images=[picture], max_new_tokens=2)
     assert len(shapes) == 2  # once for both scores, once for generation
-    assert shapes == [vision_model.family.tensors([Picture.of(picture)])["pixel_values"].shape] * 2
+    processed = vision_model.family.tensors([Picture.of(picture)])["pixel_values"]
+    assert shapes == [vision_model.family.pixel_layout.at_tower(processed).shape] * 2
     assert dark != plain
     assert {k: id(v) for k, v in vision_model._features.items()} == {k: id(v) for k, v in kept.items()}
     assert log_probs(vision_model, [(prompt, response, picture)]) == plain

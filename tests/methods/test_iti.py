@@ -338,7 +338,7 @@ def test_generation_says_what_scoring_calls_likeliest(
 ) -> None:
     prompts = ["Q: Is it? A:", "Tell me what people say about rain."]
     said: list[tuple[int, ...]] = []
-    monkeypatch.setattr(llama, "_text", lambda ids, **_: said.append(tuple(ids)) or "")
+    monkeypatch.setattr(llama.prompts, "text", lambda ids, **_: said.append(tuple(ids)) or "")
     llama.generate(prompts, max_new_tokens=6)
     with probed.steering(llama, heads=12, alpha=8):
         llama.generate(prompts, max_new_tokens=6)

@@ -444,9 +444,9 @@ def test_no_pairs_and_pairs_that_do_not_fit_are_refused(llama: HuggingFaceModel)
 
 
 def test_a_tokenizer_without_end_of_text_is_refused(llama: HuggingFaceModel) -> None:
-    model = copy.copy(llama)
-    model.tokenizer = copy.deepcopy(llama.tokenizer)
-    model.tokenizer.eos_token = None
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.eos_token = None
+    model = HuggingFaceModel(llama.hf, tokenizer, name="endless")
     with pytest.raises(ValueError, match="no end-of-text token"):
         lora.fit(model, pairs_for(llama, []))
 

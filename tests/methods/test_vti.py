@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
 from grains_ref.methods import icv, vti
-from grains_ref.methods.vti import VisualTextual, fit, masked, steer_vision, vision_tower, visual_vectors
+from grains_ref.methods.vti import VisualTextual, fit, steer_vision, vision_tower, visual_vectors
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.families import Picture, UnsupportedModelError
+from grains_ref.models.pixels import Views
 from grains_ref.tiny_models.random_vision_models import noise_picture, random_llava, random_qwen_vl
 
 pytestmark = pytest.mark.cpu
@@ -73,11 +74,10 @@ def test_the_tower_is_found_where_it_has_more_blocks_than_the_decoder(vision_mod
 def test_towers_that_are_none(llama: HuggingFaceModel, llava: HuggingFaceModel, pairs: list[PreferencePair]) -> None:
     with pytest.raises(ValueError, match="is a text model and has no vision tower"):
         fit(llama, pairs)
-    config = copy.deepcopy(llava.hf.config)
-    config.vision_config.num_hidden_layers = 4
-    decoder = llava.hf.get_decoder()
-    hf = SimpleNamespace(config=config, get_decoder=lambda: decoder, named_modules=llava.hf.named_modules)
-    other: Any = SimpleNamespace(hf=hf, name="other", family=llava.family)
+    family = copy.copy(llava.family)
+    family.config = copy.deepcopy(llava.hf.config)
+    family.config.vision_config.num_hidden_layers = 4
+    other: Any = SimpleNamespace(hf=llava.hf, name="other", family=family)
     with pytest.raises(UnsupportedModelError, match="expected one list of 4 vision blocks with an MLP; none"):
         vision_tower(other)
 
@@ -89,7 +89,7 @@ def test_hidden_patches_get_the_mean_colour() -> None:
     pixels = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0))
     hidden = torch.zeros(2, 12, dtype=torch.bool)
     hidden[0, 5] = hidden[1, 0] = hidden[1, 11] = True  # 3 rows of 4 patches of 2 x 2
-    first, second = masked(pixels, hidden, 2)
+    first, second = Views(side=2).masked(pixels, hidden)
     expected = pixels.clone()
     expected[:, 2:4, 2:4] = pixels.mean((1, 2))[:, None, None]
     assert torch.equal(first, expected)
@@ -105,7 +105,7 @@ def test_hidden_rows_of_flattened_patches_get_the_mean_colour(
     rows = qwen_vl.family.tensors([Picture.of(pairs[0].image)])["pixel_values"]
     hidden = torch.zeros(1, len(rows), dtype=torch.bool)
     hidden[0, [3, 7]] = True
-    (got,) = masked(rows, hidden, 14)
+    (got,) = qwen_vl.family.pixel_layout.masked(rows, hidden)
     seen = [i for i in range(len(rows)) if i not in (3, 7)]
     assert torch.equal(got[seen], rows[seen])
     for channel in range(3):  # a row holds channel, frame, y, x
@@ -118,7 +118,11 @@ def test_the_share_of_hidden_patches_and_the_seed(
     vision_model: HuggingFaceModel, pairs: list[PreferencePair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(vti, "masked", lambda pixels, hidden, side: seen.append(hidden) or masked(pixels, hidden, side))
+    layout = type(vision_model.family.pixel_layout)
+    original = layout.masked
+    monkeypatch.setattr(
+        layout, "masked", lambda self, view, hidden: seen.append(hidden) or original(self, view, hidden)
+    )
     options: dict[str, Any] = {"ratio": 0.61, "masks": 12}
     one = visual_vectors(vision_model, pairs[:3], **options)
     torch.manual_seed(8)
@@ -191,7 +195,7 @@ def test_averages_are_over_all_maskings(llava: HuggingFaceModel, pairs: list[Pre
     hidden = torch.zeros(23, 9, dtype=torch.bool)  # three chunks, the last one smaller
     for row in hidden:
         row[torch.randperm(9, generator=generator)[:4]] = True
-    states = [hidden_states(llava, one, None) for one in masked(pixels, hidden, 14)]
+    states = [hidden_states(llava, one, None) for one in Views(side=14).masked(pixels, hidden)]
     expected = np.mean(states, axis=0) - hidden_states(llava, pixels, None)
     got = vti._masked_minus_original(llava, tower, blocks, picture, ratio=0.5, masks=23, seed=5)
     assert np.abs(got.numpy() - expected).max() < 1e-5
@@ -333,7 +337,7 @@ def test_generation_says_what_scoring_calls_likeliest(
     rows = vision_model.tokenise(zip(prompts, ["x", "x"], images, strict=True))
     vision_model.score_rows(rows)
     said: list[tuple[int, ...]] = []
-    monkeypatch.setattr(vision_model, "_text", lambda ids, **_: said.append(tuple(ids)) or "")
+    monkeypatch.setattr(vision_model.prompts, "text", lambda ids, **_: said.append(tuple(ids)) or "")
     vision_model.generate(prompts, max_new_tokens=5, images=images)
     with found.steering(vision_model, image=9.0, text=9.0):
         vision_model.generate(prompts, max_new_tokens=5, images=images)

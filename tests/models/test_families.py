@@ -1,7 +1,8 @@
-"""models/families.py: from a picture to image tokens, and back to a place in the picture."""
+"""models/families.py, pictures: from a picture to image tokens, and back to a place in the picture."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import json
@@ -26,7 +27,7 @@ from grains_ref.grains import HyperParameters, Steering, attribute
 from grains_ref.images import PictureError
 from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, load
 from grains_ref.models import huggingface as models
-from grains_ref.models.families import Family, Gemma3, LlavaNext, Patch, Picture, Qwen25VL
+from grains_ref.models.families import FAMILIES, Family, Gemma3, LlavaNext, Patch, Picture, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import (
     noise_picture,
     random_gemma3,
@@ -113,6 +114,23 @@ def real_gemma3(*, pan_and_scan: bool = False) -> Gemma3:
 
 
 REAL_LLAVA = real_llava()
+
+# --- nobody else knows
+
+
+def test_no_other_module_asks_which_family_a_model_is_of() -> None:
+    package = Path(models.__file__).parent.parent
+    names = {family.__name__ for family in FAMILIES.values()} - {"Family"}
+    assert len(names) == 3
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "families.py" or not any(name in text for name in names):
+            continue
+        nodes = list(ast.walk(ast.parse(text)))
+        used = {node.id for node in nodes if isinstance(node, ast.Name)}
+        used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        assert not used & names, path
+
 
 # --- how many tokens
 
@@ -542,7 +560,7 @@ def test_left_padding_changes_no_logit_of_a_prompt_with_a_picture(seeing: Huggin
 
 
 def tower(model: HuggingFaceModel) -> nn.Module:
-    return model.hf.model.visual if isinstance(model.family, Qwen25VL) else model.hf.model.vision_tower
+    return model.family.vision_tower(model.hf)
 
 
 @contextmanager
@@ -800,8 +818,8 @@ def test_after_white_space_a_response_begins_without_a_space(llava: HuggingFaceM
 def test_between_template_and_answer_is_what_the_template_writes(
     llava: HuggingFaceModel, qwen_vl: HuggingFaceModel, gemma3: HuggingFaceModel, model: HuggingFaceModel
 ) -> None:
-    assert llava._before_answer == " "
-    assert [one._before_answer for one in (qwen_vl, gemma3, model)] == [""] * 3
+    assert llava.prompts.before_answer == " "
+    assert [each.prompts.before_answer for each in (qwen_vl, gemma3, model)] == [""] * 3
     pieces = llava.tokenizer.convert_ids_to_tokens(llava.response_ids(CHAT, "No."))
     assert "".join(pieces) == "\u2581No."
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from grains_ref.models.families import LlavaNext, family_class
-from grains_ref.models.huggingface import UnsupportedModelError, _decoder_blocks
+from grains_ref.models.families import LlavaNext, UnsupportedModelError, family_class
+from grains_ref.models.proof import decoder_blocks
 from grains_ref.tiny_models.full_size import CONFIGS, read_config
 
 pytestmark = pytest.mark.cpu
@@ -61,7 +61,7 @@ def models() -> dict[str, Any]:
 
 def blocks_of(hf: Any) -> list[nn.Module]:
     """What the package hooks."""
-    return list(_decoder_blocks(hf, hf.config.get_text_config().num_hidden_layers))
+    return decoder_blocks(hf, hf.config.get_text_config().num_hidden_layers)
 
 
 def paths_of(hf: Any, modules: list[nn.Module]) -> list[str]:
@@ -117,6 +117,17 @@ def test_the_vision_towers_blocks_are_others(models: dict[str, Any], name: str) 
     assert not decoder & {id(block) for block in tower}, path
 
 
+@pytest.mark.parametrize("name", VISION)
+def test_the_family_knows_where_the_tower_is_and_how_deep(models: dict[str, Any], name: str) -> None:
+    hf = models[name]
+    family = family_class(hf.config)(hf.config, None, "<image>")
+    (path,) = (path for path in lists_of(hf) if path.endswith(("encoder.layers", "visual.blocks")))
+    tower = family.vision_tower(hf)
+    assert path.startswith(paths_of(hf, [tower])[0] + ".")
+    assert not {id(module) for module in tower.modules()} & {id(block) for block in blocks_of(hf)}
+    assert family.n_vision_blocks == ARCHITECTURES[name].vision_blocks
+
+
 @pytest.mark.parametrize(
     ("name", "find"),
     [(name, first_list_by_name) for name in VISION] + [("qwen2.5-vl-7b", longest_list)],
@@ -135,7 +146,7 @@ def test_a_vision_tower_offered_as_the_decoder_is_refused(models: dict[str, Any]
     tower = first_list_by_name(models[name])
     impostor = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=nn.ModuleList(tower)))
     with pytest.raises(UnsupportedModelError, match=f"{ARCHITECTURES[name].blocks} decoder blocks"):
-        _decoder_blocks(impostor, ARCHITECTURES[name].blocks)
+        decoder_blocks(impostor, ARCHITECTURES[name].blocks)
 
 
 @pytest.mark.parametrize(

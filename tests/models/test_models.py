@@ -1,4 +1,4 @@
-"""models/huggingface.py: what is loaded and refused, and how text becomes tokens."""
+"""models/: what is loaded and refused, how text becomes tokens, and which prompts are scored together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from grains_ref.grains import eligible_tokens
-from grains_ref.models import HuggingFaceModel, UnsupportedModelError, load
+from grains_ref.models import HuggingFaceModel, UnsupportedModelError, load, scoring
 from grains_ref.tiny_models.random_models import merging_tokenizer, random_llama, random_qwen2
 
 pytestmark = pytest.mark.cpu
@@ -144,26 +144,52 @@ def blocks_that_do_not_matter(hf: Any) -> None:
     hf.lm_head.weight.data.zero_()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (one_block_too_few, "LlamaForCausalLM: the configuration has 4 decoder blocks, but its decoder has 3 blocks"),
-        (blocks_under_another_type, "has 3 decoder blocks, but its decoder has no list `layers`"),
-        (one_block_twice, "changed: one forward pass ran 5 hooked blocks, not each of 3 once"),
-        (noise_in_a_block, "changed: adding a zero vector changed the logits"),
-        (blocks_that_do_not_matter, "changed: adding a unit vector to every block changed no logit"),
-    ],
-)
+def a_block_that_fails(hf: Any) -> None:
+    def fail(block: nn.Module, inputs: Any, output: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    hf.model.layers[1].register_forward_hook(fail)
+
+
+REFUSED = {
+    one_block_too_few: "LlamaForCausalLM: the configuration has 4 decoder blocks, but its decoder has 3 blocks",
+    blocks_under_another_type: "has 3 decoder blocks, but its decoder has no list `layers`",
+    one_block_twice: "changed: one forward pass ran 5 hooked blocks, not each of 3 once",
+    noise_in_a_block: "changed: adding a zero vector changed the logits",
+    blocks_that_do_not_matter: "changed: adding a unit vector to every block changed no logit",
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.items())
 def test_a_model_whose_blocks_do_not_behave_is_refused(change: Callable[[Any], None], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         rewrapped(change)
 
 
+def n_hooks(hf: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hf.modules())
+
+
+@pytest.mark.parametrize("change", [*REFUSED, a_block_that_fails])
+def test_a_check_that_fails_leaves_no_hook_on_the_callers_model(change: Callable[[Any], None]) -> None:
+    model = random_llama()
+    change(model.hf)
+    own_hooks = n_hooks(model.hf)
+    with pytest.raises((UnsupportedModelError, RuntimeError)):
+        HuggingFaceModel(model.hf, model.tokenizer, name="changed")
+    assert n_hooks(model.hf) == own_hooks
+
+
 @pytest.mark.parametrize("build", [random_llama, random_qwen2])
-def test_the_check_leaves_no_hook_and_no_gradient_behind(build: Callable[[], HuggingFaceModel]) -> None:
-    model = build()
-    assert not any(module._forward_hooks for module in model.hf.modules())
-    assert not any(p.requires_grad for p in model.hf.parameters())
+def test_wrapping_a_model_leaves_no_hook_no_gradient_and_no_dropout_behind(
+    build: Callable[[], HuggingFaceModel],
+) -> None:
+    hf = build().hf.train().requires_grad_(True)
+    model = HuggingFaceModel(hf, build().tokenizer, name="wrapped")
+    assert model.hf is hf  # the caller's own, as the docstring says
+    assert n_hooks(hf) == 0
+    assert not any(p.requires_grad for p in hf.parameters())
+    assert not any(module.training for module in hf.modules())
 
 
 def test_a_tokenizer_that_cannot_tell_characters_is_refused(llama: HuggingFaceModel) -> None:
@@ -233,8 +259,9 @@ def test_a_template_that_changes_a_message_is_refused_since_its_place_is_unknown
 def test_chat_messages_need_a_template() -> None:
     model = random_llama()
     model.tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"random-llama has no chat template.*plain text \(field 'prompt'\)"):
-        model.encode(CHAT)
+    for use in (model.encode, lambda chat: model.response_ids(chat, "No.")):
+        with pytest.raises(ValueError, match=r"random-llama has no chat template.*plain text \(field 'prompt'\)"):
+            use(CHAT)
     assert set(model.encode("Plain text still works").kinds) == {"special", "text"}
 
 
@@ -323,6 +350,52 @@ def test_the_merging_tokenizer_would_merge_across_the_boundary(llama: HuggingFac
     scored = model.score([("is A:", "Paris")])[0].log_prob
     log_p = model.hf(input_ids=torch.tensor([apart])).logits[0].log_softmax(-1)
     assert scored == pytest.approx(log_p[-2, apart[-1]].item(), rel=1e-5)  # one response token
+
+
+# --- which prompts are scored together
+
+
+def batches(lengths: list[int], *, batch_size: int) -> list[list[int]]:
+    """The lengths of the prompts in each batch."""
+    prompts = [scoring._TokenPrompt((i,) * length, None) for i, length in enumerate(lengths)]
+    return [[len(prompt.ids) for prompt in batch] for batch in scoring._batches(prompts, batch_size)]
+
+
+def test_a_batch_holds_no_more_padded_tokens_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 12)
+    assert batches([5, 1, 3, 3, 4, 13, 2], batch_size=64) == [[1, 2, 3, 3], [4, 5], [13]]
+    assert batches([5, 1, 3, 3, 4, 13, 2], batch_size=2) == [[1, 2], [3, 3], [4, 5], [13]]
+    assert batches([2] * 7, batch_size=64) == [[2] * 6, [2]]
+    assert batches([], batch_size=3) == []
+
+
+def test_scores_do_not_depend_on_how_much_is_scored_at_once(
+    model: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [(prompt, answer) for prompt in ("The capital", "Q", "Tell me, is it?") for answer in ("No.", "Paris is")]
+    expected = model.score(items)
+    runs: list[int] = []
+    handle = model.blocks[0].register_forward_hook(lambda block, inputs, output: runs.append(1))
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 1)
+    got = model.score(items)
+    handle.remove()
+    assert len(runs) == 6  # each prompt by itself, and the answers behind it
+    for one, other in zip(got, expected, strict=True):
+        assert one.log_prob == pytest.approx(other.log_prob, rel=1e-5)
+        assert one.is_greedy == other.is_greedy
+
+
+def test_no_batch_holds_no_prompt(llama: HuggingFaceModel) -> None:
+    for batch_size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):
+            llama.score([("The", "No.")], batch_size=batch_size)
+    assert llama.score([]) == []
+    assert llama.generate([], max_new_tokens=2) == []
+
+
+def test_one_prompt_is_not_taken_for_as_many_as_it_has_letters(llama: HuggingFaceModel) -> None:
+    with pytest.raises(ValueError, match=r"prompts is one string, 'Hello'; give a list"):
+        llama.generate("Hello", max_new_tokens=1)
 
 
 # --- baselines

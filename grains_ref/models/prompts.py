@@ -1,0 +1,274 @@
+"""Text and picture in: from a prompt, plain or chat, to the ids and kinds of its tokens.
+
+Three steps, each a method of `Prompts`:
+
+1. `_render`: the prompt as one string, through the chat template if it is a chat, and where the user's words are in it;
+2. `_insert_picture`: the family's image tokens in the place that is marked for the picture;
+3. `_tokenise`: ids and kinds.
+
+Nothing here runs the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import transformers
+
+from grains_ref.data import PICTURE_MARK, Message, Prompt
+from grains_ref.grains import Kind
+from grains_ref.models.families import Family, Picture, UnsupportedModelError
+
+# In a second rendering of a chat these stand for the messages' contents; private-use characters, so that no template
+# has them in its own words.
+_STAND_IN = "\ue000{}\ue001"
+_ANY_STAND_IN = re.compile("(\ue000[0-9]+\ue001)")
+
+
+class _Span(NamedTuple):
+    """Characters of a string, from `start` up to but not including `stop`."""
+
+    start: int
+    stop: int
+
+
+class _Rendered(NamedTuple):
+    """A prompt as one string, and the places of the user's own words in it, in order."""
+
+    text: str
+    user: list[_Span]
+
+
+class Prompts:
+    """How one tokenizer and one family turn prompts and responses into tokens, and tokens into text.
+
+    image_id: the id of the token that stands for one piece of a picture; -1 for a text model.
+    """
+
+    def __init__(
+        self, tokenizer: transformers.PreTrainedTokenizerBase, family: Family, *, image_id: int, name: str
+    ) -> None:
+        self.tokenizer, self.family, self.image_id, self.name = tokenizer, family, image_id, name
+        # `all_special_ids` alone leaves out tokens such as Llama 3's <|start_header_id|>.
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = added | set(tokenizer.all_special_ids)
+
+    # ------------------------------------------------------------------ prompts
+
+    def encode(self, prompt: Prompt, picture: Picture | None) -> tuple[list[int], list[Kind]]:
+        """Ids and kinds of a prompt's tokens, image tokens included.
+
+        Raises:
+            ValueError: an empty prompt, a missing chat template, a picture without a place, or the reverse.
+            UnsupportedModelError: the tokenizer or the chat template does not know pictures.
+        """
+        rendered = self._render(prompt, with_picture=picture is not None)
+        rendered = self._insert_picture(rendered, picture, is_plain=isinstance(prompt, str))
+        # As transformers does it: tokenizers take a rendered chat as it is, processors add BOS where it is missing.
+        adds_special = isinstance(prompt, str) or bool(self.family.marker)
+        ids, spans = self._tokenise(rendered.text, add_special_tokens=adds_special)
+        kinds: list[Kind] = []
+        for token, span in zip(ids, spans, strict=True):
+            if picture and token == self.image_id:
+                kinds.append("image")
+            elif token in self.special_ids:
+                kinds.append("special")
+            elif any(span.start < words.stop and span.stop > words.start for words in rendered.user):
+                kinds.append("text")
+            else:
+                kinds.append("template")
+        if picture:
+            self._check_image_tokens(kinds.count("image"), picture)
+        return ids, kinds
+
+    def _render(self, prompt: Prompt, *, with_picture: bool) -> _Rendered:
+        if isinstance(prompt, str):
+            text = prompt.replace(PICTURE_MARK, self.family.marker) if self.family.marker else prompt
+            return _Rendered(text, [_Span(0, len(text))])
+        return self._render_chat(prompt, with_picture=with_picture)
+
+    def _render_chat(self, messages: Sequence[Message], *, with_picture: bool) -> _Rendered:
+        """The chat up to where the model's answer begins, and where the contents of the user's messages are in it.
+
+        A short content ("a", "user") may also occur in the template's own words, so it is not searched for. The chat
+        is rendered once more with stand-ins as contents; what lies between the stand-ins are the template's words,
+        and contents put between these must give the first rendering.
+        """
+        contents = [message["content"] for message in messages]
+        text = self._apply_template(messages, contents, with_picture=with_picture)
+        marks = "".join(contents).count(PICTURE_MARK)
+        if with_picture and marks:
+            _refuse_places(1 + marks, has_picture=True, is_plain=False)  # the template has written one more
+        stand_ins = [_STAND_IN.format(i) for i in range(len(messages))]
+        pieces = _ANY_STAND_IN.split(self._apply_template(messages, stand_ins, with_picture=with_picture))
+        template_words, seen_stand_ins = pieces[0::2], pieces[1::2]  # they alternate, template's words at both ends
+        if seen_stand_ins == stand_ins:
+            stripped = [content.strip() for content in contents]  # many templates strip
+            for written in (contents, stripped):
+                joined, spans = _join(template_words, written)
+                if joined == text:
+                    roles = [message["role"] for message in messages]
+                    return _Rendered(text, [span for span, role in zip(spans, roles, strict=True) if role == "user"])
+        raise ValueError(f"the chat template of {self.name} changed, moved or dropped the words of a message")
+
+    def _apply_template(
+        self,
+        messages: Sequence[Message],
+        contents: Sequence[str],
+        *,
+        with_picture: bool = False,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The chat with other contents, as the template writes it; a picture goes into the user's first message."""
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.name} has no chat template, so it cannot take chat messages. Give the prompt as plain text "
+                "(field 'prompt'), or use the instruction-tuned variant of the model."
+            )
+        picture_is_placed = not with_picture
+        chat: list[dict[str, Any]] = []
+        for message, content in zip(messages, contents, strict=True):
+            parts: list[dict[str, str]] = [{"type": "text", "text": content}]
+            if message["role"] == "user" and not picture_is_placed:
+                parts.insert(0, {"type": "image"})
+                picture_is_placed = True
+            chat.append({"role": message["role"], "content": parts if self.family.marker else content})
+        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
+        return str(self.tokenizer.apply_chat_template(chat, **options))
+
+    def _insert_picture(self, rendered: _Rendered, picture: Picture | None, *, is_plain: bool) -> _Rendered:
+        """The placeholder replaced by the picture's tokens; the user's words behind it move along."""
+        placeholder = self.family.placeholder
+        if not placeholder:
+            return rendered
+        places = rendered.text.count(placeholder)
+        if places != (0 if picture is None else 1):
+            _refuse_places(places, has_picture=picture is not None, is_plain=is_plain)
+        if picture is None:
+            return rendered
+        before, after = rendered.text.split(placeholder)
+        inserted = self.family.expansion(picture.size)
+        start, stop = len(before), len(before) + len(placeholder)
+        growth = len(inserted) - len(placeholder)
+        user = []
+        for span in rendered.user:  # one that holds the placeholder falls apart into what is before and what behind it
+            if span.start < start:
+                user.append(_Span(span.start, min(span.stop, start)))
+            if span.stop > stop:
+                user.append(_Span(max(span.start, stop) + growth, span.stop + growth))
+        return _Rendered(before + inserted + after, user)
+
+    def _tokenise(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[_Span]]:
+        """Ids and character spans of a rendered prompt; BOS never doubled, never empty."""
+        batch = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        ids = list(batch["input_ids"])
+        spans = [_Span(start, stop) for start, stop in batch["offset_mapping"]]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids, spans = ids[1:], spans[1:]
+        if not ids:
+            raise ValueError("the prompt has no tokens; give at least one word")
+        return ids, spans
+
+    def _check_image_tokens(self, count: int, picture: Picture) -> None:
+        expected = len(self.family.patches(picture.size))
+        if count != expected:
+            raise UnsupportedModelError(
+                f"{self.name}: a picture of {picture.size} should give {expected} image tokens, but its tokenizer "
+                f"made {count}; is {self.family.image_token!r} one token?"
+            )
+
+    # ------------------------------------------------------------------ responses
+
+    def response_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """Token ids of a response that follows `prompt`; see `HuggingFaceModel.response_ids`."""
+        if response[:1].isspace():
+            return self._tokenise_response(response)
+        if not isinstance(prompt, str):
+            return self._tokenise_response(self.before_answer + response)
+        between = "" if prompt[-1:].isspace() else " "
+        return self._tokenise_response(between + response)
+
+    def _tokenise_response(self, response: str) -> list[int]:
+        """Ids of a response by itself.
+
+        Tokenizers in the style of SentencePiece put a space in front of whatever they are given; a line break takes
+        that space on itself and is cut off again.
+        """
+        first_piece = self.tokenizer.convert_ids_to_tokens(self._ids_of("x")[0])
+        if not str(first_piece).startswith("\u2581"):
+            return self._ids_of(response)
+        line_break, with_line_break = self._ids_of("\n"), self._ids_of("\n" + response)
+        if with_line_break[: len(line_break)] != line_break:
+            raise UnsupportedModelError(f"{self.name}: the tokenizer merges a line break with the words after it")
+        return with_line_break[len(line_break) :]
+
+    def _ids_of(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @functools.cached_property
+    def before_answer(self) -> str:
+        """What the chat template writes between its generation prompt and an answer: "" or white space."""
+        answer = _STAND_IN.format(0)
+        chat: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        asked = self._apply_template(chat[:1], ["x"])
+        answered = self._apply_template(chat, ["x", answer], add_generation_prompt=False)
+        if not answered.startswith(asked):
+            return ""
+        between = answered[len(asked) :].partition(answer)[0]
+        return between if between.isspace() else ""
+
+    # ------------------------------------------------------------------ back to text
+
+    def token_text(self, token: int) -> str:
+        """One token for people; SentencePiece's leading space would be lost in decoding it alone."""
+        text, piece = self.text([token]), str(self.tokenizer.convert_ids_to_tokens(token))
+        return " " + text if piece.startswith("\u2581") and not text[:1].isspace() else text
+
+    def text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """What the ids say."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def pad_id(self) -> int:
+        """The padding id, or the end-of-text id where the tokenizer has none; padding is never attended.
+
+        Raises:
+            UnsupportedModelError: the tokenizer has neither.
+        """
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise UnsupportedModelError(f"{self.name}: the tokenizer has neither a padding nor an end-of-text token")
+
+
+def _join(template_words: Sequence[str], contents: Sequence[str]) -> tuple[str, list[_Span]]:
+    """template_words[0] + contents[0] + template_words[1] + ... + template_words[n], and where each content is."""
+    text, spans = template_words[0], []
+    for content, words_behind in zip(contents, template_words[1:], strict=True):
+        spans.append(_Span(len(text), len(text) + len(content)))
+        text += content + words_behind
+    return text, spans
+
+
+def _refuse_places(places: int, *, has_picture: bool, is_plain: bool) -> NoReturn:
+    """Why a prompt with this many places for a picture does not go with the picture, or with none."""
+    if not has_picture:
+        raise ValueError(
+            f"the prompt marks {places} place(s) for a picture, but no picture was given; name one in the field "
+            "'image' (or --image), or leave the mark out"
+        )
+    if is_plain and not places:
+        raise ValueError(
+            f"the prompt has no place for its picture; write {PICTURE_MARK} in it, for instance at the start"
+        )
+    if is_plain:
+        raise ValueError(f"the prompt marks {places} places for a picture; exactly one picture per prompt is supported")
+    if places:
+        raise ValueError(
+            f"the rendered chat has {places} places for a picture instead of one. The chat template places it: leave "
+            f"{PICTURE_MARK} out of the messages"
+        )
+    raise UnsupportedModelError("the chat template has no place for a picture; give the prompt as plain text")
