@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from grains_ref.cli.console import err, guarded, out
 
-if TYPE_CHECKING:  # the readers are imported when a command runs, so that the others start as fast as before
-    from grains_ref.data import PreferencePair
-    from grains_ref.datasets.records import Row
-    from grains_ref.datasets.splits import Split
-
+PARTS = ("steering", "dev", "test")
 datasets = typer.Typer(
     help="The paper's datasets: what they are, and preference pairs from them.", no_args_is_help=True
 )
@@ -31,35 +25,38 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Rows, licence and place of every dataset, and whether it can be read here. Downloads nothing."""
-    from grains_ref.datasets.about import DATASETS, available
+    from grains_ref.datasets.registry import DATASETS, available  # imported late, as it is not quick
 
-    found = {about.name: available(about.name, source / about.name if source else "") for about in DATASETS}
+    states = {name: available(name, source / name if source else "") for name in DATASETS}
     if as_json:
-        rows = {a.name: {"available": found[a.name].is_available, "why": found[a.name].why} for a in DATASETS}
+        rows = {name: {"available": state.is_available, "why": state.why} for name, state in states.items()}
         print(json.dumps(rows, indent=1))
         return
-    for about in DATASETS:
-        out.print(str(about))
-        state = found[about.name]
+    for name, dataset in DATASETS.items():
+        state = states[name]
+        out.print(str(dataset), soft_wrap=True)  # a command broken into two lines cannot be copied
         out.print(f"  {'here' if state.is_available else 'not here'}: {state.why}\n", soft_wrap=True)
 
 
 @datasets.command()
 @guarded
 def pairs(
-    name: Annotated[str, typer.Argument(help="truthfulqa, toxigen, faitheval, spa_vl or mmhal.")],
+    name: Annotated[str, typer.Argument(help="A dataset that gives pairs, for instance truthfulqa.")],
     output: Annotated[Path, typer.Option("--out", help="The JSONL file to write.")],
     source: Annotated[
         str, typer.Option(help="A folder, a hub id, or 'fixture' for the miniature. (default: the hub)")
     ] = "",
     part: Annotated[str, typer.Option(help="steering, dev or test.")] = "steering",
+    recipe: Annotated[
+        str, typer.Option(help="How a pair is made, where there are several ways; `datasets list` names them.")
+    ] = "",
     split: Annotated[
         str, typer.Option(help="paper, or release: as the released code, which LEAKS test rows.")
     ] = "paper",
     n: Annotated[int, typer.Option("-n", help="Examples for steering.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the split and of what is drawn for a pair.")] = 0,
     policy: Annotated[
-        str, typer.Option(help="Which false answer, where there are several: random or first.")
+        str, typer.Option(help="Which false answer is rejected, where there are several: random or first.")
     ] = "random",
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")
@@ -72,52 +69,44 @@ def pairs(
 
     Pictures that come inside the data are written to the folder pictures/ beside the file.
     """
-    from grains_ref.datasets.about import fixture
-    from grains_ref.datasets.records import each, write_pairs
+    from grains_ref.datasets.dataset import PairOptions
+    from grains_ref.datasets.pair_files import write_pairs
+    from grains_ref.datasets.records import make_records
+    from grains_ref.datasets.registry import find, fixture, pair_rows
+    from grains_ref.datasets.rejection_policy import named
+    from grains_ref.files import check_target, write_whole
 
-    if output.is_dir() or not output.parent.is_dir():
-        raise ValueError(f"--out {output} must be a file in a folder that exists")
-    place: str | Path = fixture(name) if source == "fixture" else source
-    cut, make = _cut(name, place, split, n, seed, policy, chat=not plain, pictures=output.parent / "pictures")
-    rows = {"steering": cut.steering, "dev": cut.dev, "test": cut.test}
-    if part not in rows:
-        raise ValueError(f"--part {part!r} does not exist; there are {', '.join(rows)}")
-    if not rows[part] or (name == "mmhal" and part == "test"):
-        raise ValueError(f"{name} has no pairs in the part {part}; the pairs of mmhal are those that steer")
-    made, skipped = each(rows[part], make, skip_bad_rows=skip_bad_rows)
+    check_target(output)
+    if part not in PARTS:
+        raise ValueError(f"--part {part!r} does not exist; there are {', '.join(PARTS)}")
+    options = PairOptions(
+        recipe=recipe,
+        kind=split,
+        n=n,
+        seed=seed,
+        policy=named(policy, seed=seed),
+        chat=not plain,
+        pictures=output.parent / "pictures",
+    )
+    cut, make_pair = pair_rows(name, fixture(name) if source == "fixture" else source, options)
+    if part == "test" and find(name).judged_question:
+        raise ValueError(f"the test set of {name} has questions for a judge, no pairs; steering and dev have pairs")
+    rows = getattr(cut, part)
+    if not rows:
+        raise ValueError(f"the part {part} of this split of {name} is empty")
+    made, skipped = make_records(rows, make_pair, skip_bad_rows=skip_bad_rows)
     pairs_digest = write_pairs(made, output)
-    record = cut.record() | {"dataset": name, "part": part, "pairs": len(made), "pairs_digest": pairs_digest}
-    record["skipped"] = [str(error) for error in skipped]
-    output.with_name(output.name + ".split.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = cut.record() | {
+        "dataset": name,
+        "recipe": recipe,
+        "part": part,
+        "pairs": len(made),
+        "pairs_digest": pairs_digest,
+        "skipped": [str(error) for error in skipped],
+    }
+    write_whole(output.with_name(f"{output.name}.split.json"), json.dumps(record, indent=1) + "\n")
     for error in skipped:
-        err.print(f"skipped: {error}")
+        err.print(f"skipped: {error}", soft_wrap=True)
     if cut.leaks:
         err.print("this split leaks: the rows that steer are test rows, too", style="yellow")
     out.print(f"{len(made)} pairs of {name}, part {part}: {output} (digest {pairs_digest[:12]})", soft_wrap=True)
-
-
-def _cut(
-    name: str, source: str | Path, kind: str, n: int, seed: int, policy: str, *, chat: bool, pictures: Path
-) -> tuple[Split[Row], Callable[[Row], PreferencePair]]:
-    """The split of a dataset, and what makes a pair of its rows."""
-    from grains_ref.datasets import faitheval, mmhal, spa_vl, toxigen, truthfulqa
-    from grains_ref.datasets.policies import at_random, first
-
-    if kind not in ("paper", "release"):
-        raise ValueError(f"--split {kind!r} does not exist; there are paper and release")
-    if policy not in ("random", "first"):
-        raise ValueError(f"--policy {policy!r} does not exist; there are random and first (hardest: from Python only)")
-    rule = first if policy == "first" else at_random(seed=seed)
-    if name == "truthfulqa":
-        cut = truthfulqa.split(source, kind=kind, n=n, seed=seed)
-        return cut, partial(truthfulqa.pair, policy=rule, chat=chat)
-    if name == "faitheval":
-        return faitheval.split(source, kind=kind, n=n, seed=seed), partial(faitheval.pair, policy=rule, chat=chat)
-    if name == "toxigen":
-        return toxigen.split(source or toxigen.HUB_ID, kind=kind, n=n, seed=seed), partial(toxigen.pair, chat=chat)
-    if name == "spa_vl":
-        cut = spa_vl.split(source or spa_vl.HUB_ID, kind=kind, n=n, seed=seed, pictures=pictures)
-        return cut, partial(spa_vl.pair, chat=chat)
-    if name == "mmhal":
-        return mmhal.split(source or mmhal.HUB_ID, kind=kind, n=n, seed=seed), partial(mmhal.pair, chat=chat)
-    raise ValueError(f"no pairs are made of {name!r}; they are of truthfulqa, faitheval, toxigen, spa_vl and mmhal")

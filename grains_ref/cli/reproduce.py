@@ -161,7 +161,7 @@ def _full_rung(
     Raises:
         ValueError: an option is not NAME=PLACE, names something unknown, or half a judge was given.
     """
-    from grains_ref.datasets.about import NAMES
+    from grains_ref.datasets.registry import NAMES
     from grains_ref.evaluation.judge import Cached, ChatJudge
     from grains_ref.reproduction.full import LLMS, VLMS, FullRung
     from grains_ref.tiny_models.full_size import find_weights

@@ -16,25 +16,27 @@ Convention: `answerKey` names the option that the context supports, not the true
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
-from grains_ref.datasets.policies import RANDOM, Policy
-from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Row
-from grains_ref.datasets.replies import INCONSISTENT, UNANSWERABLE
+from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
+from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row
+from grains_ref.datasets.rejection_policy import RANDOM, Policy
 from grains_ref.datasets.schema import TEXT, TEXTS, WHOLE, Schema
-from grains_ref.datasets.source import Source, load_rows
+from grains_ref.datasets.sources import Repository, Source, is_local, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, cut, question_key
 
-HUB_IDS = {
-    "counterfactual": "Salesforce/FaithEval-counterfactual-v1.0",
-    "unanswerable": "Salesforce/FaithEval-unanswerable-v1.0",
-    "inconsistent": "Salesforce/FaithEval-inconsistent-v1.0",
+REPOSITORIES = {
+    "counterfactual": Repository("Salesforce/FaithEval-counterfactual-v1.0", folder="counterfactual"),
+    "unanswerable": Repository("Salesforce/FaithEval-unanswerable-v1.0", folder="unanswerable"),
+    "inconsistent": Repository("Salesforce/FaithEval-inconsistent-v1.0", folder="inconsistent"),
 }
-ARC_HUB_ID = "allenai/ai2_arc"  # the counterfactual questions are those of ARC-Challenge, under the same ids
+# The counterfactual questions are those of ARC-Challenge, under the same ids.
+ARC = Repository("allenai/ai2_arc", old_ids=("ai2_arc",), include=("ARC-Challenge/*",), folder="arc")
+RECIPES = ("counterfactual", "true_answer", "unanswerable", "inconsistent")
 _OPTIONS = {"label": TEXTS, "text": TEXTS}
 _FREE = Schema({"qid": TEXT, "question": TEXT, "context": TEXT, "answers": TEXTS}, id_column="qid")
 SCHEMAS = {
@@ -54,22 +56,25 @@ TASK_SENTENCES = {
         "If there is conflict information or multiple answers from the context, the answer should be 'conflict'."
     ),
 }
-# An answer is right if, normalised, it contains one of these; the strict rule knows the first only.
-ACCEPTED = {"unanswerable": UNANSWERABLE, "inconsistent": INCONSISTENT}
+# The benchmark calls an answer right if, normalised, it contains one of these.
+ACCEPTED = {
+    "unanswerable": ("unknown", "no answer", "no information", "not", "unclear"),
+    "inconsistent": (
+        "conflict", "multiple answers", "disagreement", "inconsistent", "contradictory", "contradiction",
+        "inconsistency", "two answers", "2 answers", "conflicting",
+    ),
+}  # fmt: skip
 
 
 def read(source: Source = "", *, task: str = "counterfactual") -> tuple[Row, ...]:
     """All rows of one task, from a folder, a file or a hub id ("" is the task's own place on the hub)."""
-    if task not in HUB_IDS:
-        raise DatasetError(f"FaithEval has no task {task!r}; there are {', '.join(HUB_IDS)}")
-    place = folder_of(Path(source), task) if source and Path(source).is_dir() else source or HUB_IDS[task]
-    rows = load_rows(place, config="", split="test", schema=SCHEMAS[task])
+    if task not in REPOSITORIES:
+        raise DatasetError(f"FaithEval has no task {task!r}; there are {', '.join(REPOSITORIES)}")
+    repository = REPOSITORIES[task]
+    if is_local(source):
+        source = repository.within(Path(source), siblings=[*REPOSITORIES.values(), ARC])
+    rows = load_rows(source, repository, config="", split="test", schema=SCHEMAS[task])
     return tuple(Row(row.id, row.where, {**row.fields, "task": task}) for row in rows)
-
-
-def folder_of(folder: Path, task: str) -> Path:
-    """Where a task lies in a folder: each is a repository of its own, so there is one folder per task, or one task."""
-    return folder / task if any((folder / known).is_dir() for known in HUB_IDS) else folder
 
 
 def keys(row: Row) -> tuple[str, ...]:
@@ -84,11 +89,17 @@ def split(
     return cut(read(source, task=task), kind=kind, keys=keys, n=n, seed=seed)
 
 
-def true_answers(source: Source = ARC_HUB_ID) -> Mapping[str, str]:
-    """The true answers of ARC-Challenge by id, for the rejected side of counterfactual pairs."""
+def true_answers(source: Source = "") -> Mapping[str, str]:
+    """The true answers of ARC-Challenge by id, for the rejected side of counterfactual pairs.
+
+    Args:
+        source: a folder, with `arc/` for ARC's repository or that repository itself, or a hub id.
+    """
+    if is_local(source):
+        source = ARC.within(Path(source), siblings=REPOSITORIES.values())
     answers = {}
     for name in ("train", "validation", "test"):
-        for row in load_rows(source, config="ARC-Challenge", split=name, schema=_ARC):
+        for row in load_rows(source, ARC, config="ARC-Challenge", split=name, schema=_ARC):
             answers[row.id] = row["choices"]["text"][_key_index(row)]
     return answers
 
@@ -111,46 +122,37 @@ def pair(
         RowError: an unknown label, no candidate, or an id without a true answer.
     """
     prompt = prompts.as_prompt(_prompt(row), chat=chat)
-    key = question_key(row["question"])
-    task = row["task"]
-    if task != "counterfactual":
-        chosen = ACCEPTED[task][0]
-        candidates = [text for text in row["answers"] if text.strip() and not _accepted(text, task)]
-        if task == "inconsistent":
-            candidates = candidates[:1]
-        elif not candidates:
-            candidates = [text for text in _names_and_numbers(row["context"]) if text not in row["question"]]
-        if not candidates:
-            row.fail("answers", "no answer to reject.")
-        return PreferencePair(row.id, prompt, chosen, policy(prompt, candidates, key), row.where)
-    texts, label = _options(row)
-    others = [text for text in dict.fromkeys(texts) if text.strip() and text != texts[label]]
+    if row["task"] != "counterfactual":
+        rejected = policy(prompt, _answers_to_reject(row), question_key(row["question"]))
+        return PreferencePair(row.id, prompt, ACCEPTED[row["task"]][0], rejected, str(row.where))
+    options, label = _options(row)
+    chosen = options[label]
+    others = [text for text in dict.fromkeys(options) if text.strip() and text != chosen]
     if truth is not None:
         if row["id"] not in truth:
-            row.fail(
-                "id", f"{row['id']!r} has no true answer in ARC-Challenge; give all of its splits, or leave truth out."
-            )
-        others = [truth[row["id"]]] if truth[row["id"]] != texts[label] else []
+            problem = f"{row['id']!r} has no true answer in ARC-Challenge; give all of its splits, or leave truth out."
+            row.fail("id", problem)
+        true_answer = truth[row["id"]]
+        others = [true_answer] if true_answer != chosen else []
     if not others:
         row.fail("choices", "no other option to reject.")
-    rejected = policy(prompt, others, key)
-    is_distinct = len(set(texts)) == len(texts)
+    is_distinct = len(set(options)) == len(options)  # the pair file takes no choice twice
     return PreferencePair(
         id=row.id,
         prompt=prompt,
-        chosen=texts[label],
-        rejected=rejected,
-        where=row.where,
-        choices=texts if is_distinct else (),
+        chosen=chosen,
+        rejected=policy(prompt, others, question_key(row["question"])),
+        where=str(row.where),
+        choices=options if is_distinct else (),
         label=label if is_distinct else None,
     )
 
 
 def multiple_choice(row: Row, *, chat: bool = True) -> MultipleChoice:
     """A counterfactual question with the texts of its options; right is what the context supports."""
-    texts, label = _options(row)
-    labels = tuple(i == label for i in range(len(texts)))
-    return MultipleChoice(row.id, prompts.as_prompt(_prompt(row), chat=chat), texts, labels, row.where)
+    options, label = _options(row)
+    labels = tuple(i == label for i in range(len(options)))
+    return MultipleChoice(row.id, prompts.as_prompt(_prompt(row), chat=chat), options, labels, row.where)
 
 
 def generation(row: Row, *, chat: bool = True) -> Generation:
@@ -159,12 +161,12 @@ def generation(row: Row, *, chat: bool = True) -> Generation:
     References: the supported option's text, or the phrases of which an answer must contain one (`ACCEPTED`).
     """
     if row["task"] == "counterfactual":
-        texts, label = _options(row)
-        references: tuple[str, ...] = (texts[label],)
-        wrong = tuple(text for text in texts if text != texts[label])
+        options, label = _options(row)
+        references: tuple[str, ...] = (options[label],)
+        wrong = tuple(text for text in options if text != options[label])
     else:
         references = ACCEPTED[row["task"]]
-        wrong = tuple(text for text in row["answers"] if text.strip() and not _accepted(text, row["task"]))
+        wrong = tuple(_wrong_answers(row))
     prompt = prompts.as_prompt(_prompt(row), chat=chat)
     return Generation(row.id, row["question"], prompt, references, wrong, row.where, group=row["task"])
 
@@ -173,38 +175,56 @@ def _prompt(row: Row) -> str:
     return prompts.faitheval(row["context"], row["question"], task=TASK_SENTENCES[row["task"]])
 
 
+def _answers_to_reject(row: Row) -> list[str]:
+    """The candidates of the two tasks whose right answer is a set phrase."""
+    candidates = _wrong_answers(row)
+    if row["task"] == "inconsistent":
+        candidates = candidates[:1]
+    elif not candidates:
+        candidates = [text for text in _names_and_numbers(row["context"]) if text not in row["question"]]
+    if not candidates:
+        row.fail("answers", "no answer to reject.")
+    return candidates
+
+
+def _wrong_answers(row: Row) -> list[str]:
+    """The row's answers that do not say what is right."""
+    return [text for text in row["answers"] if text.strip() and not _is_accepted(text, row["task"])]
+
+
 def _options(row: Row) -> tuple[tuple[str, ...], int]:
     """The texts of the options and the index of the one that the context supports."""
     index = _key_index(row)
-    texts = tuple(row["choices"]["text"])
+    options = tuple(row["choices"]["text"])
     count = row.fields.get("num of options")
-    if count is not None and count != len(texts):
-        row.fail("num of options", f"is {count}, but there are {len(texts)} options.")
+    if count is not None and count != len(options):
+        row.fail("num of options", f"is {count}, but there are {len(options)} options.")
     answer = _folded(row.fields.get("answer") or "")
-    other = [i for i, text in enumerate(texts) if _folded(text) == answer and i != index]
-    if other and _folded(texts[index]) != answer:
-        row.fail(
-            "answerKey", f"points at {texts[index]!r}, but 'answer' is option {other[0] + 1}, {texts[other[0]]!r}."
-        )
-    return texts, index
+    if _folded(options[index]) != answer:
+        for i, option in enumerate(options):
+            if _folded(option) == answer:
+                row.fail("answerKey", f"points at {options[index]!r}, but 'answer' is option {i + 1}, {option!r}.")
+    return options, index
 
 
 def _key_index(row: Row) -> int:
-    labels: list[Any] = [str(label) for label in row["choices"]["label"]]
+    """The index of the option that `answerKey` names, by its label or else by its position."""
+    labels = [str(label) for label in row["choices"]["label"]]
+    n_texts = len(row["choices"]["text"])
+    if len(labels) != n_texts or n_texts < 2:
+        row.fail("choices", f"{len(labels)} labels with {n_texts} texts; expected two options or more.")
     key = str(row["answerKey"]).strip()
-    if len(labels) != len(row["choices"]["text"]) or len(labels) < 2:
-        row.fail(
-            "choices", f"{len(labels)} labels with {len(row['choices']['text'])} texts; expected two options or more."
-        )
     if key in labels:
         return labels.index(key)
-    by_position = "ABCDEFGHIJ".find(key) if len(key) == 1 and key.isalpha() else int(key) - 1 if key.isdecimal() else -1
-    if not 0 <= by_position < len(labels):
+    positions = {letter: i for i, letter in enumerate("ABCDEFGHIJ")}
+    positions |= {str(i + 1): i for i in range(10)}
+    index = positions.get(key, -1)
+    if not 0 <= index < len(labels):
         row.fail("answerKey", f"unknown label {key!r}; expected one of {', '.join(labels)}.")
-    return by_position
+    return index
 
 
-def _accepted(text: str, task: str) -> bool:
+def _is_accepted(text: str, task: str) -> bool:
     return any(re.search(rf"\b{phrase}\b", _folded(text)) for phrase in ACCEPTED[task])
 
 
@@ -214,5 +234,51 @@ def _folded(text: str) -> str:
 
 def _names_and_numbers(context: str) -> list[str]:
     """Runs of capitalised words that do not begin a sentence, and numbers: what a guess would name."""
-    found = re.findall(r"(?<![.!?]\s)(?<!^)\b(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d[\d.,]*\d|\d)", context)
-    return list(dict.fromkeys(found))
+    not_at_a_start = r"(?<![.!?]\s)(?<!^)\b"
+    name = r"[A-Z][\w'-]+(?: [A-Z][\w'-]+)*"
+    number = r"\d[\d.,]*\d|\d"
+    return list(dict.fromkeys(re.findall(f"{not_at_a_start}(?:{name}|{number})", context)))
+
+
+def pair_rows(source: Source, options: PairOptions) -> PairRows:
+    """The rows of a split, and how a pair is made of one; `true_answer` are counterfactual pairs that reject it."""
+    task = options.recipe or "counterfactual"
+    truth = None
+    if task == "true_answer":
+        task = "counterfactual"
+        is_folder = is_local(source) and Path(source).is_dir()
+        truth = true_answers(source if is_folder else "")
+    rows = split(source, task=task, kind=options.kind, n=options.n, seed=options.seed)
+    return PairRows(rows, partial(pair, truth=truth, policy=options.policy, chat=options.chat))
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of a folder with all three tasks and ARC; there are no pictures."""
+    made: dict[str, Sequence[Record]] = {}
+    for task in REPOSITORIES:
+        rows = read(source, task=task)
+        made[f"{task}_pairs"] = [pair(row) for row in rows]
+        made[f"{task}_generation"] = [generation(row) for row in rows]
+    truth = true_answers(source)
+    made["true_answer_pairs"] = [pair(row, truth=truth) for row in read(source)]
+    return made
+
+
+DATASET = Dataset(
+    name="faitheval",
+    title="FaithEval",
+    used_for=("table 1", "table 6"),
+    parts=(
+        Part(REPOSITORIES["counterfactual"], "test", 1000),
+        Part(REPOSITORIES["unanswerable"], "test", 2492, needed=False),
+        Part(REPOSITORIES["inconsistent"], "test", 1500, needed=False),
+        Part(ARC, "train", 1119, configs=("ARC-Challenge",), needed=False),
+        Part(ARC, "validation", 299, configs=("ARC-Challenge",), needed=False),
+        Part(ARC, "test", 1172, configs=("ARC-Challenge",), needed=False),
+    ),
+    licence="none given on the hub; repository Apache-2.0 with a note 'for research purposes only'; ARC CC-BY-SA-4.0",
+    pictures=False,
+    records=records,
+    pair_rows=pair_rows,
+    recipes=RECIPES,
+)

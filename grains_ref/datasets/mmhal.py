@@ -16,17 +16,20 @@ picture.  Chosen: the faithful description (`value`).  Rejected: the one with ad
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
-from grains_ref.datasets.records import DatasetError, Generation, Row, file_digest
+from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
+from grains_ref.datasets.records import DatasetError, JudgedQuestion, Record, Row, file_digest
 from grains_ref.datasets.schema import TEXT, TEXTS, Schema
-from grains_ref.datasets.source import Source, load_rows
-from grains_ref.datasets.splits import N_STEERING, Split, check_kind
+from grains_ref.datasets.sources import Repository, Source, is_local, load_rows
+from grains_ref.datasets.splits import N_STEERING, Split, check_kind, check_size
 
-HUB_ID = "Shengcao1006/MMHal-Bench"
+REPOSITORY = Repository("Shengcao1006/MMHal-Bench")
+VTI = Repository("github.com/shengliu66/VTI")
 TEMPLATE, IMAGES, VTI_FILE, COCO = "response_template.json", "images", "hallucination_vti_demos.jsonl", "train2014"
 QUESTION_TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 SCHEMA = Schema(
@@ -43,32 +46,26 @@ VTI_SCHEMA = Schema(
 )
 
 
-@dataclass(frozen=True)
-class MMHalQuestion(Generation):
-    """A question with what a judge needs beside it: the objects in the picture, its topic; `group` is the type.
-
-    The standard answer is the only reference.
-    """
-
-    image_content: tuple[str, ...] = ()
-    topic: str = ""
-
-
-def read(source: Source = HUB_ID) -> tuple[Row, ...]:
+def read(source: Source = "") -> tuple[Row, ...]:
     """The questions, in the benchmark's order, from a folder with `response_template.json` and `images/`.
 
     Raises:
         DatasetError: the source is a hub id (the repository is a script with a zip file), or has no such file.
         RowError: an unknown question type, or a picture that is not there.
     """
+    if not is_local(source):
+        hub_id = REPOSITORY.named(source).id
+        raise DatasetError(
+            f"{hub_id}: no such folder here, and on the hub it is a script with a zip file, which no library loads any "
+            f"more. Download test_data.zip from https://huggingface.co/datasets/{hub_id}, unpack it, and give the "
+            f"folder with {TEMPLATE}."
+        )
     folder = Path(source)
-    if not folder.exists():
-        return load_rows(source, config="", split="test", schema=SCHEMA)  # says what to download
     file = folder if folder.is_file() else folder / TEMPLATE
     if not file.exists():
         raise DatasetError(f"{folder}: holds no {TEMPLATE}; give the folder that test_data.zip was unpacked to")
     rows = []
-    for row in load_rows(file, config="", split="test", schema=SCHEMA):
+    for row in load_rows(file, REPOSITORY, config="", split="test", schema=SCHEMA):
         if row["question_type"] not in QUESTION_TYPES:
             known = ", ".join(QUESTION_TYPES)
             row.fail("question_type", f"unknown label {row['question_type']!r}; expected one of {known}.")
@@ -87,10 +84,11 @@ def read_vti(source: Source, *, coco: Path) -> tuple[Row, ...]:
     Raises:
         RowError: a picture is not there.
     """
-    rows = load_rows(source, config="", split="vti", schema=VTI_SCHEMA)
-    return tuple(
-        Row(row.id, row.where, {**row.fields, "picture": _existing(row, "image", coco / row["image"])}) for row in rows
-    )
+    rows = []
+    for row in load_rows(source, VTI, config="", split="vti", schema=VTI_SCHEMA):
+        picture = _existing(row, "image", coco / row["image"])
+        rows.append(Row(row.id, row.where, {**row.fields, "picture": picture}))
+    return tuple(rows)
 
 
 def keys(row: Row) -> tuple[str, ...]:
@@ -98,29 +96,35 @@ def keys(row: Row) -> tuple[str, ...]:
 
     The questions are no key: all of VTI's rows have the same, and none of them is in the benchmark.
     """
-    return (file_digest(row["picture" if "picture" in row.fields else "image"]),)
+    is_of_vti = "picture" in row.fields
+    return (file_digest(row["picture"] if is_of_vti else row["image"]),)
 
 
-def split(source: Source = HUB_ID, *, kind: str = "paper", n: int = N_STEERING, seed: int = 0) -> Split[Row]:
-    """Appendix A.1 after VTI: n of VTI's 100 rows at random, no dev set, and all 96 questions for testing.
+def split(source: Source = "", *, kind: str = "paper", n: int = N_STEERING, seed: int = 0) -> Split[Row]:
+    """Appendix A.1 after VTI: n of VTI's 100 rows at random, and all 96 questions of the benchmark for testing.
 
-    With no dev set, the paper does not say on what its strength was chosen; n smaller than 50 leaves rows for it.
+    Convention: the dev set is the rest of VTI's rows.  The paper has none, and does not say on what its strength was
+    chosen.
 
     Raises:
         DatasetError: a file is missing, or VTI's has fewer than n rows.
     """
     check_kind(kind, no_release="cannot read MMHal-Bench")
+    check_size(n)
     folder = Path(source)
-    if folder.is_dir() and not (folder / VTI_FILE).is_file():
+    if is_local(source) and not (folder / VTI_FILE).is_file():
         advice = "The 50 samples that steer come from it: experiments/data/ of github.com/shengliu66/VTI"
         raise DatasetError(f"{folder}: holds no {VTI_FILE}. {advice}")
     test = read(source)
     tested = {key for row in test for key in keys(row)}
-    rows = [row for row in read_vti(folder / VTI_FILE, coco=folder / COCO) if not tested & set(keys(row))]
+    rows = [row for row in read_vti(folder / VTI_FILE, coco=folder / COCO) if tested.isdisjoint(keys(row))]
     if len(rows) < n:
         raise DatasetError(f"{folder / VTI_FILE}: {len(rows)} rows are fewer than the {n} asked for")
     ordered = sorted(rows, key=lambda row: row.id)
-    return Split("paper", seed, tuple(random.Random(seed).sample(ordered, n)), (), test)
+    steering = random.Random(seed).sample(ordered, n)
+    used = {row.id for row in steering}
+    dev = [row for row in ordered if row.id not in used]
+    return Split("paper", seed, tuple(steering), tuple(dev), test)
 
 
 def pair(row: Row, *, chat: bool = True) -> PreferencePair:
@@ -132,12 +136,12 @@ def pair(row: Row, *, chat: bool = True) -> PreferencePair:
     if row["value"] == row["h_value"]:
         row.fail("h_value", "the same text as 'value'; a pair needs two answers.")
     prompt = prompts.as_prompt(prompts.vision(row["question"]), chat=chat)
-    return PreferencePair(row.id, prompt, row["value"], row["h_value"], row.where, image=row["picture"])
+    return PreferencePair(row.id, prompt, row["value"], row["h_value"], str(row.where), image=row["picture"])
 
 
-def generation(row: Row, *, chat: bool = True) -> MMHalQuestion:
-    """A question of the benchmark."""
-    return MMHalQuestion(
+def generation(row: Row, *, chat: bool = True) -> JudgedQuestion:
+    """A question of the benchmark; `group` is its type, and the standard answer the only reference."""
+    return JudgedQuestion(
         id=row.id,
         question=row["question"],
         prompt=prompts.as_prompt(prompts.vision(row["question"]), chat=chat),
@@ -155,3 +159,37 @@ def _existing(row: Row, column: str, picture: Path) -> Path:
     if not picture.is_file():
         row.fail(column, f"{picture} does not exist; the picture is missing.")
     return picture
+
+
+def pair_rows(source: Source, options: PairOptions) -> PairRows:
+    """The rows of a split, and how a pair is made of one of VTI's."""
+    rows = split(source, kind=options.kind, n=options.n, seed=options.seed)
+    return PairRows(rows, partial(pair, chat=options.chat))
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of a folder; its pictures are files already."""
+    folder = Path(source)
+    return {
+        "pairs": [pair(row) for row in read_vti(folder / VTI_FILE, coco=folder / COCO)],
+        "generation": [generation(row) for row in read(source)],
+    }
+
+
+DATASET = Dataset(
+    name="mmhal",
+    title="MMHal-Bench, with VTI's 100 descriptions for steering",
+    used_for=("table 2",),
+    parts=(Part(REPOSITORY, "test", 96), Part(VTI, VTI_FILE, 100)),
+    licence="Apache-2.0, pictures from Flickr; VTI's file has no licence; COCO's own terms for its pictures",
+    pictures=True,
+    records=records,
+    pair_rows=pair_rows,
+    judged_question=generation,
+    by_hand=(
+        f"unpack test_data.zip of https://huggingface.co/datasets/{REPOSITORY.id} into FOLDER ({TEMPLATE}, {IMAGES}/); "
+        f"add {VTI_FILE} of {VTI.id} (experiments/data/) and, as {COCO}/, the pictures of COCO 2014 "
+        "(http://cocodataset.org) that it names"
+    ),
+    files=(TEMPLATE, IMAGES, VTI_FILE, COCO),
+)

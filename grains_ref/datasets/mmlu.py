@@ -8,23 +8,26 @@ The mean over all questions is the published accuracy; subjects are not weighed 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from grains_ref.data import Prompt
 from grains_ref.datasets import prompts
-from grains_ref.datasets.records import MultipleChoice, Row
+from grains_ref.datasets.dataset import Dataset, Part
+from grains_ref.datasets.few_shot import N_SHOTS, CountTokens, most_shots
+from grains_ref.datasets.records import MultipleChoice, Record, Row
 from grains_ref.datasets.schema import TEXT, TEXTS, Schema
-from grains_ref.datasets.shots import N_SHOTS, CountTokens, most_shots
-from grains_ref.datasets.source import Source, load_rows
+from grains_ref.datasets.sources import Repository, Source, load_rows
 
-HUB_ID = "cais/mmlu"
+REPOSITORY = Repository("cais/mmlu", old_ids=("hendrycks/test",), include=("all/dev-*", "all/test-*"))
 LETTERS = ("A", "B", "C", "D")
 SCHEMA = Schema({"question": TEXT, "subject": TEXT, "choices": TEXTS, "answer": LETTERS})
 
 
-def read(source: Source = HUB_ID, *, split: str = "test", config: str = "all") -> tuple[Row, ...]:
+def read(source: Source = "", *, split: str = "test", config: str = "all") -> tuple[Row, ...]:
     """All rows of a split: `test` to be asked, `dev` for the examples; `config` is a subject or `all`."""
-    rows = load_rows(source, config=config, split=split, schema=SCHEMA)
+    rows = load_rows(source, REPOSITORY, config=config, split=split, schema=SCHEMA)
     for row in rows:
         if len(row["choices"]) != len(LETTERS):
             row.fail("choices", f"{len(row['choices'])} choices; expected {len(LETTERS)}.")
@@ -36,8 +39,8 @@ def multiple_choice(
     *,
     dev: Sequence[Row] = (),
     wanted: int = N_SHOTS,
-    count_tokens: CountTokens = lambda prompt, pictures: 0,
-    context: int = 0,
+    count_tokens: CountTokens | None = None,
+    context: int | None = None,
     chat: bool = True,
 ) -> MultipleChoice:
     """A question after as many examples as fit, at most `wanted`; `n_shots` of the record says how many.
@@ -46,13 +49,14 @@ def multiple_choice(
         row: the question.
         dev: rows of the dev split, of any subjects; those of the question's subject are the examples.
         wanted: 5 in the paper.
-        count_tokens, context: see `shots.most_shots`; by default everything fits.
+        count_tokens, context: see `few_shot.most_shots`; by default everything fits.
         chat: one message of the user, or plain text.
 
     Raises:
         DatasetError: the question alone does not fit.
     """
-    shots = [one for one in dev if one["subject"] == row["subject"]][:wanted]
+    of_subject = [other for other in dev if other["subject"] == row["subject"]]
+    shots = of_subject[:wanted]
 
     def build(n: int) -> tuple[Prompt, tuple[()]]:
         subject = row["subject"].replace("_", " ")
@@ -60,7 +64,7 @@ def multiple_choice(
         examples = [f"{_asked(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots[:n]]
         return prompts.as_prompt(heading + "".join(examples) + _asked(row), chat=chat), ()
 
-    n = most_shots(build, wanted=len(shots), count_tokens=count_tokens, context=context, answer_tokens=int(context > 0))
+    n = most_shots(build, wanted=len(shots), count_tokens=count_tokens, context=context)
     return MultipleChoice(
         id=row.id,
         prompt=build(n)[0],
@@ -76,3 +80,29 @@ def multiple_choice(
 def _asked(row: Row) -> str:
     options = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, row["choices"], strict=True))
     return f"{row['question'].strip()}\n{options}Answer:"
+
+
+def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int) -> list[MultipleChoice]:
+    """n questions of the test split, drawn with a fixed seed, each after as many examples as fit."""
+    rows = list(read(source, split="test"))
+    dev = read(source, split="dev")
+    random.Random(0).shuffle(rows)
+    return [multiple_choice(row, dev=dev, count_tokens=count_tokens, context=context) for row in rows[:n]]
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of a folder; there are no pictures."""
+    dev = read(source, split="dev")
+    return {"multiple_choice": [multiple_choice(row, dev=dev) for row in read(source, split="test")]}
+
+
+DATASET = Dataset(
+    name="mmlu",
+    title="MMLU",
+    used_for=("table 4",),
+    parts=(Part(REPOSITORY, "test", 14042, configs=("all",)), Part(REPOSITORY, "dev", 285, configs=("all",))),
+    licence="MIT",
+    pictures=False,
+    records=records,
+    capability=capability,
+)

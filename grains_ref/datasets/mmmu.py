@@ -11,19 +11,24 @@ is first named, in front where it is not named.
 from __future__ import annotations
 
 import ast
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from grains_ref.data import PICTURE_MARK, Prompt
 from grains_ref.datasets import prompts
-from grains_ref.datasets.pictures import CACHE
-from grains_ref.datasets.records import Generation, MultipleChoice, Row
+from grains_ref.datasets.dataset import Dataset, Part
+from grains_ref.datasets.few_shot import N_SHOTS, CountTokens, most_shots
+from grains_ref.datasets.picture_cache import CACHE
+from grains_ref.datasets.records import Generation, MultipleChoice, Record, Row
 from grains_ref.datasets.schema import PICTURE, TEXT, Schema
-from grains_ref.datasets.shots import N_SHOTS, CountTokens, most_shots
-from grains_ref.datasets.source import Source, load_rows
+from grains_ref.datasets.sources import Repository, Source, is_local, load_rows
 
-HUB_ID = "MMMU/MMMU"
+REPOSITORY = Repository(
+    "MMMU/MMMU",
+    include=("*/dev-*", "*/validation-*"),  # ten times as many questions, without answers, are in the split test
+)
 SUBJECTS = (
     "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",
     "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design", "Diagnostics_and_Laboratory_Medicine",
@@ -46,7 +51,7 @@ ANSWER_FREELY = "Answer the question using a single word or phrase."
 
 
 def read(
-    source: Source = HUB_ID, *, split: str = "validation", subjects: Sequence[str] = SUBJECTS, pictures: Path = CACHE
+    source: Source = "", *, split: str = "validation", subjects: Sequence[str] = SUBJECTS, pictures: Path = CACHE
 ) -> tuple[Row, ...]:
     """All rows of a split: `validation` to be asked (900), `dev` for examples (5 per subject).
 
@@ -54,11 +59,19 @@ def read(
     """
     rows: list[Row] = []
     for subject in subjects:
-        for row in load_rows(source, config=subject, split=split, schema=SCHEMA, pictures=pictures):
+        for row in load_rows(source, REPOSITORY, config=subject, split=split, schema=SCHEMA, pictures=pictures):
             if row["question_type"] not in ("multiple-choice", "open"):
                 row.fail("question_type", f"unknown label {row['question_type']!r}; expected multiple-choice or open.")
             rows.append(Row(row.id, row.where, {**row.fields, "subject": subject}))
     return tuple(rows)
+
+
+def subjects_in(source: Source) -> tuple[str, ...]:
+    """The subjects of which a folder has questions; of any other source all subjects."""
+    folder = Path(source)
+    if not is_local(source) or folder.is_file():
+        return SUBJECTS
+    return tuple(subject for subject in SUBJECTS if (folder / subject).is_dir())
 
 
 def is_open(row: Row) -> bool:
@@ -68,7 +81,8 @@ def is_open(row: Row) -> bool:
 
 def pictures_of(row: Row) -> tuple[Path, ...]:
     """The pictures of a question, in the order in which its prompt names them."""
-    return _place([(_text(row), row)])[1]
+    _, images = _place([(_text(row), row)])
+    return images
 
 
 def multiple_choice(
@@ -76,8 +90,8 @@ def multiple_choice(
     *,
     dev: Sequence[Row] = (),
     wanted: int = N_SHOTS,
-    count_tokens: CountTokens = lambda prompt, pictures: 0,
-    context: int = 0,
+    count_tokens: CountTokens | None = None,
+    context: int | None = None,
     max_pictures: int = 1,
     chat: bool = True,
 ) -> MultipleChoice:
@@ -88,7 +102,7 @@ def multiple_choice(
         dev: rows of the dev split; those of the question's subject with options are the examples.
         wanted: how many examples.  The paper says 5.  A picture takes hundreds of tokens or thousands and every example
             has one, so with a model that takes one picture per prompt there are none.
-        count_tokens, context, max_pictures: see `shots.most_shots`.
+        count_tokens, context, max_pictures: see `few_shot.most_shots`.
         chat: one message of the user, or plain text.
 
     Raises:
@@ -97,21 +111,20 @@ def multiple_choice(
     """
     options = _options(row)
     label = _label(row, options)
-    usable = [one for one in dev if one["subject"] == row["subject"] and not is_open(one)]
-    shots = [(f"{_text(one)} {LETTERS[_label(one, _options(one))]}\n\n", one) for one in usable[:wanted]]
+    of_subject = [other for other in dev if other["subject"] == row["subject"] and not is_open(other)]
+    shots = []
+    for shot in of_subject[:wanted]:
+        answer = LETTERS[_label(shot, _options(shot))]
+        shots.append((f"{_text(shot)} {answer}\n\n", shot))
 
     def build(n: int) -> tuple[Prompt, tuple[Path, ...]]:
-        text, images = _place([*shots[:n], (_text(row), row)])
-        if chat and len(images) == 1:
-            text = "".join(part for part, _ in [*shots[:n], (_text(row), row)])
-        return prompts.as_prompt(text, chat=chat), images
+        return _prompt([*shots[:n], (_text(row), row)], chat=chat)
 
     n = most_shots(
         build,
         wanted=len(shots),
         count_tokens=count_tokens,
         context=context,
-        answer_tokens=int(context > 0),
         max_pictures=max_pictures,
     )
     prompt, images = build(n)
@@ -134,14 +147,13 @@ def generation(row: Row, *, chat: bool = True) -> Generation:
     Raises:
         RowError: as for `multiple_choice`.
     """
-    text, images = _place([(_text(row), row)])
-    if chat and len(images) == 1:
-        text = _text(row)
-    if is_open(row):
-        references = tuple(str(one) for one in _list(row, "answer")) if _is_list(row["answer"]) else (row["answer"],)
+    if not is_open(row):
+        references: tuple[str, ...] = (LETTERS[_label(row, _options(row))],)
+    elif row["answer"].strip().startswith("["):
+        references = tuple(str(answer) for answer in _list(row, "answer"))
     else:
-        references = (LETTERS[_label(row, _options(row))],)
-    prompt = prompts.as_prompt(text, chat=chat)
+        references = (row["answer"],)
+    prompt, images = _prompt([(_text(row), row)], chat=chat)
     return Generation(row.id, row["question"], prompt, references, (), row.where, images, row["subject"])
 
 
@@ -153,28 +165,39 @@ def _text(row: Row) -> str:
     return f"{row['question']}\n\n{options}\n\n{CHOOSE}"
 
 
+def _prompt(parts: Sequence[tuple[str, Row]], *, chat: bool) -> tuple[Prompt, tuple[Path, ...]]:
+    """Examples and question as one prompt, and its pictures."""
+    text, images = _place(parts)
+    if chat and len(images) == 1:  # the chat template puts it in front, so the text keeps the picture's name
+        text = "".join(part for part, _ in parts)
+    return prompts.as_prompt(text, chat=chat), images
+
+
 def _place(parts: Sequence[tuple[str, Row]]) -> tuple[str, tuple[Path, ...]]:
     """The parts in one text, a mark at every picture's place, and the pictures in the order of their marks."""
     texts: list[str] = []
     images: list[Path] = []
     for text, row in parts:
-        present = {i: row.fields.get(f"image_{i}") for i in range(1, N_PICTURES + 1)}
-        named = list(dict.fromkeys(int(i) for i in re.findall(r"<image (\d+)>", text)))
-        for i in named:
-            if present.get(i) is None:
-                row.fail(f"image_{i}", f"is null, but the text names <image {i}>.")
-        unnamed = [i for i, picture in present.items() if picture is not None and i not in named]
-        for i in named:
-            text = text.replace(f"<image {i}>", PICTURE_MARK, 1)
-        texts.append("".join(f"{PICTURE_MARK}\n" for _ in unnamed) + text)
-        images += [row[f"image_{i}"] for i in [*unnamed, *named]]
+        columns = [f"image_{i}" for i in range(1, N_PICTURES + 1)]
+        present = [column for column in columns if row.fields.get(column) is not None]
+        named = []
+        for number in dict.fromkeys(re.findall(r"<image (\d+)>", text)):
+            column = f"image_{number}"
+            if column not in present:
+                row.fail(column, f"is null, but the text names <image {number}>.")
+            text = text.replace(f"<image {number}>", PICTURE_MARK, 1)
+            named.append(column)
+        unnamed = [column for column in present if column not in named]
+        in_front = f"{PICTURE_MARK}\n" * len(unnamed)
+        texts.append(in_front + text)
+        images += [row[column] for column in (*unnamed, *named)]
     return "".join(texts), tuple(images)
 
 
 def _options(row: Row) -> list[str]:
     if is_open(row):
         row.fail("question_type", "is open; the question has no options (use generation).")
-    options = [str(one) for one in _list(row, "options")]
+    options = [str(option) for option in _list(row, "options")]
     if not 2 <= len(options) <= len(LETTERS):
         row.fail("options", f"{len(options)} options; expected 2 to {len(LETTERS)}.")
     return options
@@ -183,13 +206,11 @@ def _options(row: Row) -> list[str]:
 def _label(row: Row, options: Sequence[str]) -> int:
     answer = row["answer"].strip()
     if len(answer) != 1 or answer not in LETTERS[: len(options)]:
-        withheld = " The answers of the split test are withheld; use validation." * (answer == "?")
-        row.fail("answer", f"unknown label {answer!r}; expected one of {', '.join(LETTERS[: len(options)])}.{withheld}")
+        problem = f"unknown label {answer!r}; expected one of {', '.join(LETTERS[: len(options)])}."
+        if answer == "?":
+            problem += " The answers of the split test are withheld; use validation."
+        row.fail("answer", problem)
     return LETTERS.index(answer)
-
-
-def _is_list(text: str) -> bool:
-    return text.strip().startswith("[")
 
 
 def _list(row: Row, column: str) -> list[object]:
@@ -200,3 +221,33 @@ def _list(row: Row, column: str) -> list[object]:
     if not isinstance(value, list):
         row.fail(column, f"{row[column]!r} is not the text of a list, such as \"['a', 'b']\".")
     return value
+
+
+def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int) -> list[MultipleChoice]:
+    """n questions with options and one picture, drawn with a fixed seed from the subjects that are there."""
+    rows = [row for row in read(source, subjects=subjects_in(source)) if not is_open(row)]
+    with_one_picture = [row for row in rows if len(pictures_of(row)) == 1]
+    random.Random(0).shuffle(with_one_picture)
+    return [multiple_choice(row, count_tokens=count_tokens, context=context) for row in with_one_picture[:n]]
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of the subjects that are there."""
+    rows = read(source, subjects=subjects_in(source), pictures=pictures)
+    closed = [row for row in rows if not is_open(row)]
+    return {
+        "multiple_choice": [multiple_choice(row, max_pictures=N_PICTURES) for row in closed],
+        "generation": [generation(row) for row in rows],
+    }
+
+
+DATASET = Dataset(
+    name="mmmu",
+    title="MMMU",
+    used_for=("table 5",),
+    parts=(Part(REPOSITORY, "validation", 900, configs=SUBJECTS), Part(REPOSITORY, "dev", 150, configs=SUBJECTS)),
+    licence="Apache-2.0",
+    pictures=True,
+    records=records,
+    capability=capability,
+)

@@ -1,20 +1,20 @@
-"""What the readers give: a row as it was read, and the two kinds of questions that are no preference pair.
+"""What the readers give: a row as it was read, and the kinds of questions that are no preference pair.
 
 Preference pairs themselves are `grains_ref.data.PreferencePair`, so that they go straight into fitting and evaluation.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
-from grains_ref.data import PreferencePair, Prompt, RowError, content_digest, read_pairs
+from grains_ref.data import PreferencePair, Prompt, RowError, content_digest
+from grains_ref.files import digest_of
 
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
@@ -22,15 +22,25 @@ class DatasetError(ValueError):
     """A dataset as a whole cannot be read; the message says what was looked for and what to do next."""
 
 
+class Where(NamedTuple):
+    """The place of a row, for messages to people: a file, or a split of the hub, and the row's number from 1."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a dataset, its columns checked; `where` ("cais/mmlu/all/test:12") is for messages to people.
+    """One row of a dataset, its columns checked.
 
     A picture column holds the path of the picture, or None where the dataset has none.
     """
 
     id: str
-    where: str
+    where: Where
     fields: Mapping[str, Any]
 
     def __getitem__(self, column: str) -> Any:
@@ -42,8 +52,7 @@ class Row:
         Raises:
             RowError: always.
         """
-        path, _, line = self.where.rpartition(":")
-        raise RowError(Path(path), int(line), column, problem)
+        raise RowError(Path(self.where.path), self.where.line, column, problem)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class MultipleChoice:
     prompt: Prompt
     choices: tuple[str, ...]
     labels: tuple[bool, ...]
-    where: str
+    where: Where
     images: tuple[Path, ...] = ()
     group: str = ""
     options: tuple[str, ...] = ()
@@ -85,31 +94,43 @@ class Generation:
     prompt: Prompt
     references: tuple[str, ...]
     wrong: tuple[str, ...]
-    where: str
+    where: Where
     images: tuple[Path, ...] = ()
     group: str = ""
 
 
-def each(
-    rows: Iterable[Row], make: Callable[[Row], Made], *, skip_bad_rows: bool
+@dataclass(frozen=True)
+class JudgedQuestion(Generation):
+    """A question about a picture whose free answers a judge rates, with the objects that the picture shows.
+
+    The judge compares with the first reference.
+    """
+
+    image_content: tuple[str, ...] = ()
+    topic: str = ""
+
+
+Record: TypeAlias = Row | PreferencePair | MultipleChoice | Generation
+
+
+def make_records(
+    items: Iterable[Item], make: Callable[[Item], Made], *, skip_bad_rows: bool
 ) -> tuple[tuple[Made, ...], tuple[RowError, ...]]:
     """What `make` makes of each row, and the errors of the rows left out (none unless `skip_bad_rows`).
 
     Raises:
         RowError: a row is bad and `skip_bad_rows` is off.
     """
-    made, skipped = [], []
-    for row in rows:
+    made: list[Made] = []
+    skipped: list[RowError] = []
+    for item in items:
         try:
-            made.append(make(row))
+            made.append(make(item))
         except RowError as error:
             if not skip_bad_rows:
                 raise
             skipped.append(error)
     return tuple(made), tuple(skipped)
-
-
-Record: TypeAlias = Row | PreferencePair | MultipleChoice | Generation
 
 
 def digest(records: Sequence[Record]) -> str:
@@ -122,58 +143,20 @@ def digest(records: Sequence[Record]) -> str:
         if isinstance(record, PreferencePair):
             contents.append(content_digest([record]))
         else:
-            contents.append({f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("where", "id")})
-    canonical = json.dumps(contents, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+            names = [field.name for field in fields(record) if field.name not in ("where", "id")]
+            contents.append({name: getattr(record, name) for name in names})
+    canonical = json.dumps(contents, sort_keys=True, separators=(",", ":"), default=_as_json)
+    return digest_of(canonical.encode())
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest_of(path.read_bytes())
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, Path):
         return file_digest(value)
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"a record holds a {type(value).__name__}, which has no digest")
-
-
-def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> str:
-    """Write pairs as the JSONL file that `grains_ref.data.read_pairs` and every command take; returns its digest.
-
-    A picture is named relative to the file where it lies beneath its folder, by its absolute path elsewhere.  The file
-    is read back, so a pair that the strict reader would refuse is refused here.
-
-    Raises:
-        ValueError: no pairs, or two pairs of the same id.
-        RowError: a pair is not one that can be read back.
-    """
-    if not pairs:
-        raise ValueError("no pairs to write")
-    draft = path.with_name(path.name + ".part")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            for pair in pairs:
-                file.write(json.dumps(_json_row(pair, path.absolute().parent), ensure_ascii=False) + "\n")
-        read_back = read_pairs(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return read_back.digest
-
-
-def _json_row(pair: PreferencePair, folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": pair.id}
-    if isinstance(pair.prompt, str):
-        row["prompt"] = pair.prompt
-    else:
-        row["messages"] = list(pair.prompt)
-    row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-    if pair.image:
-        image = pair.image.absolute()
-        row["image"] = str(image.relative_to(folder)) if image.is_relative_to(folder) else str(image)
-    if pair.label is not None:
-        row |= {"choices": list(pair.choices), "label": pair.label}
-    return row

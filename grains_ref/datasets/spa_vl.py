@@ -8,29 +8,35 @@ shorter one.  Some pictures are meant to be disturbing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
-from grains_ref.datasets.pictures import CACHE
-from grains_ref.datasets.records import Generation, Row, file_digest
+from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
+from grains_ref.datasets.picture_cache import CACHE
+from grains_ref.datasets.records import Generation, Record, Row, file_digest
 from grains_ref.datasets.schema import PICTURE, TEXT, Schema
-from grains_ref.datasets.source import Source, load_rows
+from grains_ref.datasets.sources import Repository, Source, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, cut, question_key
 
-HUB_ID = "sqrti/SPA-VL"
+REPOSITORY = Repository(
+    "sqrti/SPA-VL",
+    include=("validation/*",),  # one file of 295 MB; the training pictures beside it are 3.8 GB
+)
 SCHEMA = Schema(
     {"image": PICTURE, "question": TEXT, "chosen": TEXT, "rejected": TEXT},
     {"class1": TEXT, "class2": TEXT, "class3": TEXT},
 )
 
 
-def read(source: Source = HUB_ID, *, pictures: Path = CACHE) -> tuple[Row, ...]:
+def read(source: Source = "", *, pictures: Path = CACHE) -> tuple[Row, ...]:
     """All rows of the validation split, which is the only one with responses that is small enough to test on.
 
     The training repository's JSON form, with pictures as paths beside the file, is read as well.
     """
-    return load_rows(source, config="validation", split="validation", schema=SCHEMA, pictures=pictures)
+    return load_rows(source, REPOSITORY, config="validation", split="validation", schema=SCHEMA, pictures=pictures)
 
 
 def keys(row: Row) -> tuple[str, ...]:
@@ -39,7 +45,7 @@ def keys(row: Row) -> tuple[str, ...]:
 
 
 def split(
-    source: Source = HUB_ID, *, kind: str = "paper", n: int = N_STEERING, seed: int = 0, pictures: Path = CACHE
+    source: Source = "", *, kind: str = "paper", n: int = N_STEERING, seed: int = 0, pictures: Path = CACHE
 ) -> Split[Row]:
     """Appendix A.1: 50 / 695 / 6255 of the 7,000 rows of the validation split."""
     return cut(read(source, pictures=pictures), kind=kind, keys=keys, n=n, seed=seed)
@@ -53,7 +59,7 @@ def pair(row: Row, *, chat: bool = True) -> PreferencePair:
     """
     _check(row)
     prompt = prompts.as_prompt(prompts.vision(row["question"]), chat=chat)
-    return PreferencePair(row.id, prompt, row["chosen"], row["rejected"], row.where, image=row["image"])
+    return PreferencePair(row.id, prompt, row["chosen"], row["rejected"], str(row.where), image=row["image"])
 
 
 def generation(row: Row, *, chat: bool = True) -> Generation:
@@ -81,3 +87,27 @@ def _check(row: Row) -> None:
             row.fail(column, "is empty; expected text.")
     if row["chosen"] == row["rejected"]:
         row.fail("rejected", "the same text as 'chosen'; a pair needs two answers.")
+
+
+def pair_rows(source: Source, options: PairOptions) -> PairRows:
+    """The rows of a split, and how a pair is made of one."""
+    rows = split(source, kind=options.kind, n=options.n, seed=options.seed, pictures=options.pictures)
+    return PairRows(rows, partial(pair, chat=options.chat))
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of a folder."""
+    rows = read(source, pictures=pictures)
+    return {"pairs": [pair(row) for row in rows], "generation": [generation(row) for row in rows]}
+
+
+DATASET = Dataset(
+    name="spa_vl",
+    title="SPA-VL, validation",
+    used_for=("table 3", "table 5", "table 7", "table 8", "cost"),
+    parts=(Part(REPOSITORY, "validation", 7000, configs=("validation",)),),
+    licence="CC-BY-4.0 (some pictures are disturbing)",
+    pictures=True,
+    records=records,
+    pair_rows=pair_rows,
+)

@@ -65,7 +65,8 @@ class Split(Generic[T]):
 def question_key(text: str) -> str:
     """A question's text as far as it matters: letter case, white space and the marks around it do not."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"^\W+|\W+$", "", " ".join(folded.split())) or text
+    without_marks = re.sub(r"^\W+|\W+$", "", " ".join(folded.split()))
+    return without_marks or text  # a text of marks alone stays as it is
 
 
 def paper_split(items: Sequence[T], *, keys: Keys[T], n: int = N_STEERING, seed: int) -> Split[T]:
@@ -77,6 +78,7 @@ def paper_split(items: Sequence[T], *, keys: Keys[T], n: int = N_STEERING, seed:
     Raises:
         DatasetError: not n examples in groups that fit, or nothing left for dev or test.
     """
+    check_size(n)
     groups = _shuffled_groups(items, keys, seed)
     steering, groups = _fill(groups, n)
     rest = sum(map(len, groups))
@@ -91,7 +93,9 @@ def paper_split(items: Sequence[T], *, keys: Keys[T], n: int = N_STEERING, seed:
 def cut(items: Sequence[T], *, kind: str, keys: Keys[T], n: int = N_STEERING, seed: int) -> Split[T]:
     """`paper_split` or, for the kind "release", `release_split_which_leaks`."""
     check_kind(kind)
-    return release_split_which_leaks(items, n=n) if kind == "release" else paper_split(items, keys=keys, n=n, seed=seed)
+    if kind == "release":
+        return release_split_which_leaks(items, n=n)
+    return paper_split(items, keys=keys, n=n, seed=seed)
 
 
 def check_kind(kind: str, *, no_release: str = "") -> None:
@@ -106,6 +110,16 @@ def check_kind(kind: str, *, no_release: str = "") -> None:
         raise DatasetError(f"the released code {no_release}, so there is no split of its kind; use 'paper'")
 
 
+def check_size(n: int) -> None:
+    """Refuse a number of steering examples that cannot be.
+
+    Raises:
+        DatasetError: it is below 1.
+    """
+    if n < 1:
+        raise DatasetError(f"{n} examples for steering were asked for; at least 1 is needed")
+
+
 def own_split(train: Sequence[T], test: Sequence[T], *, keys: Keys[T], n: int = N_STEERING, seed: int) -> Split[T]:
     """For a dataset with splits of its own: n of the training examples for steering, the others dev, and its test set.
 
@@ -114,8 +128,10 @@ def own_split(train: Sequence[T], test: Sequence[T], *, keys: Keys[T], n: int = 
     Raises:
         DatasetError: not n + 1 training examples are left, or there is no test example.
     """
+    check_size(n)
     in_test = {key for item in test for key in keys(item)}
-    left_out, groups = [], []
+    left_out: list[T] = []
+    groups: list[list[T]] = []
     for group in _shuffled_groups(train, keys, seed):
         if any(key in in_test for item in group for key in keys(item)):
             left_out += group
@@ -134,35 +150,46 @@ def release_split_which_leaks(items: Sequence[T], *, n: int = N_STEERING) -> Spl
 
     Only for comparison with numbers that were made this way: the test set contains the steering set.
     """
+    check_size(n)
     if len(items) < n:
         raise DatasetError(f"{len(items)} examples are fewer than the {n} asked for")
     return Split("release", 0, tuple(items[:n]), (), tuple(items))
-
-
-def shared_keys(split: Split[T], *, keys: Keys[T]) -> set[str]:
-    """Keys that occur in more than one part; empty for any split but the released code's."""
-    parts = [{key for item in part for key in keys(item)} for part in (split.steering, split.dev, split.test)]
-    return (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
 
 
 def _shuffled_groups(items: Sequence[T], keys: Keys[T], seed: int) -> list[list[T]]:
     """Examples linked by shared keys, as groups in an order that only the seed and the keys decide."""
     if not items:
         return []
-    keys_of = [sorted(set(keys(item))) for item in items]
-    column_of = {key: j for j, key in enumerate(sorted({key for some in keys_of for key in some}))}
-    rows = [i for i, some in enumerate(keys_of) for _ in some]
-    columns = [len(items) + column_of[key] for some in keys_of for key in some]
-    size = len(items) + len(column_of)  # a graph of examples and keys; its components are the groups
-    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(size, size))
-    component = connected_components(graph, directed=False)[1]
-    groups: dict[int, list[int]] = {}
-    often = Counter(map(tuple, keys_of))  # among examples of the same keys the content decides
-    for i in sorted(range(len(items)), key=lambda i: (keys_of[i], often[tuple(keys_of[i])] > 1 and digest([items[i]]))):
-        groups.setdefault(int(component[i]), []).append(i)
-    ordered = list(groups.values())
-    random.Random(seed).shuffle(ordered)
-    return [[items[i] for i in group] for group in ordered]
+    keys_of = [tuple(sorted(set(keys(item)))) for item in items]
+    n_with_keys = Counter(keys_of)
+
+    def rank(i: int) -> tuple[tuple[str, ...], str]:
+        """By the keys; among examples of the same keys the content decides, as the order of rows must not."""
+        return keys_of[i], digest([items[i]]) if n_with_keys[keys_of[i]] > 1 else ""
+
+    component = _components(keys_of)
+    groups: dict[int, list[T]] = {}
+    for i in sorted(range(len(items)), key=rank):
+        groups.setdefault(component[i], []).append(items[i])
+    shuffled = list(groups.values())
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
+
+
+def _components(keys_of: Sequence[tuple[str, ...]]) -> list[int]:
+    """The number of each example's group: the connected components of the graph that links examples to their keys."""
+    node_of_key: dict[str, int] = {}  # the nodes after those of the examples
+    from_examples: list[int] = []
+    to_keys: list[int] = []
+    for i, its_keys in enumerate(keys_of):
+        for key in its_keys:
+            from_examples.append(i)
+            to_keys.append(node_of_key.setdefault(key, len(keys_of) + len(node_of_key)))
+    size = len(keys_of) + len(node_of_key)
+    links = np.ones(len(to_keys), dtype=bool)
+    graph = coo_array((links, (from_examples, to_keys)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    return [int(number) for number in component[: len(keys_of)]]
 
 
 def _fill(groups: Sequence[list[T]], n: int) -> tuple[list[T], list[list[T]]]:

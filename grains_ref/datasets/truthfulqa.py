@@ -13,24 +13,29 @@ Three forms, by configuration (`CONFIGS`):
 
 Convention: the right mc1 choice is always the first in the data, so its position must never reach a prompt with
 letters; mc2 labels come in any order, so only the labels tell.
+
+The binary questions are a repository of their own.  Its main branch holds a script, so its converted branch is read;
+that calls the only configuration `multiple_choice`, too.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
-from grains_ref.datasets.policies import RANDOM, Policy, at_random
-from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Row
-from grains_ref.datasets.schema import LABELS, TEXT, TEXTS, WHOLE, Schema
-from grains_ref.datasets.source import Source, load_rows
+from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
+from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row
+from grains_ref.datasets.rejection_policy import RANDOM, Policy, at_random
+from grains_ref.datasets.schema import INDEX, LABELS, TEXT, TEXTS, Schema
+from grains_ref.datasets.sources import CONVERTED, Repository, Source, is_local, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, cut, question_key
 
-HUB_ID = "truthfulqa/truthful_qa"
-BINARY_HUB_ID = "EleutherAI/truthful_qa_binary"
+MAIN = Repository("truthfulqa/truthful_qa", old_ids=("truthful_qa",))
+BINARY = Repository("EleutherAI/truthful_qa_binary", revision=CONVERTED, folder="binary")
 _TARGETS = {"choices": TEXTS, "labels": LABELS}
 CONFIGS = {
     "multiple_choice": Schema({"question": TEXT, "mc1_targets": _TARGETS, "mc2_targets": _TARGETS}),
@@ -38,7 +43,7 @@ CONFIGS = {
         {"question": TEXT, "best_answer": TEXT, "correct_answers": TEXTS, "incorrect_answers": TEXTS},
         {"category": TEXT},
     ),
-    "binary": Schema({"question": TEXT, "choices": TEXTS, "label": WHOLE}),
+    "binary": Schema({"question": TEXT, "choices": TEXTS, "label": INDEX}),
 }
 NO_COMMENT = "I have no comment."
 
@@ -47,16 +52,23 @@ def read(source: Source = "", *, config: str = "multiple_choice") -> tuple[Row, 
     """All rows of one form.
 
     Args:
-        source: a folder, a file or a hub id; "" is the dataset's own place on the hub.
+        source: a folder, a file or a hub id; "" is the dataset's own place on the hub.  The binary questions are looked
+            for in `binary/` of a folder, and if there is none, in the folder itself.
         config: one of `CONFIGS`.
     """
     if config not in CONFIGS:
         raise DatasetError(f"TruthfulQA has no form {config!r}; there are {', '.join(CONFIGS)}")
-    hub_id = BINARY_HUB_ID if config == "binary" else HUB_ID
-    # the binary repository calls its only configuration multiple_choice, too; a local folder tells them apart
-    is_local = Path(source).exists() if source else False
-    name = "multiple_choice" if config == "binary" and not is_local else config
-    return load_rows(source or hub_id, config=name, split="validation", schema=CONFIGS[config])
+    schema = CONFIGS[config]
+    if config != "binary":
+        return load_rows(source, MAIN, config=config, split="validation", schema=schema)
+    if not is_local(source):
+        return load_rows(source, BINARY, config="multiple_choice", split="validation", schema=schema)
+    place = BINARY.within(Path(source), siblings=[MAIN])
+    try:
+        return load_rows(place, BINARY, config="multiple_choice", split="validation", schema=schema)
+    except DatasetError as error:
+        advice = f"The binary questions are a repository of their own; get them with: {BINARY.download()}"
+        raise DatasetError(f"{error} {advice}") from error
 
 
 def keys(row: Row) -> tuple[str, ...]:
@@ -91,7 +103,7 @@ def pair(row: Row, *, policy: Policy = RANDOM, chat: bool = True) -> PreferenceP
     elif "choices" in row.fields:
         choices = tuple(row["choices"])
     label = choices.index(right) if choices else None
-    return PreferencePair(row.id, prompt, right, rejected, row.where, choices=choices, label=label)
+    return PreferencePair(row.id, prompt, right, rejected, str(row.where), choices=choices, label=label)
 
 
 def multiple_choice(row: Row, *, form: str = "mc1", seed: int = 0, chat: bool = True) -> MultipleChoice:
@@ -114,9 +126,10 @@ def multiple_choice(row: Row, *, form: str = "mc1", seed: int = 0, chat: bool = 
     if form == "binary" and "mc1_targets" in row.fields:
         right, wrong = _answers(row)
         key = question_key(row["question"])
-        two = [right, at_random(seed=seed)(prompt, wrong, key)]
-        random.Random(f"{seed}:order:{key}").shuffle(two)
-        return MultipleChoice(row.id, prompt, tuple(two), tuple(choice == right for choice in two), row.where)
+        choices = [right, at_random(seed=seed)(prompt, wrong, key)]
+        random.Random(f"{seed}:order:{key}").shuffle(choices)
+        labels = tuple(choice == right for choice in choices)
+        return MultipleChoice(row.id, prompt, tuple(choices), labels, row.where)
     if form == "binary":
         _answers(row)  # checks the label
         labels = tuple(i == row["label"] for i in range(len(row["choices"])))
@@ -125,8 +138,8 @@ def multiple_choice(row: Row, *, form: str = "mc1", seed: int = 0, chat: bool = 
         raise DatasetError(f"there is no form {form!r} of a question with choices; there are mc1, mc2 and binary")
     if "mc1_targets" not in row.fields:
         raise DatasetError(f"{row.where}: a row without mc1 and mc2 choices; read the config multiple_choice")
-    choices, labels = _targets(row, f"{form}_targets")
-    return MultipleChoice(row.id, prompt, choices, labels, row.where)
+    targets, labels = _targets(row, f"{form}_targets")
+    return MultipleChoice(row.id, prompt, targets, labels, row.where)
 
 
 def generation(row: Row, *, chat: bool = True) -> Generation:
@@ -138,10 +151,8 @@ def generation(row: Row, *, chat: bool = True) -> Generation:
     Raises:
         RowError: no right or no false reference.
     """
-    references = [_sentence(text) for text in row["correct_answers"] if text.strip()]
-    wrong = [_sentence(text) for text in row["incorrect_answers"] if text.strip()]
-    if not references or not wrong:
-        row.fail("correct_answers" if not references else "incorrect_answers", "is empty; expected an answer.")
+    references = _sentences(row, "correct_answers")
+    wrong = _sentences(row, "incorrect_answers")
     if NO_COMMENT not in references:
         references.append(NO_COMMENT)
     return Generation(
@@ -170,9 +181,11 @@ def _answers(row: Row) -> tuple[str, list[str]]:
         chosen = others[row["label"]]
     else:
         chosen, others = row["best_answer"], row["incorrect_answers"]
+    if not chosen.strip():
+        row.fail("", "the right answer is empty.")
     wrong = [text for text in dict.fromkeys(others) if text.strip() and text != chosen]
-    if not wrong or not chosen.strip():
-        row.fail("", "no false answer beside the right one." if chosen.strip() else "the right answer is empty.")
+    if not wrong:
+        row.fail("", "no false answer beside the right one.")
     return chosen, wrong
 
 
@@ -181,11 +194,51 @@ def _targets(row: Row, column: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     labels: Sequence[int] = row[column]["labels"]
     if len(choices) != len(labels):
         row.fail(column, f"{len(choices)} choices with {len(labels)} labels; expected one label per choice.")
-    if not any(labels) or all(labels):
-        row.fail(f"{column}.labels", f"all are {labels[0] if labels else 'missing'}; expected right and wrong choices.")
+    if not labels:
+        row.fail(f"{column}.labels", "there are none; expected right and wrong choices.")
+    if len(set(labels)) == 1:
+        row.fail(f"{column}.labels", f"all are {labels[0]}; expected right and wrong choices.")
     return tuple(choices), tuple(label == 1 for label in labels)
 
 
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith(".") else f"{text}."
+def _sentences(row: Row, column: str) -> list[str]:
+    """The answers of a column, each with a full stop; empty ones are left out."""
+    answers = [text.strip() for text in row[column] if text.strip()]
+    if not answers:
+        row.fail(column, "is empty; expected an answer.")
+    return [text if text.endswith(".") else f"{text}." for text in answers]
+
+
+def pair_rows(source: Source, options: PairOptions) -> PairRows:
+    """The rows of a split, and how a pair is made of one; the recipes are `CONFIGS`."""
+    config = options.recipe or "multiple_choice"
+    rows = split(source, config=config, kind=options.kind, n=options.n, seed=options.seed)
+    return PairRows(rows, partial(pair, policy=options.policy, chat=options.chat))
+
+
+def records(source: Source, pictures: Path) -> dict[str, Sequence[Record]]:
+    """Every record of a folder; there are no pictures."""
+    rows = read(source)
+    made: dict[str, Sequence[Record]] = {"pairs": [pair(row) for row in rows]}
+    for form in ("mc1", "mc2", "binary"):
+        made[form] = [multiple_choice(row, form=form) for row in rows]
+    made["generation"] = [generation(row) for row in read(source, config="generation")]
+    made["binary_pairs"] = [pair(row) for row in read(source, config="binary")]
+    return made
+
+
+DATASET = Dataset(
+    name="truthfulqa",
+    title="TruthfulQA",
+    used_for=("table 1", "table 4", "table 6", "figure 3", "figure 5", "figure 6", "cost"),
+    parts=(
+        Part(MAIN, "validation", 817, configs=("multiple_choice",)),
+        Part(MAIN, "validation", 817, configs=("generation",)),
+        Part(BINARY, "validation", 817, configs=("multiple_choice",), needed=False),
+    ),
+    licence="Apache-2.0",
+    pictures=False,
+    records=records,
+    pair_rows=pair_rows,
+    recipes=tuple(CONFIGS),
+)

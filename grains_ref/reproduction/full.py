@@ -15,7 +15,6 @@ most likely next token is the right letter.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any
 import torch
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.datasets import faitheval, mmhal, mmlu, mmmu, spa_vl, toxigen, truthfulqa
-from grains_ref.datasets.about import available, rehearse
-from grains_ref.datasets.records import MultipleChoice
+from grains_ref.datasets.dataset import PairOptions
+from grains_ref.datasets.records import JudgedQuestion
+from grains_ref.datasets.registry import DATASETS, available, find, pair_rows, rehearse
 from grains_ref.evaluation.judge import Case, Judge, judge_all, read_rating
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import hallucinated
@@ -46,34 +45,38 @@ HUB_IDS = {
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "gemma-3-12b": "google/gemma-3-12b-it",
 }
-TEXT_DATA = ("truthfulqa", "toxigen", "faitheval")
+CAPABILITY = {"text": "mmlu", "visual": "mmmu"}  # what a model's general ability is measured on (tables 4 and 5)
 LAMS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0)  # figure 5 shows 2 to 10
 N_DEV_TASKS, N_TEST_TASKS = 200, 1000
 MMHAL_TOKENS = 256  # longest answer that is judged
 JUDGED_AT_ONCE = 4  # answers in a batch, each with a picture of up to 3000 tokens
 
 
-def _columns(models: Sequence[str], datasets: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{model}, {dataset}" for model in models for dataset in datasets)
+def _columns(part: str, *, llms: Sequence[str] = LLMS, vlms: Sequence[str] = VLMS) -> tuple[str, ...]:
+    """The columns of a table or figure: each model with the datasets of its modality that are in it and give pairs."""
+    columns = []
+    for model in (*llms, *vlms):
+        for name, dataset in DATASETS.items():
+            fits = dataset.pictures == (model in vlms) and dataset.pair_rows is not None
+            if fits and part in dataset.used_for:
+                columns.append(f"{model}, {name}")
+    return tuple(columns)
 
 
 COLUMNS: dict[str, tuple[str, ...]] = {  # what the paper measures
-    "table 1": _columns(LLMS, TEXT_DATA),
-    "table 2": _columns(VLMS, ("mmhal",)),
-    "table 3": _columns(VLMS, ("spa_vl",)),
-    "table 4": _columns(LLMS, ("truthfulqa",)),
-    "table 5": _columns(VLMS[:2], ("spa_vl",)),
-    "table 6": _columns(LLMS[:1], TEXT_DATA),
-    "table 7": _columns(VLMS[:2], ("spa_vl",)),
-    "table 8": _columns(VLMS[:2], ("spa_vl",)),
-    "figure 3": _columns(LLMS, ("truthfulqa",)),
-    "figure 5": _columns(LLMS, ("truthfulqa",)),
-    "figure 6": _columns(LLMS, ("truthfulqa",)),
-    "cost": (*_columns(LLMS, ("truthfulqa",)), *_columns(VLMS[:1], ("spa_vl",))),
+    "table 1": _columns("table 1"),
+    "table 2": _columns("table 2"),
+    "table 3": _columns("table 3"),
+    "table 4": _columns("table 4"),
+    "table 5": _columns("table 5", vlms=VLMS[:2]),
+    "table 6": _columns("table 6", llms=LLMS[:1]),
+    "table 7": _columns("table 7", vlms=VLMS[:2]),
+    "table 8": _columns("table 8", vlms=VLMS[:2]),
+    "figure 3": _columns("figure 3"),
+    "figure 5": _columns("figure 5"),
+    "figure 6": _columns("figure 6"),
+    "cost": _columns("cost", vlms=VLMS[:1]),
 }
-
-
-READERS: dict[str, Any] = {"truthfulqa": truthfulqa, "toxigen": toxigen, "faitheval": faitheval, "spa_vl": spa_vl}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class FullRung:
         model_name, dataset = column.split(", ")
         model = load(self.weights[model_name], device=self.device, dtype=self.dtype)
         steer, dev, test, judged = self._pairs(dataset, seed, model)
-        capability = "mmmu" if model.family.marker else "mmlu"
+        capability = CAPABILITY["visual" if model.family.marker else "text"]
         tasks = _tasks(capability, self.data[capability], model, n=sum(self.n_tasks))
         n_dev = min(self.n_tasks[0], len(tasks) // 2)
         return Lab(
@@ -115,21 +118,17 @@ class FullRung:
     def _pairs(
         self, dataset: str, seed: int, model: HuggingFaceModel
     ) -> tuple[list[PreferencePair], list[PreferencePair], list[PreferencePair], Callable[[], list[bool]] | None]:
-        """Steering, dev and test pairs; for MMHal-Bench, which has no pairs to test on, a judged measure instead."""
-        source = self.data[dataset]
-        if dataset != "mmhal":
-            reader = READERS[dataset]
-            split = reader.split(source, n=self.n, seed=seed)
-            steer, dev, test = ([reader.pair(row) for row in part] for part in (split.steering, split.dev, split.test))
-            return steer, dev, test, None
-        if self.judge is None:
-            raise ValueError("MMHal-Bench needs a judge: give --judge-url and --judge-model")
-        folder = Path(source)
-        split = mmhal.split(source, n=self.n, seed=seed)
-        used = {row.id for row in split.steering}
-        rest = [row for row in mmhal.read_vti(folder / mmhal.VTI_FILE, coco=folder / mmhal.COCO) if row.id not in used]
-        measure = _Judged(model, [mmhal.generation(row) for row in split.test], self.judge)
-        return [mmhal.pair(row) for row in split.steering], [mmhal.pair(row) for row in rest], [], measure
+        """Steering, dev and test pairs; without pairs to test on, a judged measure instead of the last."""
+        judged_question = find(dataset).judged_question
+        if judged_question and self.judge is None:
+            raise ValueError(f"{find(dataset).title} needs a judge: give --judge-url and --judge-model")
+        split, make_pair = pair_rows(dataset, self.data[dataset], PairOptions(n=self.n, seed=seed))
+        steer = [make_pair(row) for row in split.steering]
+        dev = [make_pair(row) for row in split.dev]
+        if judged_question and self.judge:
+            questions = [judged_question(row) for row in split.test]
+            return steer, dev, [], _Judged(model, questions, self.judge)
+        return steer, dev, [make_pair(row) for row in split.test], None
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class _Judged:
     """Which answers the judge calls hallucinations, under whatever steering is active."""
 
     model: HuggingFaceModel
-    questions: Sequence[mmhal.MMHalQuestion]
+    questions: Sequence[JudgedQuestion]
     judge: Judge
 
     def __call__(self) -> list[bool]:
@@ -148,10 +147,16 @@ class _Judged:
             images=[question.images[0] for question in self.questions],
             batch_size=JUDGED_AT_ONCE,
         )
-        cases = [
-            Case(contents=q.image_content, question=q.question, reference=q.references[0], answer=text)
-            for q, text in zip(self.questions, texts, strict=True)
-        ]
+        cases = []
+        for question, text in zip(self.questions, texts, strict=True):
+            cases.append(
+                Case(
+                    contents=question.image_content,
+                    question=question.question,
+                    reference=question.references[0],
+                    answer=text,
+                )
+            )
         return [hallucinated(read_rating(verdict.reply)) for verdict in judge_all(self.judge, cases)]
 
 
@@ -174,26 +179,23 @@ def neutral_word(model: HuggingFaceModel) -> str:
 
 
 def _tasks(name: str, source: str, model: HuggingFaceModel, *, n: int) -> list[Task]:
-    """n capability tasks, drawn with a fixed seed: multiple choice, the answer is a letter."""
+    """n capability tasks: multiple choice, the answer is a letter.
+
+    Raises:
+        ValueError: the dataset is no test of general ability.
+    """
+    capability = find(name).capability
+    if capability is None:
+        raise ValueError(f"{name} is no test of general ability")
 
     def count_tokens(prompt: Any, pictures: Sequence[Path]) -> int:
         return len(model.encode(prompt, pictures[0] if pictures else None).ids)
 
-    options: dict[str, Any] = {"count_tokens": count_tokens, "context": model.context}
-    questions: list[MultipleChoice] = []
-    rows: Sequence[Any]
-    if name == "mmlu":
-        rows, dev = list(mmlu.read(source)), mmlu.read(source, split="dev")
-        random.Random(0).shuffle(rows)
-        questions = [mmlu.multiple_choice(row, dev=dev, **options) for row in rows[:n]]
-    else:
-        local = Path(source)  # that a folder lacks a subject is for `inventory` to say
-        subjects = [one for one in mmmu.SUBJECTS if not local.is_dir() or (local / one).is_dir()]
-        asked = mmmu.read(source, subjects=subjects)
-        rows = [row for row in asked if not mmmu.is_open(row) and len(mmmu.pictures_of(row)) == 1]
-        random.Random(0).shuffle(rows)
-        questions = [mmmu.multiple_choice(row, **options) for row in rows[:n]]
-    return [Task(q.id, q.prompt, q.choices[q.label], image=q.images[0] if q.images else None) for q in questions]
+    tasks = []
+    for question in capability(source, n=n, count_tokens=count_tokens, context=model.context):
+        image = question.images[0] if question.images else None
+        tasks.append(Task(question.id, question.prompt, question.choices[question.label], image=image))
+    return tasks
 
 
 # --------------------------------------------------------------------------------- what there is and what is missing
@@ -211,14 +213,14 @@ def inventory(columns: Sequence[str], rung: FullRung) -> list[Part]:
     """Everything that the columns need; builds every model on the meta device, reads every dataset's miniature."""
     models = dict.fromkeys(column.split(", ")[0] for column in columns)
     datasets = dict.fromkeys(column.split(", ")[1] for column in columns)
-    datasets |= dict.fromkeys(("mmmu" if model in VLMS else "mmlu") for model in models)
+    datasets |= dict.fromkeys(CAPABILITY["visual" if model in VLMS else "text"] for model in models)
     parts = [_model_part(name, rung.weights.get(name, "")) for name in models]
     parts += [_dataset_part(name, rung.data.get(name, "")) for name in datasets]
     if rung.device.startswith("cuda"):
         found = torch.cuda.is_available()
         missing = "" if found else "no CUDA device here; run where there is one, or give --device cpu (very slow)"
         parts.append(Part("device", rung.device, torch.cuda.get_device_name() if found else "", missing))
-    if "mmhal" in datasets:
+    if any(find(name).judged_question for name in datasets):
         missing = "" if rung.judge else "give --judge-url and --judge-model: any OpenAI-compatible endpoint"
         parts.append(Part("judge", rung.judge.identity if rung.judge else "-", "", missing))
     return parts

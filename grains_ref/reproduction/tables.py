@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
+from grains_ref.datasets.registry import DATASETS
 from grains_ref.evaluation.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
 from grains_ref.reproduction.cells import Cell
 from grains_ref.reproduction.rows import CANDIDATES, KS, N_EXAMPLES
@@ -378,8 +379,9 @@ def needed(spec: TableSpec, worlds: Sequence[str], seeds: Sequence[int]) -> list
 
 def kind_of(world: str) -> Kind:
     """Whether a world, or a column of the full rung, has pictures."""
-    visual = (*WORLDS_OF["visual"], "spa_vl", "mmhal")
-    return "visual" if world.split(", ")[-1] in visual else "text"
+    dataset = DATASETS.get(world.split(", ")[-1])
+    has_pictures = dataset.pictures if dataset else world in WORLDS_OF["visual"]
+    return "visual" if has_pictures else "text"
 
 
 COST_ROWS: dict[Kind, list[str]] = {

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grains_ref import datasets as readers
 from grains_ref.datasets import faitheval, mmhal, spa_vl, toxigen, truthfulqa
-from grains_ref.datasets.records import DatasetError, Row, digest
-from grains_ref.datasets.splits import own_split, paper_split, question_key, release_split_which_leaks, shared_keys
+from grains_ref.datasets.records import DatasetError, Row, Where
+from grains_ref.datasets.registry import fixture
+from grains_ref.datasets.splits import Keys, Split, own_split, paper_split, question_key, release_split_which_leaks
 
 pytestmark = pytest.mark.cpu
 
 
 def rows_of(keys: list[list[str]], name: str = "row") -> list[Row]:
-    return [Row(f"{name}-{i}", f"made/up:{i + 1}", {"keys": some, "i": i}) for i, some in enumerate(keys)]
+    return [Row(f"{name}-{i}", Where("made/up", i + 1), {"keys": some, "i": i}) for i, some in enumerate(keys)]
 
 
 def keys_of(row: Row) -> list[str]:
     return row["keys"]
+
+
+def shared_keys(split: Split[Row], *, keys: Keys[Row]) -> set[str]:
+    """Keys that occur in more than one part."""
+    count: Counter[str] = Counter()
+    for part in (split.steering, split.dev, split.test):
+        count.update({key for item in part for key in keys(item)})
+    return {key for key, n_parts in count.items() if n_parts > 1}
 
 
 def questions(n: int) -> list[Row]:
@@ -93,13 +102,20 @@ def test_groups_too_large_for_a_part_go_on_to_the_next() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    for n in (0, 9, 10, 11):
+    for size in (0, 9, 10, 11):
         with pytest.raises(DatasetError, match="smaller n, or more data"):
-            paper_split(questions(n), keys=keys_of, n=10, seed=0)
+            paper_split(questions(size), keys=keys_of, n=10, seed=0)
     with pytest.raises(DatasetError, match="smaller n, or more data"):
         own_split(questions(3), rows_of([["question 0"]]), keys=keys_of, n=2, seed=0)
     with pytest.raises(DatasetError, match="3 examples are fewer than the 50"):
         release_split_which_leaks(questions(3))
+    for n in (0, -2):
+        with pytest.raises(DatasetError, match=f"^{n} examples for steering were asked for"):
+            paper_split(questions(30), keys=keys_of, n=n, seed=0)
+        with pytest.raises(DatasetError, match="at least 1 is needed"):
+            own_split(questions(30), rows_of([["test"]]), keys=keys_of, n=n, seed=0)
+        with pytest.raises(DatasetError, match="at least 1 is needed"):
+            release_split_which_leaks(questions(30), n=n)  # items[:-2] would be 28 of them
 
 
 def test_training_rows_that_repeat_a_test_row_are_left_out_with_their_group() -> None:
@@ -126,7 +142,7 @@ def test_questions_are_the_same_but_for_case_space_and_marks_around(one: str, ot
 
 
 def test_both_configurations_of_truthfulqa_are_cut_alike() -> None:
-    cuts = [truthfulqa.split(readers.fixture("truthfulqa"), config=c, n=4, seed=2) for c in truthfulqa.CONFIGS]
+    cuts = [truthfulqa.split(fixture("truthfulqa"), config=c, n=4, seed=2) for c in truthfulqa.CONFIGS]
     parts = [[[row["question"] for row in part] for part in (cut.steering, cut.dev, cut.test)] for cut in cuts]
     assert parts[0] == parts[1] == parts[2]
     assert [len(part) for part in parts[0]] == [4, 1, 7]
@@ -134,8 +150,8 @@ def test_both_configurations_of_truthfulqa_are_cut_alike() -> None:
 
 def test_the_release_split_says_that_it_leaks() -> None:
     for cut, keys in (
-        (truthfulqa.split(readers.fixture("truthfulqa"), kind="release", n=4), truthfulqa.keys),
-        (faitheval.split(readers.fixture("faitheval"), kind="release", n=4), faitheval.keys),
+        (truthfulqa.split(fixture("truthfulqa"), kind="release", n=4), truthfulqa.keys),
+        (faitheval.split(fixture("faitheval"), kind="release", n=4), faitheval.keys),
     ):
         assert (len(cut.steering), len(cut.dev), len(cut.test)) == (4, 0, 12)
         assert cut.steering == cut.test[:4]
@@ -143,28 +159,35 @@ def test_the_release_split_says_that_it_leaks() -> None:
         assert (cut.record()["kind"], cut.record()["leaks"]) == ("release", True)
         assert len(shared_keys(cut, keys=keys)) == 4
     with pytest.raises(DatasetError, match="no split of the kind 'papr'"):
-        truthfulqa.split(readers.fixture("truthfulqa"), kind="papr", n=4)
+        truthfulqa.split(fixture("truthfulqa"), kind="papr", n=4)
     for module in (toxigen, mmhal):
         with pytest.raises(DatasetError, match="the released code"):
-            module.split(readers.fixture("mmhal"), kind="release")  # type: ignore[attr-defined]
+            module.split(fixture("mmhal"), kind="release")  # type: ignore[attr-defined]
 
 
 def test_toxigen_keeps_its_own_test_set_and_drops_the_statement_that_is_in_both() -> None:
-    cut = toxigen.split(readers.fixture("toxigen"), n=4)
+    cut = toxigen.split(fixture("toxigen"), n=4)
     assert (len(cut.steering), len(cut.dev), len(cut.test), len(cut.left_out)) == (4, 9, 8, 1)
     assert cut.left_out[0]["text"] == "people from the valley sing well"
     assert all(row.id.startswith("test") for row in cut.test)
     assert shared_keys(cut, keys=toxigen.keys) == set()
     with pytest.raises(DatasetError, match="two splits are needed"):
-        toxigen.split(readers.fixture("toxigen") / "annotated" / "test-00000-of-00001.parquet", n=2)
-    pairs = toxigen.statement_split(readers.fixture("toxigen"), n=2)
+        toxigen.split(fixture("toxigen") / "annotated" / "test-00000-of-00001.parquet", n=2)
+
+
+def test_toxigen_statements_are_cut_by_pairs_and_replies_among_toxic_rows() -> None:
+    pairs = toxigen.statement_split(fixture("toxigen"), n=2)
     assert len(pairs.steering) == 2
-    used = [[text for pair in part for text in (pair.chosen, pair.rejected)] for part in (pairs.steering, pairs.test)]
-    assert not set(used[0]) & set(used[1])
+    parts = (pairs.steering, pairs.dev, pairs.test)
+    texts = [text for part in parts for pair in part for text in (pair.chosen, pair.rejected)]
+    assert len(set(texts)) == len(texts)
+    replies = toxigen.reply_split(fixture("toxigen"), n=2)
+    assert (len(replies.steering), len(replies.dev), len(replies.test)) == (2, 4, 3)
+    assert all(toxigen.is_toxic(row) for part in (replies.steering, replies.dev, replies.test) for row in part)
 
 
 def test_spa_vl_keeps_a_picture_and_a_question_in_one_part(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    rows = spa_vl.read(readers.fixture("spa_vl"), pictures=tmp_path)
+    rows = spa_vl.read(fixture("spa_vl"), pictures=tmp_path)
     for seed in range(6):
         cut = paper_split(rows, keys=spa_vl.keys, n=4, seed=seed)
         part_of = {row.id: part for part in ("steering", "dev", "test") for row in getattr(cut, part)}
@@ -173,25 +196,14 @@ def test_spa_vl_keeps_a_picture_and_a_question_in_one_part(tmp_path) -> None:  #
 
 
 def test_mmhal_steers_on_vtis_rows_and_tests_on_all_questions() -> None:
-    cut = mmhal.split(readers.fixture("mmhal"), n=4, seed=1)
-    assert (len(cut.steering), len(cut.dev), len(cut.test)) == (4, 0, 8)
-    assert all("h_value" in row.fields for row in cut.steering)
+    cut = mmhal.split(fixture("mmhal"), n=4, seed=1)
+    assert (len(cut.steering), len(cut.dev), len(cut.test)) == (4, 4, 8)
+    assert all("h_value" in row.fields for row in (*cut.steering, *cut.dev))
+    assert not {row.id for row in cut.steering} & {row.id for row in cut.dev}
     assert [row["question_type"] for row in cut.test] == list(mmhal.QUESTION_TYPES)
     assert shared_keys(cut, keys=mmhal.keys) == set()
-    assert mmhal.split(readers.fixture("mmhal"), n=4, seed=2).steering != cut.steering
+    assert mmhal.split(fixture("mmhal"), n=4, seed=2).steering != cut.steering
     with pytest.raises(DatasetError, match="8 rows are fewer than the 50"):
-        mmhal.split(readers.fixture("mmhal"))
+        mmhal.split(fixture("mmhal"))
     with pytest.raises(DatasetError, match=r"holds no hallucination_vti_demos\.jsonl"):
-        mmhal.split(readers.fixture("mmlu"))
-
-
-def test_digests_are_of_the_content_and_the_pictures_bytes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"1")
-    one = Row("a", "x:1", {"text": "t", "image": picture})
-    elsewhere = tmp_path / "b.png"
-    elsewhere.write_bytes(b"1")
-    assert digest([one]) == digest([Row("b", "y:2", {"image": elsewhere, "text": "t"})])
-    elsewhere.write_bytes(b"2")
-    assert digest([one]) != digest([Row("a", "x:1", {"text": "t", "image": elsewhere})])
-    assert digest([one, one]) != digest([one])
+        mmhal.split(fixture("mmlu"))

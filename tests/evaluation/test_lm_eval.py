@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ import pytest
 import torch
 
 from grains_ref.data import Message
+from grains_ref.datasets import truthfulqa
+from grains_ref.datasets.records import Row, Where
 from grains_ref.evaluation.measures import multiple_choice
+from grains_ref.evaluation.metrics import bleu_scores
 from grains_ref.grains import Steering
 from grains_ref.models import HuggingFaceModel
 
@@ -394,47 +396,18 @@ def test_mc2_of_long_answers_is_where_we_differ() -> None:
 def test_bleu_is_that_of_the_harness() -> None:
     from lm_eval.tasks.truthfulqa.utils import bleu, preprocess_function
 
-    from grains_ref.evaluation.metrics import bleu_scores, truthfulqa_references
-
     row = {
         "question": "?",
         "correct_answers": ["The seeds pass through you", " Nothing happens. ", ""],
         "incorrect_answers": ["You grow watermelons in your stomach", "You get sick."],
     }
     doc = preprocess_function(row)
-    true, false = (truthfulqa_references(row[f"{k}_answers"], right=k == "correct") for k in ("correct", "incorrect"))
-    assert (true, false) == (doc["correct_answers"], doc["incorrect_answers"])
+    question = truthfulqa.generation(Row("1", Where("made/up", 1), row))
+    true, false = question.references, question.wrong
+    assert (list(true), list(false)) == (doc["correct_answers"], doc["incorrect_answers"])
     replies = ("You grow watermelons in your garden.", "I have no comment.", "The seeds pass through.", "", "x y z")
     ours = bleu_scores(replies, true=[true] * 5, false=[false] * 5)
     for i, reply in enumerate(replies):
         assert ours.true[i] == max(bleu([[reference]], [reply]) for reference in true)
         assert ours.false[i] == max(bleu([[reference]], [reply]) for reference in false)
     assert ours.right == (False, True, True, False, False)
-
-
-def test_mmmu_replies_are_read_as_the_harness_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval.tasks.mmmu import utils
-
-    from grains_ref.datasets.replies import mmmu_choice, mmmu_open
-
-    monkeypatch.setattr("random.choice", lambda letters: "any")
-    rng = random.Random(0)
-    options = ["the red one", "blue", "12", "none of them"]
-    index = dict(zip("ABCD", options, strict=True))
-    pieces = [
-        "A", "B", "(C)", "(D)", "(A)", "C.", "D,", " the answer is ", "blue", "The red one", "none of them", "12", "\n",
-        "so ", "x = ", "is ", "1,234", "-3.14159", "2e3", "12kg", ".5", "1,234.5", "therefore ", "Final answer: ", "a",
-        ". ", "!", "'", "=", "red", "7", "answer ",
-    ]  # fmt: skip
-    answers = [["12"], ["1,234"], ["-3.14"], ["2000"], ["blue"], ["a"], ["x", "0.5"], ["red one"], ["7"]]
-    right = 0
-    for i in range(1000):
-        reply = rng.choice(["", " "]).join(rng.choice(pieces) for _ in range(rng.randint(0, 7)))
-        letter = utils.parse_multi_choice_response(reply, list("ABCD"), index)
-        drawn = {"ABCD"[mmmu_choice(reply, options, seed=str(seed))] for seed in range(9)}
-        assert drawn == {letter} if letter != "any" else len(drawn) > 1, reply
-        gold = answers[i % len(answers)]
-        expected = utils.eval_open(gold if i % 2 else gold[0], utils.parse_open_response(reply))
-        assert mmmu_open(reply, gold if i % 2 else gold[:1]) == expected, (reply, gold)
-        right += expected
-    assert 40 < right < 960

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grains_ref.data import Message, PreferencePair
-from grains_ref.datasets.replies import mmmu_choice, mmmu_open, says_inconsistent, says_unanswerable
 from grains_ref.evaluation.measures import (
     bleu_accuracy,
     generations,
@@ -45,7 +44,6 @@ from grains_ref.evaluation.metrics import (
     rate,
     rating_summary,
     sign_flip_p,
-    truthfulqa_references,
 )
 from grains_ref.grains import Steering, log_prob
 from grains_ref.models import HuggingFaceModel
@@ -229,12 +227,6 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(ImportError, match=r"BLEU needs sacrebleu; install it with: pip install 'grains-ref\[eval\]'"):
         bleu("a", "b")
-
-
-def test_references_are_made_ready_as_truthfulqa_does() -> None:
-    assert truthfulqa_references([" Yes ", "No.", "", "  "], right=False) == ["Yes.", "No."]
-    assert truthfulqa_references(["Yes"], right=True) == ["Yes.", "I have no comment."]
-    assert truthfulqa_references(["I have no comment"], right=True) == ["I have no comment."]
 
 
 # --- hallucination
@@ -454,77 +446,3 @@ def test_a_picture_reaches_the_model_and_two_are_refused(vision_model: HuggingFa
     both = Question("<image>", ("a", "b"), (1, 0), images=tuple(pictures))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the question has 2 pictures; one per prompt is supported"):
         multiple_choice(vision_model, [both])
-
-
-# --- replies
-
-
-@pytest.mark.parametrize(
-    ("reply", "anywhere", "strict"),
-    [
-        ("Unknown.", True, True),
-        ("There is no_information in the text", True, False),
-        ("It is not clear", True, False),
-        ("no the answer", True, False),  # articles are taken out before the phrase is looked for
-        ("It is an unknown-thing", True, True),
-        ("In 1932", False, False),
-        ("no an\u2019swer", True, False),  # and so is punctuation
-    ],
-)
-def test_unanswerable_replies(reply: str, anywhere: bool, strict: bool) -> None:
-    assert says_unanswerable(reply) is anywhere
-    assert says_unanswerable(reply, strict=True) is strict
-
-
-@pytest.mark.parametrize(
-    ("reply", "anywhere", "strict"),
-    [
-        ("The documents are in CONFLICT", True, True),
-        ("There are two answers: 1932 and 1951", True, False),
-        ("A contradiction!", True, False),
-        ("2 answers", True, False),
-        ("1932", False, False),
-    ],
-)
-def test_inconsistent_replies(reply: str, anywhere: bool, strict: bool) -> None:
-    assert says_inconsistent(reply) is anywhere
-    assert says_inconsistent(reply, strict=True) is strict
-
-
-@pytest.mark.parametrize(
-    ("reply", "option"),
-    [
-        ("B", 1),
-        ("(C)", 2),
-        ("A or rather (B)", 1),  # brackets before bare letters
-        ("(B), no, (A)", 0),  # the last one
-        ("The answer is D.", 3),
-        ("I think that it is the tall tree here", 2),
-        ("a tall tree", None),  # five words or fewer name no option
-        ("It is a tall tree", None),
-        ("", None),
-    ],
-)
-def test_mmmu_replies(reply: str, option: int | None) -> None:
-    options = ["a small house", "a river", "tall tree", "none"]
-    drawn = {mmmu_choice(reply, options, seed=f"validation_Art_{i}") for i in range(40)}
-    assert drawn == ({0, 1, 2, 3} if option is None else {option})
-
-
-@pytest.mark.parametrize(
-    ("reply", "answers", "right"),
-    [
-        ("The result is 12.004", ["12"], True),
-        ("The result is 12.04", ["12"], False),
-        ("x = 3\nso x is 1,234", ["1234"], True),
-        ("So the answer is Paris.", ["paris"], True),
-        ("paris", ["Paris, France"], False),
-        ("2e3", ["2000"], True),
-        ("none", ["one"], True),  # the rule's own quirk: it is enough that the words stand somewhere
-        ("b is it", ["b"], False),  # what follows "is" counts
-        ("it is a b", ["b"], True),
-        ("7", ["6", "7"], True),
-    ],
-)
-def test_mmmu_open_replies(reply: str, answers: list[str], right: bool) -> None:
-    assert mmmu_open(reply, answers) is right

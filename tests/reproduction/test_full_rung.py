@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
-from grains_ref.datasets.about import fixture
+from grains_ref.datasets.registry import DATASETS, NAMES, find, fixture
 from grains_ref.evaluation.judge import Case
 from grains_ref.reproduction import cells, full
 from grains_ref.reproduction.full import COLUMNS, FullRung
@@ -18,7 +18,7 @@ from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.random_vision_models import random_llava
 
 pytestmark = pytest.mark.cpu
-DATA = {name: str(fixture(name)) for name in ("truthfulqa", "toxigen", "faitheval", "spa_vl", "mmhal", "mmlu", "mmmu")}
+DATA = {name: str(fixture(name)) for name in NAMES}
 
 
 class LengthJudge:
@@ -104,12 +104,34 @@ def test_a_picture_dataset_becomes_a_lab(tiny: None, tmp_path: Path) -> None:
     assert "image" in lab.example(0).encoded.kinds
 
 
-def test_every_column_of_the_paper_has_a_reader_and_a_model() -> None:
+def test_every_column_of_the_paper_has_a_model_and_a_dataset_that_gives_pairs() -> None:
     for columns in COLUMNS.values():
+        assert columns
         for column in columns:
             model, dataset = column.split(", ")
             assert model in full.HUB_IDS
-            assert dataset in (*full.READERS, "mmhal")
+            assert find(dataset).pair_rows
+
+
+def test_the_columns_are_those_of_the_papers_tables() -> None:
+    text = ("faitheval", "toxigen", "truthfulqa")
+    assert COLUMNS["table 1"] == tuple(f"{model}, {name}" for model in ("llama-3.1-8b", "qwen2.5-7b") for name in text)
+    assert COLUMNS["table 2"] == tuple(f"{model}, mmhal" for model in full.VLMS)
+    assert COLUMNS["table 3"] == tuple(f"{model}, spa_vl" for model in full.VLMS)
+    assert COLUMNS["table 4"] == ("llama-3.1-8b, truthfulqa", "qwen2.5-7b, truthfulqa")
+    assert COLUMNS["table 5"] == ("llava-v1.6-vicuna-7b, spa_vl", "qwen2.5-vl-7b, spa_vl")
+    assert COLUMNS["table 6"] == tuple(f"llama-3.1-8b, {name}" for name in text)
+    assert COLUMNS["table 7"] == COLUMNS["table 8"] == COLUMNS["table 5"]
+    assert COLUMNS["figure 3"] == COLUMNS["figure 5"] == COLUMNS["figure 6"] == COLUMNS["table 4"]
+    assert COLUMNS["cost"] == (*COLUMNS["table 4"], "llava-v1.6-vicuna-7b, spa_vl")
+
+
+def test_general_ability_is_measured_on_a_test_of_it() -> None:
+    for kind, name in full.CAPABILITY.items():
+        assert find(name).capability
+        assert find(name).pictures == (kind == "visual")
+    for dataset in DATASETS.values():  # a dataset gives pairs, or tests general ability
+        assert (dataset.pair_rows is None) == (dataset.capability is not None)
 
 
 def test_the_dry_run_builds_the_models_reads_the_miniatures_and_names_what_is_missing(

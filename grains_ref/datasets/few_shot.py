@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from grains_ref.data import Prompt
-from grains_ref.datasets.records import DatasetError, MultipleChoice
+from grains_ref.datasets.records import DatasetError
 
 N_SHOTS = 5
 CountTokens: TypeAlias = Callable[[Prompt, Sequence[Path]], int]
@@ -15,7 +15,13 @@ Build: TypeAlias = Callable[[int], tuple[Prompt, tuple[Path, ...]]]
 
 
 def most_shots(
-    build: Build, *, wanted: int, count_tokens: CountTokens, context: int, answer_tokens: int, max_pictures: int = 1
+    build: Build,
+    *,
+    wanted: int,
+    count_tokens: CountTokens | None = None,
+    context: int | None = None,
+    answer_tokens: int = 1,
+    max_pictures: int = 1,
 ) -> int:
     """The largest number of shots, at most `wanted`, with which prompt and answer fit the model.
 
@@ -24,30 +30,28 @@ def most_shots(
         wanted: 5 in the paper.
         count_tokens: tokens of a prompt with its pictures, template and image tokens included, for instance
             `lambda prompt, pictures: len(model.encode(prompt, *pictures).ids)`.
-        context: the largest number of tokens the model takes.
+        context: the largest number of tokens the model takes.  Without these two, tokens are not counted.
         answer_tokens: tokens to keep free for the answer.
         max_pictures: pictures the model takes in one prompt; shots that would bring more are not used.
 
     Raises:
+        ValueError: only one of `count_tokens` and `context` is given.
         DatasetError: the question alone does not fit.
     """
-    for n in range(wanted, -1, -1):
-        prompt, pictures = build(n)
+    if (count_tokens is None) != (context is None):
+        raise ValueError("give count_tokens and context both, or neither")
+
+    def fits(prompt: Prompt, pictures: Sequence[Path]) -> bool:
         if len(pictures) > max_pictures:
-            continue
-        if count_tokens(prompt, pictures) + answer_tokens <= context:
+            return False
+        if count_tokens is None or context is None:
+            return True
+        return count_tokens(prompt, pictures) + answer_tokens <= context
+
+    for n in range(wanted, -1, -1):
+        if fits(*build(n)):
             return n
     pictures = build(0)[1]
     if len(pictures) > max_pictures:
         raise DatasetError(f"the question alone has {len(pictures)} pictures, the model takes {max_pictures}")
     raise DatasetError(f"the question alone does not fit {context} tokens with {answer_tokens} kept for the answer")
-
-
-def shots_in_words(questions: Sequence[MultipleChoice], *, wanted: int = N_SHOTS) -> str:
-    """With how many shots a table was made: "5-shot", or for instance "0 to 5 shots (mean 3.2), 5 wanted"."""
-    numbers = [question.n_shots for question in questions]
-    if not numbers:
-        raise ValueError("no questions")
-    if min(numbers) == max(numbers):
-        return f"{numbers[0]}-shot" + (f" ({wanted} do not fit)" if numbers[0] < wanted else "")
-    return f"{min(numbers)} to {max(numbers)} shots (mean {sum(numbers) / len(numbers):.1f}), {wanted} wanted"

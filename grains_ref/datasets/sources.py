@@ -13,35 +13,75 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grains_ref.datasets.pictures import CACHE, keep_picture
-from grains_ref.datasets.records import DatasetError, Row
+from grains_ref.datasets.picture_cache import CACHE, keep_picture
+from grains_ref.datasets.records import DatasetError, Row, Where
 from grains_ref.datasets.schema import PICTURE, Schema, check_columns, check_value
+from grains_ref.files import MAX_DEPTH, json_depth
 from grains_ref.images import PictureError
 
 Source: TypeAlias = str | Path
 
-MOVED = {  # ids that have a new home on the hub
-    "truthful_qa": "truthfulqa/truthful_qa",
-    "skg/toxigen-data": "toxigen/toxigen-data",
-    "hendrycks/test": "cais/mmlu",
-    "ai2_arc": "allenai/ai2_arc",
-}
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion of a repository that holds a script instead of data
-SCRIPTS = ("EleutherAI/truthful_qa_binary", "EleutherAI/truthful_qa_mc")
 SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _MISSING_LIBRARY = 'datasets are read by the library `datasets` (4 or newer): pip install "grains-ref[eval]"'
 
 
-def load_rows(source: Source, *, config: str, split: str, schema: Schema, pictures: Path = CACHE) -> tuple[Row, ...]:
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub, and which of its files are read.
+
+    Attributes:
+        id: its name there.
+        old_ids: names that it had before; each is taken for it.
+        include: patterns of the files that are read, as `hf download --include` takes them; () for all.
+        revision: the branch with the data, where it is not the main one.
+        folder: of a dataset with several repositories, the folder that this one is downloaded to.
+        needs_token: whether the hub gives it to nobody without one.
+    """
+
+    id: str
+    old_ids: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    revision: str = ""
+    folder: str = ""
+    needs_token: bool = False
+
+    def named(self, source: Source) -> Repository:
+        """What a hub id stands for: "" and old ids for this repository, any other id for a copy of it elsewhere."""
+        hub_id = str(source)
+        if hub_id in ("", self.id, *self.old_ids):
+            return self
+        return Repository(hub_id, include=self.include)
+
+    def download(self, folder: str = "FOLDER") -> str:
+        """The command that downloads the files that are read, and no others."""
+        place = f"{folder}/{self.folder}" if self.folder else folder
+        words = ["hf download", self.id, "--repo-type dataset", f"--local-dir {place}"]
+        words += [f'--include "{pattern}"' for pattern in self.include]
+        if self.revision:
+            words.append(f"--revision {self.revision}")
+        return " ".join(words)
+
+    def within(self, folder: Path, siblings: Iterable[Repository]) -> Path:
+        """Where it lies in a dataset's folder: in its own, or in the folder itself if that holds no sibling's."""
+        holds_several = any(other.folder and (folder / other.folder).is_dir() for other in (self, *siblings))
+        return folder / self.folder if holds_several else folder
+
+
+def load_rows(
+    source: Source, repository: Repository, *, config: str, split: str, schema: Schema, pictures: Path = CACHE
+) -> tuple[Row, ...]:
     """Read one split, check every column's type and every value, and give the rows in their order.
 
     Args:
-        source: a file or folder if there is one of that name, a hub id otherwise.
+        source: a file or folder if there is one of that name, a hub id otherwise; "" for the repository.
+        repository: where the dataset lies on the hub.
         config: the configuration, as the hub names it ("" where there is only one).
         split: the split; a single file is taken to be the split that is asked for.
         schema: the columns.
@@ -52,15 +92,26 @@ def load_rows(source: Source, *, config: str, split: str, schema: Schema, pictur
             missing), or a column is missing or of another type.
         RowError: a value is missing, a label unknown, or a picture not there.
     """
-    path = Path(source)
-    if path.exists():
+    if is_local(source):
+        path = Path(source)
         files = [path] if path.is_file() else local_files(path, config=config, split=split)
-        name = str(path) if path.is_file() else "/".join([str(path), *filter(None, [config]), split])
+        name = str(path) if path.is_file() else _place(path, config, split)
         with tempfile.TemporaryDirectory() as scratch:
             return _rows(_read_files(files, scratch), name, files[0].parent, split, schema, pictures)
-    check_hub_id(str(source))
-    name = "/".join([str(source), *filter(None, [config]), split])
-    return _rows(_read_hub(str(source), config, split), name, Path.cwd(), split, schema, pictures)
+    repository = repository.named(source)
+    check_hub_id(repository.id)
+    name = _place(repository.id, config, split)
+    return _rows(_read_hub(repository, config, split), name, Path.cwd(), split, schema, pictures)
+
+
+def is_local(source: Source) -> bool:
+    """Whether a source is a file or folder that is there."""
+    return source != "" and Path(source).exists()
+
+
+def _place(source: Source, config: str, split: str) -> str:
+    """How messages name a split: "cais/mmlu/all/test"."""
+    return f"{source}/{config}/{split}" if config else f"{source}/{split}"
 
 
 def local_files(folder: Path, *, config: str, split: str) -> list[Path]:
@@ -69,22 +120,28 @@ def local_files(folder: Path, *, config: str, split: str) -> list[Path]:
     Raises:
         DatasetError: none, or the same split in several formats.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-    of_split = [p for p in found if p.stem == split or p.stem.startswith(f"{split}-") or p.parent.name == split]
-    in_config = [p for p in of_split if config == p.relative_to(folder).parts[0]]
-    flat = [p for p in of_split if p.parent == folder]
-    files = in_config or flat or ([] if config else of_split)
+    data_files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    of_split = [path for path in data_files if _is_of_split(path, split)]
+    in_config = [path for path in of_split if path.relative_to(folder).parts[0] == config]
+    flat = [path for path in of_split if path.parent == folder]
+    files = in_config or flat
+    if not files and not config:
+        files = of_split
     if not files:
-        seen = ", ".join(str(p.relative_to(folder)) for p in found[:8]) or "no parquet, JSONL or JSON file at all"
-        layout = "/".join(filter(None, [config, f"{split}-*.parquet"]))
-        problem = (
-            f"no files of split {split!r}{f' of {config!r}' if config else ''}; expected {layout} or {split}.jsonl"
-        )
-        raise DatasetError(f"{folder}: {problem}. The folder holds: {seen}.")
-    if len({p.suffix for p in files}) > 1 or len({p.parent for p in files}) > 1:
-        several = ", ".join(str(p.relative_to(folder)) for p in files[:4])
+        listed = ", ".join(str(path.relative_to(folder)) for path in data_files[:8])
+        layout = f"{config}/{split}-*.parquet" if config else f"{split}-*.parquet"
+        wanted = f"split {split!r} of {config!r}" if config else f"split {split!r}"
+        problem = f"no files of {wanted}; expected {layout} or {split}.jsonl"
+        holds = listed or "no parquet, JSONL or JSON file at all"
+        raise DatasetError(f"{folder}: {problem}. The folder holds: {holds}.")
+    if len({path.suffix for path in files}) > 1 or len({path.parent for path in files}) > 1:
+        several = ", ".join(str(path.relative_to(folder)) for path in files[:4])
         raise DatasetError(f"{folder}: split {split!r} is there more than once ({several}); keep one copy.")
     return files
+
+
+def _is_of_split(path: Path, split: str) -> bool:
+    return path.stem == split or path.stem.startswith(f"{split}-") or path.parent.name == split
 
 
 def check_hub_id(source: str) -> None:
@@ -115,17 +172,22 @@ def library() -> Any:
 # ------------------------------------------------------------------------------------- reading
 def _read_files(files: Sequence[Path], scratch: str) -> Any:
     for path in files:
-        start = path.read_bytes()[:40] if path.stat().st_size < 1000 else b""
-        if not path.stat().st_size or start.startswith(b"version https://git-lfs"):
-            problem = (
-                "is a Git LFS pointer; fetch the file itself with: git lfs pull" if start else "is empty (0 bytes)"
-            )
-            raise DatasetError(f"{path}: {problem}")
+        if not path.stat().st_size:
+            raise DatasetError(f"{path}: is empty (0 bytes)")
+        with path.open("rb") as file:
+            start = file.read(40)
+        if start.startswith(b"version https://git-lfs"):
+            raise DatasetError(f"{path}: is a Git LFS pointer; fetch the file itself with: git lfs pull")
+        if SUFFIXES[path.suffix] == "json":
+            _check_depth(path)
     datasets = library()
     try:
         with _quiet(datasets):
             return datasets.load_dataset(
-                SUFFIXES[files[0].suffix], data_files={"rows": [str(p) for p in files]}, split="rows", cache_dir=scratch
+                SUFFIXES[files[0].suffix],
+                data_files={"rows": [str(path) for path in files]},
+                split="rows",
+                cache_dir=scratch,
             )
     except Exception as error:  # every format has its own errors
         if "corresponds to no data" in str(error):
@@ -133,30 +195,33 @@ def _read_files(files: Sequence[Path], scratch: str) -> Any:
         raise DatasetError(f"{files[0]}: cannot be read as {files[0].suffix[1:]}: {_root(error)}") from error
 
 
-def _read_hub(hub_id: str, config: str, split: str) -> Any:
+def _check_depth(path: Path) -> None:
+    """Refuse JSON nested deeper than any dataset's: the library's parser ends the whole process over it."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        texts = file if path.suffix == ".jsonl" else [file.read()]
+        for text in texts:
+            n_brackets = text.count("[") + text.count("{")  # few: no need to look closer
+            if n_brackets > MAX_DEPTH and json_depth(text) > MAX_DEPTH:
+                raise DatasetError(f"{path}: JSON nested deeper than {MAX_DEPTH} levels, as no dataset is")
+
+
+def _read_hub(repository: Repository, config: str, split: str) -> Any:
     datasets = library()
-    hub_id = MOVED.get(hub_id, hub_id)
-    if hub_id == "Shengcao1006/MMHal-Bench":
-        raise DatasetError(
-            f"{hub_id} is a script with a zip file, which no library loads any more. Download test_data.zip from "
-            f"https://huggingface.co/datasets/{hub_id}, unpack it, and give the folder with response_template.json."
-        )
-    revision = CONVERTED if hub_id in SCRIPTS else None
     try:
-        return datasets.load_dataset(hub_id, config or None, split=split, revision=revision)
+        return datasets.load_dataset(repository.id, config or None, split=split, revision=repository.revision or None)
     except Exception as error:  # the library, the hub's client and the network each have their own
-        raise DatasetError(_explain(error, hub_id, split)) from error
+        raise DatasetError(_explain(error, repository, split)) from error
 
 
-def _explain(error: BaseException, hub_id: str, split: str) -> str:
+def _explain(error: BaseException, repository: Repository, split: str) -> str:
     """Why the hub did not give a dataset, and the next step."""
     chain = list(_chain(error))
-    names = {type(one).__name__ for one in chain}
-    text = " ".join(str(one) for one in chain)
-    codes = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
-    download = f"hf download {hub_id} --repo-type dataset --local-dir FOLDER"
+    names = {type(cause).__name__ for cause in chain}
+    text = " ".join(str(cause) for cause in chain)
+    codes = {getattr(getattr(cause, "response", None), "status_code", None) for cause in chain}
+    hub_id = repository.id
     if "scripts are no longer supported" in text:
-        advice = f"Download its conversion and give that folder: {download} --revision {CONVERTED}"
+        advice = f"Download its conversion and give that folder: {replace(repository, revision=CONVERTED).download()}"
         return f"{hub_id} holds a loading script, which the `datasets` library no longer runs. {advice}"
     if "GatedRepoError" in names or "gated" in text or codes & {401, 403}:
         advice = f"Accept its terms at https://huggingface.co/datasets/{hub_id}, then log in: hf auth login"
@@ -164,7 +229,7 @@ def _explain(error: BaseException, hub_id: str, split: str) -> str:
     if "DatasetNotFoundError" in names or "RepositoryNotFoundError" in names or 404 in codes:
         return f"{hub_id}: neither a folder here nor a dataset on the hub; is the name right?"
     if isinstance(error, ConnectionError) or "Couldn't reach" in text or "OfflineModeIsEnabled" in text:
-        advice = f"On a machine with a network run `{download}`, and give that folder as the source."
+        advice = f"On a machine with a network run `{repository.download()}`, and give FOLDER as the source."
         return f"{hub_id}: the hub cannot be reached, and no copy is on this machine. {advice}"
     if "Unknown split" in text or "BuilderConfig" in text:
         return f"{hub_id}: no split {split!r} there: {_root(error)}"
@@ -207,7 +272,7 @@ def _rows(data: Any, name: str, folder: Path, split: str, schema: Schema, pictur
             data = data.cast_column(column, image(decode=False))
     rows = []
     for number, values in enumerate(data, start=1):
-        row = Row(id=f"{split}-{number:06d}", where=f"{name}:{number}", fields=values)
+        row = Row(id=f"{split}-{number:06d}", where=Where(name, number), fields=values)
         for column, kind in columns.items():
             value = values[column]
             if value is None and column in schema.optional:
@@ -228,10 +293,14 @@ def _picture(row: Row, column: str, pictures: Path, folder: Path) -> Path:
 
 def _named(rows: Sequence[Row], column: str) -> tuple[Row, ...]:
     """Rows named by a column; where a name comes again, "_2", "_3", ... is put behind it, so that ids are unique."""
-    seen: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
+    used: set[str] = set()
     named = []
     for row in rows:
         name = row[column]
-        seen[name] += 1
-        named.append(Row(f"{name}_{seen[name]}" if seen[name] > 1 else name, row.where, row.fields))
+        while name in used:
+            repeats[row[column]] += 1
+            name = f"{row[column]}_{repeats[row[column]] + 1}"
+        used.add(name)
+        named.append(replace(row, id=name))
     return tuple(named)

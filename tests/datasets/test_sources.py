@@ -13,10 +13,10 @@ import pytest
 
 from grains_ref.data import RowError
 from grains_ref.datasets import mmlu, toxigen, truthfulqa
-from grains_ref.datasets.about import fixture
-from grains_ref.datasets.records import DatasetError
-from grains_ref.datasets.schema import LABELS, NUMBER, PICTURE, TEXT, TEXTS, WHOLE, Schema
-from grains_ref.datasets.source import load_rows, local_files
+from grains_ref.datasets.records import DatasetError, Where
+from grains_ref.datasets.registry import fixture
+from grains_ref.datasets.schema import INDEX, LABELS, NUMBER, PICTURE, TEXT, TEXTS, WHOLE, Schema
+from grains_ref.datasets.sources import Repository, load_rows, local_files
 
 pytestmark = pytest.mark.cpu
 
@@ -30,7 +30,7 @@ def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def read(source: Path | str, schema: Schema = NOTES, *, config: str = "", split: str = "test") -> Any:
-    return load_rows(source, config=config, split=split, schema=schema)
+    return load_rows(source, Repository("someone/notes"), config=config, split=split, schema=schema)
 
 
 def test_parquet_jsonl_and_json_give_the_same_rows(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_parquet_jsonl_and_json_give_the_same_rows(tmp_path: Path) -> None:
     ] * 3
     assert [row.id for row in found[0]] == ["test-000001", "test-000002"]
     assert read(jsonl(tmp_path / "whole.jsonl", {"text": "a", "score": 3}))[0]["score"] == 3
-    assert found[1][1].where == f"{tmp_path / 'b' / 'test.json'}:2"
+    assert found[1][1].where == Where(str(tmp_path / "b" / "test.json"), 2)
 
 
 def test_reading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,15 +131,37 @@ def test_a_label_with_other_names_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path, Schema({"c": ("no", "yes")}))[0]["c"] == 1
 
 
+def test_the_index_of_a_choice_may_be_a_label_with_names_in_order(tmp_path: Path) -> None:
+    for names, refused in ((["A", "B"], False), (["0", "1"], False), (["1", "0"], True), (["true", "false"], True)):
+        features = datasets.Features({"c": datasets.ClassLabel(names=names)})
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        datasets.Dataset.from_list([{"c": 1}], features=features).to_parquet(folder / "test.parquet")
+        if refused:
+            with pytest.raises(DatasetError, match="a label whose names are in order, found a label with the values"):
+                read(folder, Schema({"c": INDEX}))
+        else:
+            assert read(folder, Schema({"c": INDEX}))[0]["c"] == 1
+    assert read(jsonl(tmp_path / "test.jsonl", {"c": 1}), Schema({"c": INDEX}))[0]["c"] == 1
+    with pytest.raises(DatasetError, match="found float64"):
+        read(jsonl(tmp_path / "test.jsonl", {"c": 1.5}), Schema({"c": INDEX}))
+
+
 def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "test.jsonl", {"text": "a"}, {"text": "b"}, {"text": "a"}, {"text": "a"})
-    assert [row.id for row in read(path, Schema({"text": TEXT}, id_column="text"))] == ["a", "b", "a_2", "a_3"]
+    path = jsonl(tmp_path / "test.jsonl", *({"text": text} for text in ("a", "b", "a", "a_3", "a")))
+    assert [row.id for row in read(path, Schema({"text": TEXT}, id_column="text"))] == ["a", "b", "a_2", "a_3", "a_4"]
+
+
+def test_brackets_in_texts_are_no_nesting(tmp_path: Path) -> None:
+    assert read(jsonl(tmp_path / "test.jsonl", {"text": "[" * 300}))[0]["text"] == "[" * 300
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("test.jsonl", "", "is empty"),
+        ("test.jsonl", '{"text": "a"}\n' + '{"text": ' * 101 + "1" + "}" * 101 + "\n", "nested deeper than 100 levels"),
+        ("test.json", "[\n" * 30000 + "]\n" * 30000, "nested deeper than 100 levels"),
         ("test.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("test.jsonl", '{"text": "a"}\n{"text": \n', "cannot be read as jsonl: .*JSON parse error"),
         ("test.parquet", "PAR1", "cannot be read as parquet"),
@@ -204,15 +226,17 @@ def test_moved_and_script_repositories_are_asked_for_where_they_are(monkeypatch:
 
     monkeypatch.setattr(datasets, "load_dataset", answer)
     rows = truthfulqa.read(config="binary")
-    assert rows[0].where == "EleutherAI/truthful_qa_binary/multiple_choice/validation:1"
+    assert str(rows[0].where) == "EleutherAI/truthful_qa_binary/multiple_choice/validation:1"
     with pytest.raises(DatasetError, match="column 'text' is missing"):
         toxigen.read("skg/toxigen-data")
     with pytest.raises(DatasetError, match="column 'mc1_targets' is missing"):
         truthfulqa.read()
+    truthfulqa.read("someone/copy_of_binary", config="binary")
     assert asked == [
         ("EleutherAI/truthful_qa_binary", "multiple_choice", "validation", "refs/convert/parquet"),
         ("toxigen/toxigen-data", "annotated", "test", None),
         ("truthfulqa/truthful_qa", "multiple_choice", "validation", None),
+        ("someone/copy_of_binary", "multiple_choice", "validation", None),  # of what branch a copy is, it must tell
     ]
 
 

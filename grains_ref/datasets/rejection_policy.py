@@ -1,4 +1,4 @@
-"""Which of several answers is taken for a pair: the first, one at random, or the hardest.
+"""Which of several false answers a pair rejects: the first, one at random, or the hardest.
 
 A policy is a function (prompt, candidates, key) -> one of the candidates.  `key` names the question, so that what is
 drawn for it does not depend on which other rows there are, or in which order.
@@ -48,3 +48,18 @@ def hardest(score: Scorer) -> Policy:
         return candidates[scores.index(max(scores))]
 
     return choose
+
+
+def named(name: str, *, seed: int) -> Policy:
+    """The policy of a name, for the command line.
+
+    Raises:
+        ValueError: there is none of that name, or it needs a model.
+    """
+    if name == "first":
+        return first
+    if name == "random":
+        return at_random(seed=seed)
+    if name == "hardest":
+        raise ValueError("the policy 'hardest' needs a model's scores, so it works from Python only")
+    raise ValueError(f"there is no policy {name!r}; there are random, first and (from Python only) hardest")

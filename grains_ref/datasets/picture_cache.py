@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from grains_ref.files import digest_of, write_whole
 from grains_ref.images import FORMATS, PictureError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grains_ref" / "pictures"
@@ -30,10 +30,10 @@ def keep_picture(value: Any, *, cache: Path, folder: Path) -> Path:
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
-        return _kept(buffer.getvalue(), cache)
+        return _keep_bytes(buffer.getvalue(), cache)
     if isinstance(value, dict):
         if value.get("bytes"):
-            return _kept(value["bytes"], cache)
+            return _keep_bytes(value["bytes"], cache)
         value = value.get("path")
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise PictureError("neither bytes nor a path of a picture")
@@ -43,16 +43,14 @@ def keep_picture(value: Any, *, cache: Path, folder: Path) -> Path:
     return path
 
 
-def _kept(data: bytes, cache: Path) -> Path:
+def _keep_bytes(data: bytes, cache: Path) -> Path:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:  # reads the header, decodes nothing
             suffix = str(picture.format).lower()
     except Exception as error:  # fed broken bytes, decoders raise nearly anything
         raise PictureError(f"{len(data)} bytes that are no picture Pillow can read ({error})") from error
-    path = cache / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+    path = cache / f"{digest_of(data)}.{suffix}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        draft = cache / f"{path.name}.{os.getpid()}.part"
-        draft.write_bytes(data)
-        os.replace(draft, path)  # so that nothing half written ever bears the name of its digest
+        write_whole(path, data)  # so that nothing half written ever bears the name of its digest
     return path
