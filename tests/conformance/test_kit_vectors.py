@@ -46,9 +46,9 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 # ---------------------------------------------------------------------------------------------- schemas
-@pytest.mark.parametrize("name", sorted(vectors.schemas()))
+@pytest.mark.parametrize("name", sorted(schemas()))
 def test_schemas_are_schemas_and_are_those_of_the_code(name: str) -> None:
-    assert read(SCHEMAS[name]) == vectors.schemas()[name]
+    assert read(SCHEMAS[name]) == schemas()[name]
     jsonschema.Draft202012Validator.check_schema(read(SCHEMAS[name]))
 
 
