@@ -241,6 +241,24 @@ def plain_tests(folder: Path, stage: str) -> list[dict[str, Any]]:
     return list(tests)
 
 
+def answer_keys(dialect: str) -> dict[str, dict[str, Any]]:
+    """What is right in every stored case of a dialect, by id, as plain JSON: for judges in other languages."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        return [plain(inner) for inner in value] if isinstance(value, list) else json_numbers(value)
+
+    keys = {}
+    for stage in OUTPUTS:
+        for test in plain_tests(root() / dialect, stage):
+            names = ("result", "out", "accepted", "margins", "budget")
+            keys[test["id"]] = plain({name: test[name] for name in names if name in test})
+    return keys
+
+
 def _accepted(stored: Mapping[str, Any]) -> Accepted:
     begins, why = stored["from"], stored["why"]
     if "out" in stored:
