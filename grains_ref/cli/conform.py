@@ -71,27 +71,32 @@ def dump(
     dtype: DtypeOption = None,
     dialect: DialectOption = "paper",
 ) -> None:
-    """Write all inputs as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
+    """Write all cases as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
     from grains_ref.conformance.ports import encode_values
     from grains_ref.conformance.stages import OUTPUTS
     from grains_ref.conformance.toy import toy_weights
+    from grains_ref.conformance.vectors import answer_keys
 
     cases = _dialect(dialect).cases
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder")
-    (folder / "in").mkdir(parents=True)
+    for name in ("in", "right"):
+        (folder / name).mkdir(parents=True)
     for name in dtype or ["float32"]:
         (folder / "out" / name).mkdir(parents=True)
     for case in cases:
         content = {"case": case.id, "stage": case.stage, "in": encode_values(case.inputs, None)}
         (folder / "in" / f"{case.id}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    for case_id, right in answer_keys(dialect).items():
+        (folder / "right" / f"{case_id}.json").write_text(json.dumps(right) + "\n", encoding="utf-8")
     weights = encode_values(toy_weights(), None)
     (folder / "toy.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
     names = "; ".join(f"{stage}: {', '.join(outputs)}" for stage, outputs in OUTPUTS.items())
     (folder / "README.txt").write_text(
         "in/CASE.json holds the inputs of one stage, toy.json the weights of the toy decoder.\n"
         'Answer in out/DTYPE/CASE.json: {"out": {...}}, or {"refused": "why"} where the input is invalid.\n'
-        f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n",
+        f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n"
+        "right/CASE.json holds all that `verify` knows; docs/porting.md gives the rules for judging by it yourself.\n",
         encoding="utf-8",
     )
     out.print(f"{len(cases)} cases written to {folder}/in; how to answer is in {folder}/README.txt")

@@ -12,8 +12,10 @@
 | `second_oracle` | the stages once more in NumPy, independent of the reference |
 | `compare` | the distance of two outputs, and the verdict on a case |
 | `margins` | how far a case is from its next decision, and which other outputs are equally right |
+| `components` | the same for principal components, layer by layer, and the canonical form in which they are stored |
 | `budgets` | how far a right port may be off per stage and dtype: measured, stored, printed |
 | `vectors` | the cases on disk, for ports in any language |
+| `schemas` | the JSON Schemas of these files and of the protocol |
 | `ports` | how a port is reached: a Python module, a program, a folder of answers |
 | `runner` | a port through the cases, one by one and in chains |
 | `report` | what a run found, for people, as JSON and as JUnit |

@@ -5,9 +5,9 @@ oracle's answer and knows what is ambiguous in it:
 
 - **selection**: a set may differ from the oracle's in tokens whose scores are closer to each other than the dtype can
   tell: the accepted variants of `margins`, stored with the case.
-- **aggregation**: an accepted variant is right; else unit length, then the share of variance the direction explains
-  (right for any vector of a degenerate eigenspace), then the direction within what the eigen-gap allows, then the sign,
-  each with its own message. v is compared only where both signs are defined.
+- **aggregation**: every row (side and layer) by itself. It has unit length and lies near the stored row or an accepted
+  one, within budget * (1 + 2 / gap), as far as errors of the budget's size turn a component (Davis and Kahan); or it
+  lies in an accepted span, as near as that span's own gap allows, and not against the mean shift. v is v_pos - v_neg.
 - **generation**: logits for a given continuation first; then tokens up to the first step at which the margin of the two
   best logits is smaller than the dtype can tell. Where tokens have no margins they are not judged.
 """
@@ -15,13 +15,14 @@ oracle's answer and knows what is ambiguous in it:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from grains_ref.conformance.margins import WELL_SEPARATED, Margins, Variant, accepted_of, margins_of, undefined_signs
+from grains_ref.conformance.components import OtherRow, Span
+from grains_ref.conformance.margins import Accepted, Margins, Variant, accepted_of, margins_of
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
 
 
@@ -31,13 +32,13 @@ class Right:
 
     out: Values
     margins: Margins
-    accepted: tuple[Variant, ...]
+    accepted: tuple[Accepted, ...]
 
 
-def right_of_paper(stage: str, inputs: Mapping[str, Any], want: Values, budget: float) -> Right:
-    """Margins and variants worked out on the spot, for inputs that are not stored."""
-    margins = margins_of("paper", stage, inputs, want)
-    return Right(want, margins, accepted_of("paper", stage, inputs, want, margins, widest=budget))
+def right_now(dialect: str, stage: str, inputs: Mapping[str, Any], want: Values, budget: float) -> Right:
+    """Margins and accepted outputs worked out on the spot, for inputs that are not stored."""
+    margins = margins_of(dialect, stage, inputs, want)
+    return Right(want, margins, accepted_of(dialect, stage, inputs, want, margins, widest=budget))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def judge(
 
     right: what is stored with a case, or the dialect's answer; default: the oracle's, in the dialect `paper`.
     """
-    right = right or right_of_paper(stage, inputs, run_oracle(stage, inputs), budget)
+    right = right or right_now("paper", stage, inputs, run_oracle(stage, inputs), budget)
     want = right.out
     try:
         values = checked(stage, got, want)
@@ -122,7 +123,7 @@ def judge(
     if stage == "selection":
         return _judge_selection(inputs, values, right, budget)
     if stage == "aggregation":
-        return _judge_aggregation(inputs, values, right, budget, error)
+        return _judge_aggregation(inputs, values, right, budget)
     if stage == "generation":
         return _judge_generation(values, right, budget, error)
     if error <= budget:
@@ -134,7 +135,11 @@ def judge(
 
 def _judge_selection(inputs: Mapping[str, Any], got: Values, right: Right, budget: float) -> Verdict:
     for name, sign in (("pos", 1.0), ("neg", -1.0)):
-        variants = [v.out[name] for v in right.accepted if name in v.out and v.begins <= budget]
+        variants = [
+            one.out[name]
+            for one in right.accepted
+            if isinstance(one, Variant) and name in one.out and one.begins <= budget
+        ]
         if list(got[name]) not in (list(right.out[name]), *variants):
             signed, margin = sign * np.asarray(inputs["a"], float), right.margins[name]
             beside = "" if margin is None else f" The gap at k is {margin:.1e} of the largest score."
@@ -167,38 +172,67 @@ def _wrong_set(chosen: list[int], right: list[int], signed: np.ndarray, eligible
     return f"= {chosen}; expected {right}: equal scores go to the {'lower' if expected < got else 'higher'} index"
 
 
-def _judge_aggregation(inputs: Mapping[str, Any], got: Values, right: Right, budget: float, error: float) -> Verdict:
-    want = right.out
-    for variant in right.accepted:
-        if variant.begins <= budget and (apart := distance("aggregation", inputs, got, want | variant.out)) <= budget:
-            return Verdict(True, apart)
-    signs_defined = True
+def _judge_aggregation(inputs: Mapping[str, Any], got: Values, right: Right, budget: float) -> Verdict:
+    error = distance("aggregation", inputs, got, right.out)
+    worst = 0.0  # distance of a right row to what is nearest of all that is accepted
     for side in ("pos", "neg"):
-        undefined = undefined_signs(right.margins, side)
-        for layer, (v, u) in enumerate(zip(got[f"v_{side}"], want[f"v_{side}"], strict=True)):
-            where, gap = f"v_{side}, layer {layer}", right.margins[f"gap_{side}"][layer]
-            length = float(np.linalg.norm(v))
-            if abs(length - 1) > budget:
-                return Verdict(False, error, f"{where}: its length is {length:.6g}; eq. (5) gives a unit vector")
-            D = np.asarray(inputs[f"delta_{side}"], float)[:, layer]
-            along, best = ((D - D.mean(0)) @ direction for direction in (v, u))
-            explained = float(along @ along / (best @ best))
-            if explained < 1 - 2 * budget:
-                share = f"explains {explained:.4f} of what the first component does"
-                return Verdict(False, error, f"{where}: the direction {share}; centred PCA of the shifts is expected")
-            if gap >= WELL_SEPARATED and abs(float(v @ u)) < 1 - (2 * budget / gap) ** 2 - 2 * budget:
-                return Verdict(False, error, f"{where}: cosine with the component {v @ u:.6f}; expected 1")
-            if undefined[layer]:
-                signs_defined = False
-            elif float(v @ u) < 0:
-                rule = "of the two, the dialect's sign rule takes the other"
-                if float(u @ D.mean(0)) > 0:
-                    rule = "the component points along the mean shift of the examples"
-                return Verdict(False, error, f"{where}: the sign is turned round; {rule}")
+        for layer, (w, u) in enumerate(zip(got[f"v_{side}"], right.out[f"v_{side}"], strict=True)):
+            gap = right.margins[f"gap_{side}"][layer]
+            others = _others(right.accepted, f"v_{side}", layer, budget)
+            wrong = _wrong_length(w, budget)
+            if not wrong:
+                near = [apart for apart, within in _distances(w, u, gap, others, budget) if apart <= within]
+                worst = max(worst, min(near, default=0.0))
+                wrong = "" if near else _wrong_direction(w, u, gap, inputs[f"delta_{side}"][:, layer], budget)
+            if wrong:
+                return Verdict(False, error, f"v_{side}, layer {layer}: {wrong}")
     mismatch = float(np.linalg.norm(got["v"] - (got["v_pos"] - got["v_neg"]), axis=-1).max())
     if mismatch > 4 * budget:
         return Verdict(False, error, f"v differs from v_pos - v_neg by {mismatch:.1e}: eq. (6)")
-    return Verdict(True, error if signs_defined else 0.0)
+    return Verdict(True, max(worst, mismatch))
+
+
+def _others(accepted: Sequence[Accepted], of: str, layer: int, budget: float) -> list[OtherRow | Span]:
+    """What else is right for a row, at errors of the budget's size."""
+    return [
+        one
+        for one in accepted
+        if isinstance(one, (OtherRow, Span)) and (one.of, one.layer) == (of, layer) and one.begins <= budget
+    ]
+
+
+def _distances(
+    w: np.ndarray, u: np.ndarray, gap: float, others: Sequence[OtherRow | Span], budget: float
+) -> list[tuple[float, float]]:
+    """How far a row is from everything that is right, and how far it may be."""
+    pairs = []
+    if gap > 2 * budget:  # else errors of this size turn a component anywhere, and a span says where to
+        rows = [u, *(one.row for one in others if isinstance(one, OtherRow))]
+        pairs += [(float(np.linalg.norm(w - row)), budget * (1 + 2 / gap)) for row in rows]
+    for span in (one for one in others if isinstance(one, Span)):
+        if span.toward is None or w @ span.toward >= -2 * budget:
+            outside = w - (span.basis @ w) @ span.basis
+            pairs.append((float(np.linalg.norm(outside)), budget * (1 + 2 / span.gap)))
+    return pairs
+
+
+def _wrong_length(w: np.ndarray, budget: float) -> str:
+    length = float(np.linalg.norm(w))
+    return "" if abs(length - 1) <= budget else f"its length is {length:.6g}; eq. (5) gives a unit vector"
+
+
+def _wrong_direction(w: np.ndarray, u: np.ndarray, gap: float, D: np.ndarray, budget: float) -> str:
+    """What to say of a row that is near nothing right: is it another direction, or the other sign?"""
+    along, best = ((D - D.mean(0)) @ direction for direction in (w, u))
+    explained, cosine = float(along @ along / (best @ best)), float(w @ u)
+    if explained < 1 - 2 * budget:
+        share = f"the direction explains {explained:.4f} of what the first component does"
+        return f"{share}; centred PCA of the shifts is expected"
+    if np.linalg.norm(w + u) > budget * (1 + 2 / max(gap, budget)):
+        return f"cosine with the component {cosine:.6f}; expected 1"
+    if float(u @ D.mean(0)) > 0:
+        return "the sign is turned round; the component points along the mean shift of the examples"
+    return "the sign is turned round; of the two, the dialect's sign rule takes the other"
 
 
 def _judge_generation(got: Values, right: Right, budget: float, error: float) -> Verdict:

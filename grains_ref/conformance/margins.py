@@ -7,12 +7,16 @@
 - aggregation, `gap_pos` and `gap_neg`: per layer, 1 - the second eigenvalue over the first.
 - aggregation, `sign_pos` and `sign_neg`: per layer, what the sign rests on: the absolute cosine of component and mean
   shift; in `authors` 1 - the largest entry of the other sign over the largest entry.
+- steering, `left` (in `paper`): per token, |h + lam v| over |h| + |lam v|. At 0 the two cancel, and h is kept; None
+  where both are zero. `authors` has no such decision.
 - generation, `tokens`: per row and step, the gap of the two best logits as a share of the largest logit, along the
   right tokens.
 
-**Accepted** outputs are those of ill-posed cases: near ties in another order, signs and components that nothing
-defines. Each names the relative error `from` which on it is right; 0 means always. Variants of different outputs
-combine. The other stages decide nothing, so they have neither.
+Those of selection are exact. All others are rounded to six digits, so that they are the same on every machine.
+
+**Accepted** outputs are those of ill-posed cases: near ties in another order (`Variant`), components whose sign or
+direction nothing defines (`OtherRow` and `Span` of `components`, per layer). Each names the relative error `from` which
+on it is right; 0 means always. Those of different outputs and layers combine. The other stages have none.
 """
 
 from __future__ import annotations
@@ -24,11 +28,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from grains_ref.conformance.components import (
+    OtherRow,
+    Span,
+    canonical_components,
+    margins_of_components,
+    other_components,
+    rounded,
+)
 from grains_ref.conformance.stages import Values, run_oracle
 
 Margins: TypeAlias = dict[str, Any]  # name -> nested lists of numbers or None
-WELL_SEPARATED = 0.05  # relative gap of the first two eigenvalues below which a component counts as ill-defined
-SIGN_DEFINED = 1e-3  # margin of a sign below which it counts as ill-defined
 WIDEST = 2.0**-7  # bfloat16's step: no dtype of the kit confuses scores that are further apart
 
 
@@ -41,34 +51,48 @@ class Variant:
     why: str
 
 
+Accepted: TypeAlias = Variant | OtherRow | Span
+
+
+def canonical_of(dialect: str, stage: str, inputs: Mapping[str, Any], want: Values) -> Values:
+    """The dialect's output in the form in which it is stored: the same on every machine, ill-posed parts too."""
+    return canonical_components(dialect, inputs, want) if stage == "aggregation" else want
+
+
 def margins_of(dialect: str, stage: str, inputs: Mapping[str, Any], want: Values) -> Margins:
     """The margins of an input; `want` is the dialect's output."""
     if stage == "selection":
         return {name: _gap_at_k(dialect, name, inputs, want) for name in ("pos", "neg")}
     if stage == "aggregation":
-        found: Margins = {}
-        for side in ("pos", "neg"):
-            layers = zip(np.asarray(inputs[f"delta_{side}"], float).swapaxes(0, 1), want[f"v_{side}"], strict=True)
-            spectra = [(D, u, np.linalg.svd(D - D.mean(0), compute_uv=False)) for D, u in layers]
-            found[f"gap_{side}"] = [float(1 - (s[1] / s[0]) ** 2) if len(s) > 1 else 1.0 for _, _, s in spectra]
-            found[f"sign_{side}"] = [_sign_margin(dialect, D, u) for D, u, _ in spectra]
-        return found
+        return margins_of_components(dialect, inputs, want)
+    if stage == "steering" and dialect == "paper":
+        return {"left": _what_is_left(inputs)}
     if stage == "generation" and dialect == "paper":  # the tokens of the released code are not judged
         logits = run_oracle("generation", {**inputs, "forced": want["tokens"]})["logits"]
         best = np.sort(logits, axis=-1)
-        return {"tokens": ((best[..., -1] - best[..., -2]) / np.abs(logits).max()).tolist()}
+        gaps = (best[..., -1] - best[..., -2]) / np.abs(logits).max()
+        return {"tokens": [[rounded(gap) for gap in row] for row in gaps]}
     return {}
 
 
 def accepted_of(
     dialect: str, stage: str, inputs: Mapping[str, Any], want: Values, margins: Margins, *, widest: float = WIDEST
-) -> tuple[Variant, ...]:
+) -> tuple[Accepted, ...]:
     """The other right outputs of an ill-posed input; `widest` limits their `begins`."""
     if stage == "selection":
         return tuple(v for name in ("pos", "neg") for v in _other_orders(dialect, name, inputs, want, widest))
     if stage == "aggregation":
-        return tuple(_other_components(inputs, want, margins, widest))
+        return tuple(other_components(dialect, inputs, want, margins, widest))
     return ()
+
+
+def _what_is_left(inputs: Mapping[str, Any]) -> list[list[float | None]]:
+    """(B, T) margins of steering."""
+    h, shift = np.asarray(inputs["h"], float), inputs["lam"] * np.asarray(inputs["v"], float)
+    after = np.linalg.norm(h + shift, axis=-1)
+    before = np.linalg.norm(h, axis=-1) + np.linalg.norm(shift)
+    left = np.divide(after, before, where=before > 0, out=np.full_like(before, np.nan))
+    return [[None if np.isnan(share) else float(f"{share:.6g}") for share in row] for row in left]
 
 
 # ------------------------------------------------------------------------------------- selection
@@ -116,48 +140,3 @@ def _error_needed(order: Sequence[int], scores: Mapping[int, float], right: Sequ
     moved = [scores[j] - kth for j in right if j not in order] + [kth - scores[j] for j in order]
     swapped = [scores[b] - scores[a] for a, b in itertools.pairwise(order)]
     return max(0.0, *moved, *swapped) / 2
-
-
-# ------------------------------------------------------------------------------------- aggregation
-def _sign_margin(dialect: str, D: np.ndarray, u: np.ndarray) -> float:
-    if dialect == "authors":
-        return float(1 - max(0.0, (-u * np.sign(u[np.abs(u).argmax()])).max()) / np.abs(u).max())
-    return float(abs(u @ D.mean(0)) / np.linalg.norm(D.mean(0)))
-
-
-def undefined_signs(margins: Margins, side: str) -> np.ndarray:
-    """The layers of a side (L,) whose sign nothing defines."""
-    return (np.array(margins[f"gap_{side}"]) < WELL_SEPARATED) | (np.array(margins[f"sign_{side}"]) < SIGN_DEFINED)
-
-
-def _other_components(inputs: Mapping[str, Any], want: Values, margins: Margins, widest: float) -> Sequence[Variant]:
-    found = []
-    signs = {side: np.where(undefined_signs(margins, side), -1.0, 1.0)[:, None] for side in ("pos", "neg")}
-    turned = {side: sign * want[f"v_{side}"] for side, sign in signs.items()}
-    for sides in (("pos",), ("neg",), ("pos", "neg")):
-        if all((signs[side] < 0).any() for side in sides):
-            out = {f"v_{side}": turned[side] if side in sides else want[f"v_{side}"] for side in ("pos", "neg")}
-            found.append(
-                _combined(out, 0.0, f"the sign of {' and '.join(f'v_{side}' for side in sides)} is not defined")
-            )
-    gaps = np.array([margins["gap_pos"], margins["gap_neg"]])
-    begins = float(gaps.max() / 2)  # the second component explains 1 - gap of what the first does
-    if begins <= widest:
-        out = {f"v_{side}": _second(np.asarray(inputs[f"delta_{side}"], float), want[f"v_{side}"])
-               for side in ("pos", "neg")}  # fmt: skip
-        found.append(_combined(out, begins, "the second component explains as much as the first"))
-    return found
-
-
-def _second(deltas: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Per layer the direction in the span of the first two components that is at right angles to v."""
-    rows = []
-    for D, first in zip(deltas.swapaxes(0, 1), v, strict=True):
-        plane = np.linalg.svd(D - D.mean(0))[2][:2]
-        other = max((u - (u @ first) * first for u in plane), key=np.linalg.norm)
-        rows.append(other / np.linalg.norm(other))
-    return np.stack(rows)
-
-
-def _combined(out: Values, begins: float, why: str) -> Variant:
-    return Variant(out | {"v": out["v_pos"] - out["v_neg"]}, begins, why)

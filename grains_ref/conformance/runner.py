@@ -26,9 +26,8 @@ import torch
 
 from grains_ref.conformance.budgets import Budget, allowed, runs_in
 from grains_ref.conformance.cases import Case
-from grains_ref.conformance.compare import BadOutput, Right, checked, distance, judge
+from grains_ref.conformance.compare import BadOutput, Right, checked, distance, judge, right_now
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
-from grains_ref.conformance.margins import margins_of
 from grains_ref.conformance.ports import Port, PortError, Refused, Skipped
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.vectors import right_of
@@ -310,7 +309,7 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], 
             want = dialect.run(stage, inputs)
             got = port.run(stage, inputs, dtype, result.case)
             if budget.claimable:
-                right = Right(want, margins_of(dialect.name, stage, inputs, want), ())
+                right = right_now(dialect.name, stage, inputs, want, budget.budget)
                 results.append(_judged(result, inputs, got, right, dialect))
             return checked(stage, got, want)
         except (Refused, Skipped, PortError, BadOutput, ValueError, ArithmeticError) as problem:

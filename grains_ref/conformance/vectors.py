@@ -2,18 +2,27 @@
 
     python -m grains_ref.conformance.vectors fixtures/vectors/v1
 
-writes everything anew, bit for bit the same on one machine:
+writes what changed. Whoever runs it, on whatever processor, gets the same files:
+
+- inputs are whole numbers times a power of two, and margins are rounded;
+- what is ill-posed is stored in canonical form (`components`), with everything else that is right beside it;
+- outputs have all digits of float64. The last few differ between linear algebra libraries, so a stored output is kept
+  as long as the one computed here is `KEPT` close to it, a tenth of the smallest budget, and is replaced otherwise;
+- budgets are measured once: those in the folder are kept, unless `--measure` asks for new ones (five minutes).
+
+The files:
 
     MANIFEST.json              digests, numbers of cases, revision, versions
     budgets.json               noise, budget and weakest bug per stage and dtype (see `budgets`)
     schema/*.schema.json       JSON Schemas of all files and of the JSON-lines protocol
     toy.safetensors            the toy decoder's weights
     DIALECT/STAGE.json         the cases, in the manner of Wycheproof: what each is for, which bugs it catches
-    DIALECT/STAGE.safetensors  their arrays, "CASE/in/NAME" and "CASE/out/NAME", float64 or int64
+    DIALECT/STAGE.safetensors  their arrays, "CASE/in/NAME", "CASE/out/NAME" and "CASE/accepted/...", float64 or int64
     authors/budgets.json       the budgets of that dialect
 
 What a case asks and what is right is never edited: a wrong case gets a new id, and a new revision adds files, cases
-and fields. Revision 1 had the dialect `paper`; revision 2 adds `authors`, and margins and accepted outputs everywhere.
+and fields. Revision 1 had the dialect `paper`; revision 2 adds `authors`, and margins and accepted outputs everywhere;
+in revision 3 they are complete: components are accepted layer by layer, and ill-posed outputs are canonical.
 """
 
 from __future__ import annotations
@@ -24,7 +33,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,16 +42,28 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from grains_ref.conformance.budgets import VERSION, Budget, budgets_file, measure, root
+from grains_ref.conformance.budgets import (
+    VERSION,
+    Budget,
+    allowed,
+    budgets_file,
+    load_budgets,
+    measure,
+    root,
+    runs_in,
+)
 from grains_ref.conformance.cases import FLAGS, Case
-from grains_ref.conformance.compare import Right
+from grains_ref.conformance.compare import Right, distance
+from grains_ref.conformance.components import OtherRow, Span
 from grains_ref.conformance.dialects import DIALECTS, Dialect
-from grains_ref.conformance.margins import Variant, accepted_of, margins_of
+from grains_ref.conformance.margins import Accepted, Variant, accepted_of, canonical_of, margins_of
 from grains_ref.conformance.ports import encode_values, json_numbers, numbers_of_json
-from grains_ref.conformance.stages import DTYPES, OUTPUTS
+from grains_ref.conformance.schemas import schemas
+from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.toy import toy_weights
 
-REVISION = 2
+REVISION = 3
+KEPT = 1e-11  # how far a stored output may be from the one computed here: a tenth of the smallest budget
 FEWEST = {  # cases per stage, in the order of the stages; a corpus may grow, never shrink
     "paper": dict(zip(OUTPUTS, (34, 31, 33, 24, 28, 27, 29), strict=True)),
     "authors": dict(zip(OUTPUTS, (34, 31, 33, 20, 22, 28, 29), strict=True)),
@@ -50,9 +71,9 @@ FEWEST = {  # cases per stage, in the order of the stages; a corpus may grow, ne
 
 
 def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -> None:
-    """Write all vectors into an empty or an earlier folder.
+    """Write all vectors into an empty or an earlier folder; what is stored there and differs by rounding alone stays.
 
-    budgets: by dialect; default: measured anew, which takes five minutes.
+    budgets: by dialect; default: those in the folder, or measured where there are none.
     """
     (folder / "schema").mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
@@ -60,39 +81,55 @@ def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -
     save_file(toy_weights(), folder / "toy.safetensors")
     for dialect in DIALECTS.values():
         (folder / dialect.name).mkdir(exist_ok=True)
-        known = list(budgets[dialect.name]) if budgets else [
-            measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES
-        ]  # fmt: skip
-        _write_json(budgets_file(folder, dialect.name), {"budgets": [asdict(budget) for budget in known]})
-        by_key = {(budget.stage, budget.dtype): budget for budget in known}
+        if budgets:
+            known = {(budget.stage, budget.dtype): budget for budget in budgets[dialect.name]}
+        elif budgets_file(folder, dialect.name).is_file():
+            known = load_budgets(dialect.name, folder)
+        else:
+            known = {(budget.stage, budget.dtype): budget for budget in measured(dialect)}
+        rows = [asdict(budget) for budget in known.values()]
+        _write_json(budgets_file(folder, dialect.name), {"budgets": rows})
         for stage in OUTPUTS:
-            _write_stage(folder / dialect.name, dialect, stage, by_key)
+            _write_stage(folder / dialect.name, dialect, stage, known)
+    _write_manifest(folder)
+
+
+def measured(dialect: Dialect) -> list[Budget]:
+    """The budgets of a dialect, measured anew: two minutes and more."""
+    return [measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES]
+
+
+def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.json")
-    _write_json(
-        folder / "MANIFEST.json",
-        {
-            "version": VERSION,
-            "revision": REVISION,
-            "dialects": list(DIALECTS),
-            "numberOfTests": {
-                name: {stage: sum(case.stage == stage for case in dialect.cases) for stage in OUTPUTS}
-                for name, dialect in DIALECTS.items()
-            },
-            "fewestTests": FEWEST,
-            "plantedBugs": {name: len(dialect.bugs) for name, dialect in DIALECTS.items()},
-            "generator": {"python": platform.python_version()}
-            | {package: metadata.version(package) for package in ("numpy", "torch", "safetensors")},
-            "sha256": {
-                path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-            },
+    content = {
+        "version": VERSION,
+        "revision": REVISION,
+        "dialects": list(DIALECTS),
+        "numberOfTests": {
+            name: {stage: sum(case.stage == stage for case in dialect.cases) for stage in OUTPUTS}
+            for name, dialect in DIALECTS.items()
         },
-    )
+        "fewestTests": FEWEST,
+        "plantedBugs": {name: len(dialect.bugs) for name, dialect in DIALECTS.items()},
+        "generator": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in ("numpy", "torch", "safetensors")},
+        "sha256": {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        },
+    }
+    place = folder / "MANIFEST.json"
+    if place.is_file():
+        earlier = json.loads(place.read_text(encoding="utf-8"))
+        if earlier | {"generator": {}} == content | {"generator": {}}:
+            return  # nothing changed: the generator is still the one that wrote these files
+    _write_json(place, content)
 
 
 def _write_stage(folder: Path, dialect: Dialect, stage: str, budgets: Mapping[tuple[str, str], Budget]) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays = _Arrays(stage, folder / f"{stage}.safetensors")
+    earlier = _read_stage(folder, stage) if (folder / f"{stage}.json").is_file() else {}
     cases = [case for case in dialect.cases if case.stage == stage]
-    tests = [_test(case, dialect, budgets, arrays) for case in cases]
+    tests = [_test(case, dialect, budgets, arrays, earlier.get(case.id)) for case in cases]
     _write_json(
         folder / f"{stage}.json",
         {
@@ -107,7 +144,34 @@ def _write_stage(folder: Path, dialect: Dialect, stage: str, budgets: Mapping[tu
             "tests": tests,
         },
     )
-    save_file(arrays, folder / f"{stage}.safetensors")
+    save_file(arrays.written, folder / f"{stage}.safetensors")
+
+
+@dataclass
+class _Arrays:
+    """The arrays of one stage, to be written to `path`."""
+
+    stage: str
+    path: Path
+    written: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def put(self, key: str, value: np.ndarray) -> dict[str, str]:
+        """Have an array written; the reference to it."""
+        if value.dtype.kind == "f":
+            value = np.where(np.isnan(value), np.nan, value)  # processors differ in the bits of a NaN
+        self.written[key] = np.ascontiguousarray(value)
+        return {"tensor": f"{self.path.name}#{key}"}
+
+    @functools.cached_property
+    def earlier(self) -> dict[str, np.ndarray]:
+        """What lies in the file."""
+        return load_file(self.path) if self.path.is_file() else {}
+
+    def put_unit_vectors(self, key: str, value: np.ndarray) -> dict[str, str]:
+        """The same; an earlier array that differs by rounding alone is kept."""
+        stored = self.earlier.get(key)
+        same = stored is not None and stored.shape == value.shape and np.abs(stored - value).max() <= KEPT
+        return self.put(key, stored if same else value)  # type: ignore[arg-type]
 
 
 def check_complete(folder: Path) -> None:
@@ -147,34 +211,95 @@ def stored_case(folder: Path, dialect: str, case_id: str) -> tuple[dict[str, Any
 
 @functools.cache
 def _stage(folder: Path, dialect: str, stage: str) -> dict[str, tuple[dict[str, Any], Right]]:
-    arrays = load_file(folder / dialect / f"{stage}.safetensors")
-    tests = json.loads((folder / dialect / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
+    return _read_stage(folder / dialect, stage)
 
-    def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: arrays[value["tensor"].partition("#")[2]] if isinstance(value, dict) else numbers_of_json(value)
-            for key, value in values.items()
-        }
 
-    def right(test: Mapping[str, Any]) -> Right:
-        variants = (Variant(resolved(one["out"]), one["from"], one["why"]) for one in test["accepted"])
-        return Right(resolved(test.get("out", {})), test["margins"], tuple(variants))
+def _read_stage(folder: Path, stage: str) -> dict[str, tuple[dict[str, Any], Right]]:
+    """The stored cases of a stage by their ids; folder: that of the dialect."""
+    found = {}
+    for test in plain_tests(folder, stage):
+        accepted = tuple(_accepted(one) for one in test["accepted"])
+        found[test["id"]] = (test["in"], Right(test.get("out", {}), test["margins"], accepted))
+    return found
 
-    return {test["id"]: (resolved(test["in"]), right(test)) for test in tests}
+
+def plain_tests(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The tests of a stage as they are stored, every reference replaced by its array; folder: that of the dialect."""
+    arrays = load_file(folder / f"{stage}.safetensors")
+
+    def resolved(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return numbers_of_json(value)
+        if set(value) == {"tensor"}:
+            return arrays[value["tensor"].partition("#")[2]]
+        return {key: resolved(inner) for key, inner in value.items()}
+
+    tests = json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
+    for test in tests:
+        test |= {key: resolved(test[key]) for key in ("in", "out") if key in test}
+        test["accepted"] = [resolved(one) for one in test["accepted"]]
+    return list(tests)
+
+
+def answer_keys(dialect: str) -> dict[str, dict[str, Any]]:
+    """What is right in every stored case of a dialect, by id, as plain JSON: for judges in other languages."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        return [plain(inner) for inner in value] if isinstance(value, list) else json_numbers(value)
+
+    keys = {}
+    for stage in OUTPUTS:
+        for test in plain_tests(root() / dialect, stage):
+            names = ("result", "out", "accepted", "margins", "budget")
+            keys[test["id"]] = plain({name: test[name] for name in names if name in test})
+    return keys
+
+
+def _accepted(stored: Mapping[str, Any]) -> Accepted:
+    begins, why = stored["from"], stored["why"]
+    if "out" in stored:
+        return Variant(stored["out"], begins, why)
+    of, layer = stored["of"], stored["layer"]
+    if "row" in stored:
+        return OtherRow(of, layer, stored["row"], begins, why)
+    return Span(of, layer, stored["span"], stored["toward"], stored["gap"], begins, why)
+
+
+@functools.cache
+def _output(dialect: str, case_id: str) -> Values:
+    """The dialect's output of a case in canonical form, computed once."""
+    case = DIALECTS[dialect].case(case_id)
+    return canonical_of(dialect, case.stage, case.inputs, DIALECTS[dialect].run(case.stage, case.inputs))
+
+
+def _kept(case: Case, want: Values, earlier: tuple[dict[str, Any], Right] | None) -> Values:
+    """The output to store: the earlier one, if it differs from `want` by rounding alone."""
+    if earlier is None or set(stored := earlier[1].out) != set(want):
+        return want
+    for name, value in want.items():
+        if np.shape(stored[name]) != np.shape(value):
+            return want
+        if np.asarray(value).dtype.kind == "i" and not np.array_equal(stored[name], value):
+            return want
+    return stored if distance(case.stage, case.inputs, stored, want) <= KEPT else want
 
 
 def _test(
-    case: Case, dialect: Dialect, budgets: Mapping[tuple[str, str], Budget], arrays: dict[str, np.ndarray]
+    case: Case,
+    dialect: Dialect,
+    budgets: Mapping[tuple[str, str], Budget],
+    arrays: _Arrays,
+    earlier: tuple[dict[str, Any], Right] | None,
 ) -> dict[str, Any]:
     def stored(values: Mapping[str, Any], side: str) -> dict[str, Any]:
         shown = {}
         for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                key = f"{case.id}/{side}/{name}"
-                arrays[key] = np.ascontiguousarray(value)
-                shown[name] = {"tensor": f"{case.stage}.safetensors#{key}"}
-            else:
-                shown[name] = json_numbers(value)
+            is_array = isinstance(value, np.ndarray)
+            shown[name] = arrays.put(f"{case.id}/{side}/{name}", value) if is_array else json_numbers(value)
         return shown
 
     test: dict[str, Any] = {
@@ -187,19 +312,31 @@ def _test(
         "margins": {},
     }
     if case.result != "invalid":
-        want = dialect.run(case.stage, case.inputs)
+        want = _kept(case, _output(dialect.name, case.id), earlier)
         margins = margins_of(dialect.name, case.stage, case.inputs, want)
         test |= {"out": stored(want, "out"), "margins": margins}
         if case.result == "acceptable":
-            variants = accepted_of(dialect.name, case.stage, case.inputs, want, margins)
-            test["accepted"] = [
-                {"out": encode_values(one.out, None), "from": one.begins, "why": one.why} for one in variants
-            ]
-    claimed = {dtype: budgets[case.stage, dtype] for dtype in DTYPES}
-    return test | {
-        "kills": list(case.kills),
-        "budget": {dtype: budget.budget if budget.claimable else None for dtype, budget in claimed.items()},
-    }
+            others = accepted_of(dialect.name, case.stage, case.inputs, want, margins)
+            test["accepted"] = [_stored_accepted(one, case.id, arrays) for one in others]
+    may_differ = {}
+    for dtype in DTYPES:
+        budget = budgets[case.stage, dtype]
+        judged = budget.claimable and runs_in(case, dtype)
+        may_differ[dtype] = allowed(case, dtype, budget) if judged else None
+    return test | {"kills": list(case.kills), "budget": may_differ}
+
+
+def _stored_accepted(one: Accepted, case_id: str, arrays: _Arrays) -> dict[str, Any]:
+    last = {"from": one.begins, "why": one.why}
+    if isinstance(one, Variant):
+        return {"out": encode_values(one.out, None)} | last
+    key, where = f"{case_id}/accepted/{one.of}/{one.layer}", {"of": one.of, "layer": one.layer}
+    if isinstance(one, OtherRow):
+        return where | {"row": arrays.put_unit_vectors(f"{key}/row", one.row)} | last
+    size = len(one.basis)
+    span = arrays.put_unit_vectors(f"{key}/span-{size}", one.basis)
+    toward = None if one.toward is None else arrays.put_unit_vectors(f"{key}/toward-{size}", one.toward)
+    return where | {"span": span, "toward": toward, "gap": one.gap} | last
 
 
 def _note(flag: Any) -> dict[str, str]:
@@ -210,110 +347,11 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------- schemas
-JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
-_TENSOR = {
-    "type": "object",
-    "properties": {"tensor": {"type": "string", "pattern": "^[^#]+#.+$"}},
-    "required": ["tensor"],
-    "additionalProperties": False,
-}
-_VALUE = {"anyOf": [{"type": ["number", "string", "array"]}, _TENSOR]}
-_VALUES = {"type": "object", "additionalProperties": _VALUE}
-_MARGIN = {"$ref": "#/$defs/margin"}  # a number, null, or such in nested lists
-MARGINS = ("pos", "neg", "gap_pos", "sign_pos", "gap_neg", "sign_neg", "tokens")
-_STAGE = {"enum": list(OUTPUTS)}
-_DTYPE = {"enum": list(DTYPES)}
-
-
-def _object(properties: Mapping[str, Any], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
-def schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schemas by name."""
-    text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
-    bug_types = sorted({flag.bug_type for flag in FLAGS.values()})
-    note = _object({"bugType": {"enum": bug_types}, "description": text, "effect": text})
-    variant = _object({"out": _VALUES, "from": {"type": "number", "minimum": 0}, "why": text})
-    test = _object(
-        {
-            "id": {"type": "string", "pattern": "^[a-z]+-[0-9]{3}$"},
-            "comment": text,
-            "flags": texts,
-            "result": {"enum": ["valid", "invalid", "acceptable"]},
-            "in": _VALUES,
-            "out": _VALUES,
-            "accepted": {"type": "array", "items": variant},
-            "margins": _object(dict.fromkeys(MARGINS, _MARGIN), optional=MARGINS),
-            "kills": texts,
-            "budget": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
-        },
-        optional=("out",),
-    )
-    vectors = _object(
-        {
-            "schema": text,
-            "stage": _STAGE,
-            "dialect": {"enum": list(DIALECTS)},
-            "numberOfTests": {"type": "integer", "minimum": 1},
-            "source": _object({"name": text, "version": text}),
-            "header": text,
-            "notes": {"type": "object", "additionalProperties": note},
-            "plantedBugs": {"type": "object", "additionalProperties": text},
-            "tests": {"type": "array", "items": test, "minItems": 1},
-        }
-    )
-    vectors["$defs"] = {"margin": {"anyOf": [{"type": ["number", "null"]}, {"type": "array", "items": _MARGIN}]}}
-    seq = {"type": "integer", "minimum": 1}
-    request = {
-        "oneOf": [
-            _object({"cmd": {"const": "start"}, "version": {"const": 1}}),
-            _object(
-                {"cmd": {"const": "run"}, "seq": seq, "stage": _STAGE, "case": text, "dtype": _DTYPE, "in": _VALUES}
-            ),
-            _object({"cmd": {"const": "stop"}}),
-        ]
-    }
-    hello = _object(
-        {
-            "version": {"const": 1},
-            "name": text,
-            "stages": {"type": "array", "items": _STAGE},
-            "dtypes": {"type": "array", "items": _DTYPE},
-            "arrays": {"enum": ["inline", "safetensors"]},
-        }
-    )
-    answer = {
-        "oneOf": [hello, _object({"seq": seq, "out": _VALUES})]
-        + [_object({"seq": seq, kind: text}) for kind in ("refused", "skipped", "error")]
-    }
-    budget = _object(
-        {
-            "stage": _STAGE,
-            "dtype": _DTYPE,
-            "noise": {"type": "number"},
-            "budget": {"type": "number"},
-            "weakest_bug": text,
-            "weakest_error": {"type": "number"},
-        }
-    )
-    named = {
-        "vectors": vectors,
-        "protocol-request": request,
-        "protocol-answer": answer,
-        "budgets": _object({"budgets": {"type": "array", "items": budget}}),
-    }
-    return {name: {"$schema": JSON_SCHEMA, "title": f"grains_ref {name}", **schema} for name, schema in named.items()}
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER")
+    options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    folders = [argument for argument in sys.argv[1:] if argument not in options]
+    if len(folders) != 1 or options not in ([], ["--measure"]):
+        sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER [--measure]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one
-    write(Path(sys.argv[1]))
+    new = {name: measured(dialect) for name, dialect in DIALECTS.items()} if options else None
+    write(Path(folders[0]), new)

@@ -26,6 +26,7 @@ worlds lose more capability than is allowed. Which of its adapters is used is ch
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from grains_ref.models import HuggingFaceModel
 PAPER = (5e-6,)
 LEARNS = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 PROJECTIONS = ("q_proj", "v_proj")  # of `self_attn` in every decoder block
+LARGEST = torch.finfo(torch.float32).max / 10  # a learning rate: Adam's first step divides it by 1 - 0.9
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class Adapter:
         ratios = []
         for i, block in enumerate(model.blocks):
             for name in PROJECTIONS:
-                change = self.scale * self.b[name][i] @ self.a[name][i]
-                ratios.append(change.norm().item() / _projection(block, name).weight.double().norm().item())
+                change = self.scale * _size_of_product(self.a[name][i], self.b[name][i])
+                ratios.append(change / _size(_projection(block, name).weight))
         return max(ratios)
 
     def _check(self, model: HuggingFaceModel) -> None:
@@ -148,19 +150,32 @@ def fit(
     Raises:
         ImportError: peft is not installed.
         RowError: a pair does not fit the model's context.
-        ValueError: no pair, a number that makes no sense, no end-of-text token, or training diverged.
+        ValueError: no pair, a number that makes no sense, no end-of-text token, or training diverged: a loss, a
+          gradient or a weight is not finite, or an adapter outweighs its projection by 1 / eps of the model's type.
+          From there on rounding leaves nothing of W x in W x + B A x: what was trained is no addition to the model.
+          A loss is not finite or beyond 1 / eps of its own type, at which it no longer tells one nat.
     """
     numbers = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size}
-    if not pairs or not learning_rates or min(*numbers.values(), *learning_rates) <= 0:
+    sensible = all(0 < number <= LARGEST for number in (*numbers.values(), *learning_rates))
+    if not pairs or not learning_rates or not sensible:
         raise ValueError(
-            f"need at least one pair and one learning rate, and positive numbers; got {len(pairs)} pairs, "
-            f"learning rates {list(learning_rates)}, {numbers}"
+            "need at least one pair and one learning rate, and positive numbers that float32 can hold; got "
+            f"{len(pairs)} pairs, learning rates {list(learning_rates)}, {numbers}"
         )
     rows = [_row(model, pair) for pair in pairs]
     adapters = []
     for learning_rate in learning_rates:
         with _peft_layers(model, rank=rank, alpha=alpha, seed=seed) as layers:
-            losses = _train(model, rows, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, seed=seed)
+            losses = _train(
+                model,
+                rows,
+                layers,
+                scale=alpha / rank,
+                learning_rate=learning_rate,
+                epochs=epochs,
+                batch_size=batch_size,
+                seed=seed,
+            )
             a, b = (
                 {
                     name: torch.stack([getattr(layer, part)["default"].weight.detach().cpu() for layer in layers[name]])
@@ -211,7 +226,9 @@ def _peft_layers(model: HuggingFaceModel, *, rank: int, alpha: int, seed: int) -
 def _train(
     model: HuggingFaceModel,
     rows: Sequence[tuple[Encoded, Tensor]],
+    layers: Mapping[str, Sequence[Any]],
     *,
+    scale: float,
     learning_rate: float,
     epochs: int,
     batch_size: int,
@@ -221,6 +238,7 @@ def _train(
     parameters = _trainable(model)
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
+    own_sizes = {name: [_size(layer.base_layer.weight) for layer in layers[name]] for name in PROJECTIONS}
     losses = []
     for _ in range(epochs):
         for batch in torch.randperm(len(rows), generator=generator).split(batch_size):
@@ -233,15 +251,52 @@ def _train(
                 loss = cross_entropy(logits, ids.to(logits.device), reduction="sum") / n
                 loss.backward()
                 losses[-1] += loss.item()
-            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-            if not norm.isfinite():
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0).item()
+            wrong = _absurd_loss(losses[-1], norm, logits.dtype)
+            if not wrong:
+                optimiser.step()
+                optimiser.zero_grad()
+                wrong = _absurd_weights(layers, own_sizes, scale)
+            if wrong:
                 raise ValueError(
-                    f"training at learning rate {learning_rate:g} diverged in step {len(losses)} (loss {losses[-1]}); "
-                    "take a lower rate, or bfloat16 instead of float16"
+                    f"training at learning rate {learning_rate:g} diverged in step {len(losses)}: {wrong}. "
+                    "Take a lower rate, or bfloat16 instead of float16."
                 )
-            optimiser.step()
-            optimiser.zero_grad()
     return losses
+
+
+def _absurd_loss(loss: float, norm: float, dtype: torch.dtype) -> str:
+    """What is wrong with a step's loss or with the norm of its gradients; empty if nothing is."""
+    most = 1 / torch.finfo(dtype).eps
+    if loss <= most and math.isfinite(norm):
+        return ""
+    return f"the loss is {loss:.3g} nats per token and its gradient {norm:.3g}; a loss is finite and at most {most:.3g}"
+
+
+@torch.no_grad()
+def _absurd_weights(layers: Mapping[str, Sequence[Any]], own_sizes: Mapping[str, Sequence[float]], scale: float) -> str:
+    """What is wrong with the trained matrices; empty if nothing is.  own_sizes: |W| by projection and block."""
+    for name in PROJECTIONS:
+        for i, (layer, own) in enumerate(zip(layers[name], own_sizes[name], strict=True)):
+            added = scale * _size_of_product(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            most = 1 / torch.finfo(layer.base_layer.weight.dtype).eps
+            if not added <= most * own:  # NaN too
+                return (
+                    f"what is added to {name} in block {i} has the size {added:.3g}, and {name} itself {own:.3g}; "
+                    f"at most {most:.3g} times as much can be added before rounding leaves nothing of it"
+                )
+    return ""
+
+
+def _size(weight: Tensor) -> float:
+    """Frobenius norm."""
+    return torch.linalg.vector_norm(weight.detach(), dtype=torch.float64).item()
+
+
+def _size_of_product(a: Tensor, b: Tensor) -> float:
+    """|B A| without B A itself; a: (rank, inputs), b: (outputs, rank)."""
+    a, b = a.double(), b.double()
+    return ((b.mT @ b) * (a @ a.mT)).sum().clamp_min(0).sqrt().item()
 
 
 def _addition(a: Tensor, b: Tensor, scale: float) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -24,17 +24,20 @@ from grains_ref.conformance import budgets, toy, vectors
 from grains_ref.conformance.budgets import allowed, load_budgets, measure, table
 from grains_ref.conformance.cases import CASES, FLAGS, Case
 from grains_ref.conformance.compare import distance, judge
+from grains_ref.conformance.components import OtherRow
 from grains_ref.conformance.dialects import DIALECTS, Dialect
+from grains_ref.conformance.margins import Variant
 from grains_ref.conformance.ports import FolderPort, decode_values, encode_values
 from grains_ref.conformance.report import write_junit
 from grains_ref.conformance.runner import Result, Run, run_port
+from grains_ref.conformance.schemas import schemas
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, run_oracle
 
 pytestmark = pytest.mark.cpu
 
 ROOT = budgets.root()
 SCHEMAS = {path.name.removesuffix(".schema.json"): path for path in (ROOT / "schema").glob("*.json")}
-LIMIT = 5_000_000
+LIMIT = 4_000_000
 
 
 def read(path: Path) -> Any:
@@ -46,9 +49,9 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 # ---------------------------------------------------------------------------------------------- schemas
-@pytest.mark.parametrize("name", sorted(vectors.schemas()))
+@pytest.mark.parametrize("name", sorted(schemas()))
 def test_schemas_are_schemas_and_are_those_of_the_code(name: str) -> None:
-    assert read(SCHEMAS[name]) == vectors.schemas()[name]
+    assert read(SCHEMAS[name]) == schemas()[name]
     jsonschema.Draft202012Validator.check_schema(read(SCHEMAS[name]))
 
 
@@ -75,6 +78,20 @@ def test_accepted_and_margins_are_part_of_the_schema() -> None:
             validator("vectors").validate(content | {"tests": [test | spoilt]})
 
 
+def test_accepted_rows_and_spans_are_part_of_the_schema() -> None:
+    content = read(ROOT / "authors" / "aggregation.json")
+    test = next(test for test in content["tests"] if test["id"] == "aggregation-006")
+    row = next(one for one in test["accepted"] if "row" in one)
+    span = next(one for one in test["accepted"] if "span" in one)
+    for one in (row, span, span | {"toward": span["span"]}):
+        validator("vectors").validate(content | {"tests": [test | {"accepted": [one]}]})
+    mixed, elsewhere = row | {"span": span["span"]}, row | {"of": "v"}
+    without = {name: value for name, value in span.items() if name != "gap"}
+    for wrong in (mixed, elsewhere, without, row | {"layer": -1}, row | {"row": [1.0]}):
+        with pytest.raises(jsonschema.ValidationError):
+            validator("vectors").validate(content | {"tests": [test | {"accepted": [wrong]}]})
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_budgets_are_valid_and_cover_every_stage_and_dtype(dialect: str) -> None:
     place = "budgets.json" if dialect == "paper" else f"{dialect}/budgets.json"
@@ -88,10 +105,10 @@ def test_budgets_are_valid_and_cover_every_stage_and_dtype(dialect: str) -> None
 
 
 def test_budgets_are_what_is_measured() -> None:
-    """One of 28: all of them take a minute."""
+    """One of 28: all of them take a minute. Where an entry lies between two of bfloat16's, processors may differ."""
     again, stored = measure("steering", "bfloat16"), load_budgets()["steering", "bfloat16"]
     assert again.weakest_bug == stored.weakest_bug
-    assert again.budget == pytest.approx(stored.budget, rel=1e-6)
+    assert again.budget == pytest.approx(stored.budget, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["objective-001", "steering-024", "generation-002"])  # the second has lam = NaN
@@ -111,11 +128,8 @@ def test_protocol_messages_are_valid(name: str) -> None:
 # ----------------------------------------------------------------------------------------- reproducible
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All vectors written anew."""
-    return written(tmp_path_factory.mktemp("again"))
-
-
-def written(folder: Path) -> Path:
+    """All vectors written into an empty folder."""
+    folder = tmp_path_factory.mktemp("again")
     vectors.write(folder, {name: load_budgets(name).values() for name in DIALECTS})
     return folder
 
@@ -124,25 +138,49 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def test_vectors_are_written_anew_byte_for_byte(again: Path, tmp_path: Path) -> None:
-    """The stored ones; or, where another machine rounds otherwise, twice the same ones."""
-    files = files_of(again)
-    assert len(files) == 3 + 1 + 4 * len(OUTPUTS) + len(SCHEMAS)
-    assert files == files_of(ROOT)
-    if any((again / path).read_bytes() != (ROOT / path).read_bytes() for path in files if path.name != "MANIFEST.json"):
-        other = written(tmp_path / "other")
-        assert all((again / path).read_bytes() == (other / path).read_bytes() for path in files)
-    for path in (path for path in files if path.suffix == ".json" and path.name != "MANIFEST.json"):
-        assert same_json(read(again / path), read(ROOT / path)), path
+def changed(folder: Path) -> list[str]:
+    """The files that are not those of the checkout, byte for byte."""
+    assert files_of(folder) == files_of(ROOT)
+    return [path.as_posix() for path in files_of(ROOT) if (folder / path).read_bytes() != (ROOT / path).read_bytes()]
 
 
-def same_json(ours: Any, stored: Any) -> bool:
-    """The same but for floats, which another machine's mathematics library may round differently."""
-    if isinstance(ours, dict):
-        return set(ours) == set(stored) and all(same_json(ours[name], stored[name]) for name in ours)
-    if isinstance(ours, list):
-        return len(ours) == len(stored) and all(same_json(a, b) for a, b in zip(ours, stored, strict=True))
-    return ours == (pytest.approx(stored, rel=1e-11, abs=1e-13) if isinstance(ours, float) else stored)
+def test_written_again_vectors_are_the_same_byte_for_byte_on_every_processor(copy: Path) -> None:
+    vectors.write(copy)
+    assert changed(copy) == []
+
+
+def test_what_is_not_rounding_is_written_anew(copy: Path) -> None:
+    place = copy / "paper" / "steering.safetensors"
+    arrays = load_file(place)
+    arrays["steering-001/out/h"] = arrays["steering-001/out/h"] * (1 + 1e-10)
+    arrays["steering-002/out/h"] = arrays["steering-002/out/h"] * (1 + 1e-13)
+    save_file(arrays, place)
+    (copy / "budgets.json").write_text((ROOT / "budgets.json").read_text().replace('"noise": 0.0,', '"noise": 0.5,'))
+    vectors.write(copy)
+    assert changed(copy) == ["MANIFEST.json", "budgets.json", "paper/steering.safetensors"]
+    mended, stored = load_file(place), load_file(ROOT / "paper" / "steering.safetensors")
+    np.testing.assert_allclose(mended["steering-001/out/h"], stored["steering-001/out/h"], rtol=1e-13)
+    np.testing.assert_array_equal(mended["steering-002/out/h"], arrays["steering-002/out/h"])
+    assert load_budgets(folder=copy)["selection", "float64"].noise == 0.5  # measured once, then kept
+
+
+def test_written_afresh_they_have_the_same_text_and_the_same_numbers_but_for_rounding(again: Path) -> None:
+    assert len(files_of(again)) == 3 + 1 + 4 * len(OUTPUTS) + len(SCHEMAS)
+    assert files_of(again) == files_of(ROOT)
+    for path in (path for path in files_of(ROOT) if path.suffix == ".json" and path.name != "MANIFEST.json"):
+        ours, stored = read(again / path), read(ROOT / path)
+        for test in (test for one in (ours, stored) for test in one.get("tests", ())):
+            if path.stem == "objective":
+                test.pop("out", None)  # three numbers with all their digits, compared below
+        assert ours == stored, path
+    for path in (path for path in files_of(ROOT) if path.suffix == ".safetensors"):
+        ours, stored = load_file(again / path), load_file(ROOT / path)
+        assert list(ours) == list(stored), path
+        for key, value in stored.items():
+            if "/accepted/" in key:
+                np.testing.assert_allclose(ours[key], value, rtol=0, atol=vectors.KEPT, err_msg=key)
+            elif "/out/" not in key:
+                assert ours[key].tobytes() == value.tobytes(), key  # of a NaN too
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)
@@ -155,30 +193,31 @@ def test_stored_cases_are_those_of_the_code(dialect: Dialect, stage: str, again:
             np.testing.assert_array_equal(np.asarray(value), np.asarray(case.inputs[name]), err_msg=f"{case.id} {name}")
         if case.result != "invalid":
             made = vectors.stored_case(again, dialect.name, case.id)[1].out
-            if case.result == "valid":
-                assert distance(stage, case.inputs, right.out, made) <= 1e-11, case.id
+            assert distance(stage, case.inputs, right.out, made) <= vectors.KEPT, case.id
             assert set(right.out) == set(made) == set(OUTPUTS[stage])
 
 
-FIRST = {  # digests of what revision 1 asked and answered
+FIRST = {  # digests of what revision 1 asked, and of its answers where only one is right
     "objective": "06802e195866c8a6",
     "attribution": "7376f406a2efac0a",
-    "selection": "620866c0289b2a81",
+    "selection": "6cd51533364e97b0",
     "contrast": "08da3360a81b4fdb",
-    "aggregation": "8acb7f6809f4f6f2",
+    "aggregation": "871f2b79c44f0926",
     "steering": "7bcd9378eb6b17e3",
-    "generation": "d04dc53e7c61c2fc",
+    "generation": "aeb657044693f3aa",
 }
 
 
 def digest_of_first(stage: str) -> str:
-    """Of inputs, outputs and results, as bytes, of the cases of revision 1."""
+    """Of inputs, outputs and results, as bytes, of the cases of revision 1; ill-posed ones have no one output."""
     arrays, digest = load_file(ROOT / "paper" / f"{stage}.safetensors"), hashlib.sha256()
     for test in read(ROOT / "paper" / f"{stage}.json")["tests"][: vectors.FEWEST["paper"][stage]]:
-        asked = {name: test[name] for name in ("id", "result", "in", "out") if name in test}
+        sides = ("in",) if test["result"] == "acceptable" else ("in", "out")
+        asked = {name: test[name] for name in ("id", "result", *sides) if name in test}
         digest.update(json.dumps(asked, sort_keys=True).encode())
-        for key in sorted(key for key in arrays if key.startswith(f"{test['id']}/")):
-            digest.update(arrays[key].tobytes())
+        for key in sorted(key for key in arrays if key.startswith(tuple(f"{test['id']}/{side}/" for side in sides))):
+            value = arrays[key]
+            digest.update(np.where(np.isnan(value), np.nan, value).tobytes() if value.dtype.kind == "f" else value)
     return digest.hexdigest()[:16]
 
 
@@ -195,7 +234,7 @@ ILL_POSED = [(d, case) for d in DIALECTS.values() for case in d.cases if case.re
 def test_accepted_outputs_are_right_from_their_error_on_and_wrong_below(dialect: Dialect, case: Case) -> None:
     right = vectors.right_of(dialect.name, case.id)
     assert right.accepted
-    for variant in right.accepted:
+    for variant in (one for one in right.accepted if isinstance(one, Variant)):
         got = right.out | variant.out
         assert judge(case.stage, case.inputs, got, budget=max(variant.begins, 1e-9), right=right).ok, variant
         if variant.begins > 1e-9:
@@ -230,10 +269,13 @@ def test_margins_tell_how_far_the_next_decision_is() -> None:
     assert gap["006"]["neg"] is None
     assert gap["009"]["pos"] == 0  # an exact tie
     assert gap["022"]["pos"] == pytest.approx(2 / 128 / (1 + 5 / 128))  # 3 and 1 of 128
-    margins = vectors.right_of("paper", "aggregation-004").margins
-    assert margins["gap_pos"] == pytest.approx([0.5] * 3)
-    sides = vectors.right_of("authors", "aggregation-005").margins
-    assert max(sides["sign_pos"]) < 1e-12
+    assert vectors.right_of("paper", "aggregation-004").margins["gap_pos"] == [0.5] * 3
+    assert vectors.right_of("paper", "aggregation-007").margins["gap_pos"] == [0.0] * 3
+    assert vectors.right_of("authors", "aggregation-005").margins["sign_pos"] == [0.0] * 3
+    left = vectors.right_of("paper", "steering-012").margins["left"]
+    assert left[0][2] == left[1][0] == 0 < left[0][0] < 1
+    assert vectors.right_of("paper", "steering-013").margins["left"][0][1] == pytest.approx(2**-25, rel=1e-5)
+    assert None not in vectors.right_of("paper", "steering-011").margins["left"][0]
     steps = np.array(vectors.right_of("paper", "generation-002").margins["tokens"])
     assert steps.shape == (3, 6)
     assert 0 < steps.min() < steps.max() < 1
@@ -250,8 +292,11 @@ def test_the_comparator_uses_the_stored_margins() -> None:
     turned = {"v_pos": -right.out["v_pos"], "v_neg": right.out["v_neg"]}
     turned["v"] = turned["v_pos"] - turned["v_neg"]
     assert not judge("aggregation", case.inputs, turned, budget=1e-5, right=right).ok
-    unsigned = dataclasses.replace(right, margins=right.margins | {"sign_pos": [0.0] * 3})
+    free = tuple(OtherRow("v_pos", layer, turned["v_pos"][layer], 0.0, "made up") for layer in range(3))
+    unsigned = dataclasses.replace(right, accepted=free)
     assert judge("aggregation", case.inputs, turned, budget=1e-5, right=unsigned).ok
+    gapless = dataclasses.replace(unsigned, margins=right.margins | {"gap_pos": [1e-5] * 3})
+    assert not judge("aggregation", case.inputs, turned, budget=1e-5, right=gapless).ok
 
 
 def test_stored_weights_are_the_closed_form() -> None:
@@ -268,7 +313,7 @@ def test_vectors_are_small_and_complete() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()}
     assert files == {"MANIFEST.json", *manifest["sha256"]}
     assert sum((ROOT / name).stat().st_size for name in files) < LIMIT
-    assert manifest["revision"] == 2
+    assert manifest["revision"] == 3
     for name, dialect in DIALECTS.items():
         assert sum(manifest["numberOfTests"][name].values()) == len(dialect.cases)
         assert manifest["plantedBugs"][name] == len(dialect.bugs)

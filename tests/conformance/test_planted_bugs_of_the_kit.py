@@ -18,7 +18,7 @@ from grains_ref.conformance.bugs.decoder import decode
 from grains_ref.conformance.cases import CASES, FLAGS, Case, aggregation
 from grains_ref.conformance.cases.common import bf16
 from grains_ref.conformance.compare import distance
-from grains_ref.conformance.margins import SIGN_DEFINED, WELL_SEPARATED
+from grains_ref.conformance.components import SIGN_DEFINED, WELL_SEPARATED
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
 from grains_ref.conformance.toy import Toy, toy_weights
 

@@ -424,9 +424,10 @@ def test_missing_peft_says_what_to_install(llama: HuggingFaceModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"alpha": -1}, {"epochs": 0}, {"batch_size": 0}, {"learning_rates": ()},
-              {"learning_rates": (1e-3, 0.0)}]
-)  # fmt: skip
+    "wrong",
+    [{"rank": 0}, {"alpha": -1}, {"epochs": 0}, {"batch_size": 0}]
+    + [{"learning_rates": rates} for rates in ((), (1e-3, 0.0), (1e38,), (float("nan"),), (float("inf"),))],
+)
 def test_numbers_that_make_no_sense_are_refused(llama: HuggingFaceModel, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="positive numbers"):
         lora.fit(llama, pairs_for(llama, []), **wrong)
@@ -451,10 +452,66 @@ def test_a_tokenizer_without_end_of_text_is_refused(llama: HuggingFaceModel) -> 
         lora.fit(model, pairs_for(llama, []))
 
 
-def test_divergence_is_said_and_leaves_the_model_as_it_was(llama: HuggingFaceModel) -> None:
+@pytest.mark.parametrize("rate", [1e9, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_drown_the_model_are_refused_and_leave_it_as_it_was(rate: float, dtype: torch.dtype) -> None:
+    """One step of Adam moves B by the rate, whatever the processor; the losses after it may look healthy."""
+    model = random_llama(dtype=dtype)
+    before = state(model)
+    with pytest.raises(
+        ValueError, match=r"diverged in step 1: what is added to q_proj in block 0 .* Take a lower rate"
+    ):
+        lora.fit(model, pairs_for(model, []), learning_rates=(rate,))
+    assert_same_state(model, before)
+
+
+def test_the_largest_adapter_is_the_one_of_which_rounding_leaves_the_model_something(llama: HuggingFaceModel) -> None:
+    """A rate just below the bound, which is in proportion to it, and one just above."""
+    one = lora.fit(llama, pairs_for(llama, []), learning_rates=(1e-3,), epochs=1).adapters[0]
+    at_bound = 1e-3 / (torch.finfo(torch.float32).eps * one.weight_change(llama))
+    (large,) = lora.fit(llama, pairs_for(llama, []), learning_rates=(0.9 * at_bound,), epochs=1).adapters
+    assert large.weight_change(llama) == pytest.approx(0.9 / torch.finfo(torch.float32).eps, rel=1e-3)
+    with pytest.raises(ValueError, match="diverged in step 1: what is added to"):
+        lora.fit(llama, pairs_for(llama, []), learning_rates=(1.1 * at_bound,), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(float("nan"), "nan nats"), (float("inf"), "inf nats"), (1e9, r"e\+\d+ nats")]
+)
+def test_losses_that_tell_nothing_are_refused_and_leave_the_model_as_it_was(
+    llama: HuggingFaceModel, wrong: float, said: str
+) -> None:
+    """In the second step, as a model that broke in the first."""
+    before, model_logits, calls = state(llama), llama.logits, list[int]()
+
+    def breaks(encoded: Any, embeds: Tensor, ids: Tensor) -> Tensor:
+        calls.append(1)
+        right = model_logits(encoded, embeds, ids)
+        of_answer = torch.nn.functional.one_hot(ids, right.shape[-1]).bool()
+        return torch.where(of_answer, right - wrong, right) if len(calls) > 3 else right
+
+    with (
+        patch.object(llama, "logits", breaks),
+        pytest.raises(ValueError, match=rf"rate 5e-06 diverged in step 2.*{said}"),
+    ):
+        lora.fit(llama, pairs_for(llama, []))
+    assert_same_state(llama, before)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(llama: HuggingFaceModel) -> None:
+    logits = llama.logits
+
+    def steep(*args: Any) -> Tensor:
+        """The same numbers with a slope whose square float32 cannot hold."""
+        right = logits(*args)
+        return right.detach() + 1e38 * (right - right.detach())
+
     before = state(llama)
-    with pytest.raises(ValueError, match=r"learning rate 1e\+30 diverged in step 2"):
-        lora.fit(llama, pairs_for(llama, []), learning_rates=(1e30,))
+    with (
+        patch.object(llama, "logits", steep),
+        pytest.raises(ValueError, match=r"diverged in step 1.*gradient (inf|nan)"),
+    ):
+        lora.fit(llama, pairs_for(llama, []))
     assert_same_state(llama, before)
 
 

@@ -70,11 +70,14 @@ CASES = (
     _steering(11, "Tokens that are zero stay zero", "ZeroRows Batch", _with_zero_rows, _v, 1.5,
               "norm_over_sequence norm_over_tokens_and_width norm_over_batch norms_of_row_0 norm_not_restored "
               "zero_rows_steered"),
-    _steering(12, "Where h = -lam v no direction is left, and h is kept", "Cancellation", _cancelling, _v, 2.0,
+    # 12, 13 and 21 are exact cancellations by design: every dtype holds their numbers and the sums of these, so that no
+    # rounding decides. Noise in the inputs would: it turns a token in proportion to 1 / `left`, its margin.
+    _steering(12, "Where h is exactly -lam v no direction is left, and h is kept", "Cancellation", _cancelling, _v, 2.0,
               "norm_over_tokens_and_width lam_times_ten lam_squared strength_relative_to_h cancelled_to_zero "
               "cancelled_to_nan released_steering"),
-    _steering(13, "Where h and lam v nearly cancel the norm is still restored", "Cancellation TinyValues", _nearly,
-              _first_axis, 1.0, "norm_over_batch l1_norm largest_entry_norm only_shrinking eps_in_denominator"),
+    _steering(13, "Where exactly 2^-24 of h + lam v is left the norm is still restored", "Cancellation TinyValues",
+              _nearly, _first_axis, 1.0,
+              "norm_over_batch l1_norm largest_entry_norm only_shrinking eps_in_denominator"),
     # |h| near 1,000 times entries near 300 is far beyond 65,504.
     _steering(14, "Norms whose product with an entry overflows float16", "LargeValues Batch",
               256 * grid("steering-014", 2, 3, WIDTH), 128 * _v, 1.0,
@@ -92,8 +95,8 @@ CASES = (
               np.where(np.arange(WIDTH) == 4, np.nan, _v), 1.0, result="invalid"),
     _steering(20, "Infinity in v", "NotANumber", stream("steering-020", 2, 5),
               np.where(np.arange(WIDTH) == 4, np.inf, _v), 1.0, result="invalid"),
-    _steering(21, "Where all but 2^-28 cancels the norm is still restored", "Cancellation TinyValues BeyondFloat16",
-              _very_nearly, _first_axis, 1.0, "eps_in_denominator"),
+    _steering(21, "Where exactly 2^-28 of h + lam v is left the norm is still restored",
+              "Cancellation TinyValues BeyondFloat16", _very_nearly, _first_axis, 1.0, "eps_in_denominator"),
     _steering(22, "NaN in h", "NotANumber", spoilt(stream("steering-022", 2, 5), math.nan), _v, 1.0, result="invalid"),
     _steering(23, "Infinity in h", "NotANumber", spoilt(stream("steering-023", 2, 5), math.inf), _v, 1.0,
               result="invalid"),

@@ -1,0 +1,100 @@
+"""A judge that knows the dumped files alone: in/CASE.json, right/CASE.json and the rules of docs/porting.md.
+
+It imports nothing of grains_ref, and is what a porting team would write in its own language.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def passes(folder: Path, case: str, answer: dict[str, Any], dtype: str) -> bool:
+    """Whether an answer, {"out": {...}} or {"refused": "why"}, is right; folder: where the cases were dumped."""
+    asked = json.loads((folder / "in" / f"{case}.json").read_text())
+    right = json.loads((folder / "right" / f"{case}.json").read_text())
+    if right["result"] == "invalid" or "refused" in answer:
+        return right["result"] == "invalid" and "refused" in answer
+    return {
+        "objective": objective,
+        "attribution": lambda *given: largest_entry("a", *given),
+        "selection": selection,
+        "contrast": lambda *given: by_rows(("delta_pos", "delta_neg"), *given),
+        "aggregation": aggregation,
+        "steering": lambda *given: by_rows(("h",), *given),
+        "generation": generation,
+    }[asked["stage"]](answer["out"], right, right["budget"][dtype])
+
+
+def objective(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    want = right["out"]
+    scale = abs(want["log_p_pos"]) + abs(want["log_p_neg"])
+    return all(abs(got[name] - want[name]) <= budget * scale for name in want)
+
+
+def largest_entry(name: str, got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    ours, theirs = np.array(got[name], float), np.array(right["out"][name], float)
+    return bool(np.abs(ours - theirs).max() <= budget * np.abs(theirs).max())
+
+
+def selection(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    for name in ("pos", "neg"):
+        others = [one["out"][name] for one in right["accepted"] if name in one["out"] and one["from"] <= budget]
+        if list(got[name]) not in [right["out"][name], *others]:
+            return False
+    return True
+
+
+def by_rows(names: tuple[str, ...], got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    for name in names:
+        ours, theirs = np.array(got[name], float), np.array(right["out"][name], float)
+        errors, lengths = np.linalg.norm(ours - theirs, axis=-1), np.linalg.norm(theirs, axis=-1)
+        if not (errors <= budget * lengths).all():
+            return False
+    return True
+
+
+def aggregation(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    for side in ("pos", "neg"):
+        for layer, row in enumerate(np.array(got[f"v_{side}"], float)):
+            accepted = [
+                one
+                for one in right["accepted"]
+                if (one["of"], one["layer"]) == (f"v_{side}", layer) and one["from"] <= budget
+            ]
+            stored, gap = right["out"][f"v_{side}"][layer], right["margins"][f"gap_{side}"][layer]
+            if not row_is_right(row, np.array(stored), gap, accepted, budget):
+                return False
+    differences = np.array(got["v"], float) - (np.array(got["v_pos"], float) - np.array(got["v_neg"], float))
+    return bool(np.linalg.norm(differences, axis=-1).max() <= 4 * budget)
+
+
+def row_is_right(w: np.ndarray, stored: np.ndarray, gap: float, accepted: list[dict[str, Any]], budget: float) -> bool:
+    if abs(np.linalg.norm(w) - 1) > budget:
+        return False
+    rows = [stored, *(np.array(one["row"]) for one in accepted if "row" in one)]
+    if gap > 2 * budget and min(np.linalg.norm(w - row) for row in rows) <= budget * (1 + 2 / gap):
+        return True
+    for one in (one for one in accepted if "span" in one):
+        basis = np.array(one["span"])
+        outside = np.linalg.norm(w - (basis @ w) @ basis)
+        against = one["toward"] is not None and w @ np.array(one["toward"]) < -2 * budget
+        if outside <= budget * (1 + 2 / one["gap"]) and not against:
+            return True
+    return False
+
+
+def generation(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    if not largest_entry("logits", got, right, budget):
+        return False
+    for row, margins in enumerate(right["margins"].get("tokens", [])):
+        for step, margin in enumerate(margins):
+            if got["tokens"][row][step] == right["out"]["tokens"][row][step]:
+                continue
+            if margin >= 2 * budget:
+                return False
+            break  # from here on both continuations are right
+    return True
