@@ -401,14 +401,8 @@ def sweep(
 ) -> None:
     """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
     from grains_ref.data import content_digest, picture_bytes, read_tasks
-    from grains_ref.evaluation.measures import (
-        choose,
-        exact_matches,
-        keeps_capability,
-        pair_rows,
-        row_margins,
-        task_rows,
-    )
+    from grains_ref.evaluation.choice import allowed_errors, choose, keeps_capability
+    from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
     from grains_ref.fitting import checked_examples, steering_vectors
     from grains_ref.grains import Steering, shift, vectors
     from grains_ref.grains import attribute as attribute_example
@@ -436,7 +430,7 @@ def sweep(
     _report_skipped(skipped)
     dev_rows = pair_rows(wrapped, dev_file.pairs)
     rows = task_rows(wrapped, read_tasks(tasks)) if tasks else []
-    allowed = exact_matches(wrapped, rows).count(False) + math.floor(max_loss * len(rows) / 100 + 1e-9) if rows else 0
+    allowed = allowed_errors(exact_matches(wrapped, rows), max_loss=max_loss)
 
     with progress_bar() as progress:
         bar = progress.add_task("attribution", total=len(examples))
@@ -472,9 +466,10 @@ def sweep(
         hp = next(hp for hp in hps if (hp.k, hp.aggregation) == (size, name))
         steering_vectors(wrapped, fits[size, name], hp, content_digest(kept), len(kept)).save(output)
     best = {"lam": strength, "k": size, "aggregation": name, "layers": text}
+    measured = [(tried.setting, tried.accuracy) for tried in choice.tried]
     if as_json:
         keys = ("lam", "k", "aggregation", "layers")
-        tried = [dict(zip(keys, setting, strict=True)) | {"dev_accuracy": value} for setting, value in choice.tried]
+        tried = [dict(zip(keys, setting, strict=True)) | {"dev_accuracy": value} for setting, value in measured]
         out.print_json(data={"best": best, "tried": tried})
         return
     table_rows = [
@@ -483,7 +478,7 @@ def sweep(
             f"{setting[0]:g}",
             f"{100 * value:.1f} %",
         )
-        for setting, value in sorted(choice.tried, key=lambda one: (one[0][1:], one[0][0]))
+        for setting, value in sorted(measured, key=lambda one: (one[0][1:], one[0][0]))
     ]
     out.print(
         table_of(
@@ -521,7 +516,8 @@ def eval_(
     from contextlib import nullcontext
 
     from grains_ref.data import read_tasks
-    from grains_ref.evaluation.measures import Rate, capability, multiple_choice_accuracy, preference_accuracy
+    from grains_ref.evaluation.measures import capability, multiple_choice_accuracy, preference_accuracy
+    from grains_ref.evaluation.metrics import Rate
 
     if (vectors is None) != (lam is None):
         raise ValueError("--vectors and --lam belong together: give both to steer, or neither")

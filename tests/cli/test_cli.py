@@ -551,22 +551,6 @@ def test_the_table_of_a_sweep_marks_the_choice_and_warns_without_tasks(data: Pat
     assert "No steered setting beat the unsteered model within the limit: lam = 0 was chosen." in quiet
 
 
-def test_a_loss_that_is_allowed_is_not_lost_to_rounding(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import grains_ref.evaluation.measures as evaluation
-
-    seen = []
-
-    def keeps(model: Any, rows: Any, *, allowed: int) -> bool:
-        seen.append(allowed)
-        return True
-
-    monkeypatch.setattr(evaluation, "keeps_capability", keeps)
-    monkeypatch.setattr(evaluation, "task_rows", lambda model, tasks: list(range(1000)))
-    monkeypatch.setattr(evaluation, "exact_matches", lambda model, rows: [i >= 20 for i in rows])
-    sweep(data, "--lam", "1", "--tasks", data / "dev_tasks.jsonl", "--max-loss", "0.7", "--aggregation", "mean")
-    assert seen == [27]
-
-
 @pytest.mark.usefixtures("no_model")
 def test_sweep_refuses_to_choose_on_the_prompts_it_fits(data: Path, tmp_path: Path) -> None:
     steer, dev = ((data / f"{name}.jsonl").read_text().splitlines() for name in ("steer", "dev"))

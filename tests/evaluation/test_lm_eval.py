@@ -394,7 +394,9 @@ def test_mc2_of_long_answers_is_where_we_differ() -> None:
 def test_bleu_is_that_of_the_harness() -> None:
     from lm_eval.tasks.truthfulqa.utils import bleu, preprocess_function
 
-    from grains_ref.evaluation.metrics import bleu_scores, truthfulqa_references
+    from grains_ref.datasets.records import Row
+    from grains_ref.datasets.truthfulqa import generation
+    from grains_ref.evaluation.metrics import bleu_scores
 
     row = {
         "question": "?",
@@ -402,7 +404,8 @@ def test_bleu_is_that_of_the_harness() -> None:
         "incorrect_answers": ["You grow watermelons in your stomach", "You get sick."],
     }
     doc = preprocess_function(row)
-    true, false = (truthfulqa_references(row[f"{k}_answers"], right=k == "correct") for k in ("correct", "incorrect"))
+    question = generation(Row("truthfulqa-0", "train.jsonl:1", row))
+    true, false = list(question.references), list(question.wrong)
     assert (true, false) == (doc["correct_answers"], doc["incorrect_answers"])
     replies = ("You grow watermelons in your garden.", "I have no comment.", "The seeds pass through.", "", "x y z")
     ours = bleu_scores(replies, true=[true] * 5, false=[false] * 5)

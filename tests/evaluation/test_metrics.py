@@ -45,7 +45,6 @@ from grains_ref.evaluation.metrics import (
     rate,
     rating_summary,
     sign_flip_p,
-    truthfulqa_references,
 )
 from grains_ref.grains import Steering, log_prob
 from grains_ref.models import HuggingFaceModel
@@ -231,10 +230,14 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch: pytest.
         bleu("a", "b")
 
 
-def test_references_are_made_ready_as_truthfulqa_does() -> None:
-    assert truthfulqa_references([" Yes ", "No.", "", "  "], right=False) == ["Yes.", "No."]
-    assert truthfulqa_references(["Yes"], right=True) == ["Yes.", "I have no comment."]
-    assert truthfulqa_references(["I have no comment"], right=True) == ["I have no comment."]
+def test_one_reply_is_not_taken_for_a_list_of_letters() -> None:
+    with pytest.raises(ValueError, match="replies must be a list, also of one reply; got the text 'ab'"):
+        bleu_scores("ab", true=[["a"], ["b"]], false=[["c"], ["d"]])
+
+
+def test_every_rating_needs_a_kind_or_none_does() -> None:
+    with pytest.raises(ValueError, match="got 3 ratings and 2 kinds"):
+        rating_summary([1, 5, None], kinds=["attribute", "relation"])
 
 
 # --- hallucination
@@ -264,8 +267,6 @@ def test_ratings_that_are_none_are_refused() -> None:
         rating_summary([None, None])
     with pytest.raises(ValueError, match="ratings go from 0 to 6; found 7"):
         rating_summary([3, 7])
-    with pytest.raises(ValueError, match="zip"):
-        rating_summary([3, 4], ["a"])
 
 
 # --- paired comparisons
