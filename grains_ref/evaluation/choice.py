@@ -102,7 +102,7 @@ def allowed_errors(unsteered: Sequence[bool], *, max_loss: float) -> int:
     if not 0 <= max_loss <= 100:
         raise ValueError(f"max_loss is {max_loss}; expected points of task accuracy, from 0 to 100")
     wrong = sum(not right for right in unsteered)
-    more = math.floor(max_loss * len(unsteered) / 100 + 1e-9)  # 0.7 * 1000 / 100 is 6.999... and stands for 7
+    more = math.floor(max_loss * len(unsteered) / 100 + 1e-9)  # 0.57 * 10000 / 100 is 56.999... and stands for 57
     return wrong + more
 
 

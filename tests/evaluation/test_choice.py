@@ -130,7 +130,7 @@ def test_no_admissible_setting_is_an_error() -> None:
         (0.5, 400, 7, 9),
         (0.5, 40, 0, 0),
         (0.5, 399, 1, 2),  # 1.995 tasks are one whole task
-        (0.7, 1000, 20, 27),  # 0.7 * 1000 / 100 is 6.999... in floating point
+        (0.57, 10000, 20, 77),  # 0.57 * 10000 / 100 is 56.999... in floating point
         (0.0, 50, 4, 4),
         (100.0, 5, 2, 7),
         (0.5, 0, 0, 0),
