@@ -466,7 +466,7 @@ BUGS = (
         HARNESS, "for before, said in map(make_disjoint_window, windows)]", "for before, said in windows]",
         "test_lm_eval"),
     Bug("answers_by_length", "harness", "generations come back in the order of their contexts' lengths",
-        HARNESS, "answers = [replies[i] for i in range(len(requests))]", "answers = [*replies.values()]", "test_lm_eval"),
+        HARNESS, "[replies[i] for i in range(len(requests))]", "[*replies.values()]", "test_lm_eval"),
     Bug("first_options_for_all", "harness", "all requests are generated with the first one's options",
         HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_lm_eval"),
     Bug("last_stop_text", "harness", "a generation goes on to the last stop text",

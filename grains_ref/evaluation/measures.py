@@ -26,6 +26,7 @@ def margins(
 
 def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
     """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
+    _refuse_text("pairs", pairs)
     chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
     return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
 
@@ -98,6 +99,7 @@ def multiple_choice(
     Raises:
         ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
     """
+    _refuse_text("records", records)
     questions = [(r.prompt, r.choices, _only_picture(r.images)) for r in records]
     return _choice_scores(model, questions, [r.labels for r in records], normalise)
 
@@ -110,11 +112,23 @@ def multiple_choice_accuracy(
     Raises:
         ValueError: a pair has no choices.
     """
+    return rate(pair_choices(model, pairs, normalise=normalise).mc1)
+
+
+def pair_choices(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> ChoiceScores:
+    """Score every choice of pairs with 'choices' and 'label' as a response to its prompt.
+
+    Raises:
+        ValueError: a pair has no choices.
+    """
+    _refuse_text("pairs", pairs)
     without = [p.where for p in pairs if p.label is None]
     if without:
         raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
     labels = [[int(i == p.label) for i in range(len(p.choices))] for p in pairs]
-    return rate(_choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise).mc1)
+    return _choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise)
 
 
 def _choice_scores(
@@ -185,6 +199,12 @@ def _refuse_one(name: str, given: Sequence[Any]) -> None:
         raise ValueError(f"{name} must be a list, one entry per prompt; got a single one: put it in brackets")
 
 
+def _refuse_text(name: str, given: object) -> None:
+    """The name of a file is not what the file holds."""
+    if isinstance(given, str | Path):
+        raise ValueError(f"{name} must be a list; got {str(given)!r}: read the file first, with `grains_ref.data`")
+
+
 def bleu_accuracy(
     model: HuggingFaceModel,
     records: Sequence[ReferenceRecord],
@@ -202,6 +222,7 @@ def bleu_accuracy(
         ValueError: a question with several pictures, or without right or wrong references.
         ImportError: sacrebleu is not installed.
     """
+    _refuse_text("records", records)
     replies = generations(
         model,
         [r.prompt for r in records],
@@ -231,4 +252,5 @@ def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
 
 def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
     """Token rows of tasks, for `exact_matches`."""
+    _refuse_text("tasks", tasks)
     return model.tokenise((task.prompt, task.answer, task.image) for task in tasks)

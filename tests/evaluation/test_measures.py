@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from grains_ref.evaluation.measures import (
     exact_matches,
     generations,
     margins,
+    multiple_choice,
     multiple_choice_accuracy,
     pair_rows,
     preference_accuracy,
@@ -230,6 +231,16 @@ def test_an_exact_match_is_what_greedy_decoding_really_says(simple_model: Huggin
 def test_a_single_prompt_is_not_taken_for_a_list_of_letters(given: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a list, one entry per prompt"):
         generations(FakeModel(), **given, max_new_tokens=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [preference_accuracy, margins, pair_rows, multiple_choice, multiple_choice_accuracy, capability, task_rows],
+)
+@pytest.mark.parametrize("name", ["pairs.jsonl", Path("pairs.jsonl")])
+def test_the_name_of_a_file_is_not_taken_for_its_rows(measure: Callable[..., Any], name: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"must be a list; got 'pairs\.jsonl': read the file first"):
+        measure(FakeModel(), name)
 
 
 # --- where the names are found
