@@ -18,7 +18,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Header:
         n_examples: number of pairs the vectors were made from.
         versions: of the software that made the vectors (`library_versions`).
         diagnostics: numbers from aggregation, free in form.
+        choice: the strength and layers that a sweep chose, with the accuracy on dev and the cost on tasks that they
+            had there (`grains_ref.evaluation.SweepChoice.record`); {} where nothing was chosen.
 
     Raises:
         VectorError: a value of the wrong type, a newer format, or content that JSON cannot hold.
@@ -76,10 +78,11 @@ class Header:
     n_examples: int
     versions: dict[str, str]
     diagnostics: dict[str, Any]
+    choice: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         texts = ("site", "layer_numbering", "dialect", "model_name", "fingerprint", "data_digest")
-        dicts = ("hyper_parameters", "versions", "diagnostics")
+        dicts = ("hyper_parameters", "versions", "diagnostics", "choice")
         for expected, names in ((str, texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:
                 if type(getattr(self, name)) is not expected:
@@ -88,6 +91,8 @@ class Header:
         _check_version(self.format_version)
         if self.n_examples < 0:
             raise VectorError(f"header: 'n_examples' must be 0 or more, found {self.n_examples}.")
+        if self.choice:
+            _check_choice(self.choice)
         try:
             survives = json.loads(self.to_json()) == asdict(self)
         except (TypeError, ValueError) as error:
@@ -252,6 +257,7 @@ class SteeringVectors:
             ("data digest", header.data_digest),
             ("hyper-parameters", " ".join(recipes) or _words(header.hyper_parameters)),
             ("diagnostics", _words(header.diagnostics)),
+            ("chosen by a sweep", _words(header.choice)),
             ("versions", _words(header.versions)),
             ("format version", str(header.format_version)),
         ]
@@ -267,7 +273,8 @@ def compose(parts: Sequence[tuple[float, SteeringVectors]]) -> SteeringVectors:
       digest and number of examples.  A part that is itself a sum is spread out: the list stays flat.
     - `data_digest` is the SHA-256 of the original parts' weights and digests in order.
     - `n_examples` is the sum over the parts; data used by two parts counts twice.
-    - `versions` are those of the composing software; `diagnostics` is empty, for it describes single parts.
+    - `versions` are those of the composing software; `diagnostics` and `choice` are empty, for they describe single
+      parts.
 
     Args:
         parts: (weight, vectors), at least one, all of the same shape, model, site, numbering and dialect.
@@ -359,6 +366,16 @@ def _check_version(version: Any) -> None:
         raise VectorError(
             f"header: format version {version} was written by a newer grains_ref; this one reads up to "
             f"{FORMAT_VERSION}. Upgrade grains_ref."
+        )
+
+
+def _check_choice(choice: dict[str, Any]) -> None:
+    lam, layers = choice.get("lam"), choice.get("layers")
+    is_number = isinstance(lam, int | float) and not isinstance(lam, bool) and math.isfinite(lam)
+    is_list = isinstance(layers, list) and bool(layers) and all(type(layer) is int and layer >= 0 for layer in layers)
+    if not is_number or not is_list:
+        raise VectorError(
+            f"header: 'choice' must be empty or name a finite 'lam' and a list of 'layers', found {lam!r}, {layers!r}."
         )
 
 

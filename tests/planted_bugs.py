@@ -27,7 +27,8 @@ SUITE = ("test_1_objective", "test_2_attribution", "test_3_selection", "test_4_c
          "test_truthfulqa", "test_toxigen", "test_faitheval", "test_spa_vl", "test_mmhal", "test_mmlu", "test_mmmu",
          "test_records", "test_few_shot", "test_pair_files", "test_picture_cache", "test_sources", "test_registry",
          "test_splits", "test_cli_datasets",
-         "test_metrics", "test_measures", "test_judge", "test_lm_eval", "test_reproduction", "test_cells",
+         "test_metrics", "test_measures", "test_choice", "test_judge", "test_lm_eval", "test_reproduction",
+         "test_cells",
          "test_transfer", "test_fast")  # fmt: skip
 IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo_out", "*-seed[12]", "shared")
 
@@ -55,8 +56,9 @@ CELLS, CURVES, LAB, ROWS, TABLES, TRANSFER = (
     f"grains_ref/reproduction/{name}.py" for name in ("cells", "curves", "lab", "rows", "tables", "transfer")
 )
 METRICS, JUDGE = "grains_ref/evaluation/metrics.py", "grains_ref/evaluation/judge.py"
-EVALUATION, HARNESS, READERS = (
+EVALUATION, CHOICE, HARNESS, READERS = (
     "grains_ref/evaluation/measures.py",
+    "grains_ref/evaluation/choice.py",
     "grains_ref/evaluation/lm_eval.py",
     "grains_ref/datasets/",
 )
@@ -445,9 +447,9 @@ BUGS = (
         METRICS, "means = _cluster_means(_differences(first, second), clusters)",
         "means = _cluster_means(_differences(first, second), ())", "test_metrics"),
     Bug("first_rating", "scores", "the first rating in a judge's reply counts",
-        JUDGE, "int(found[-1]) if found", "int(found[0]) if found", "test_judge"),
+        JUDGE, "int(ratings[-1]) if ratings", "int(ratings[0]) if ratings", "test_judge"),
     Bug("strict_takes_several", "scores", "the strict rule accepts several ratings",
-        JUDGE, "found[0] if len(found) == 1 else None", "found[0] if found else None", "test_judge"),
+        JUDGE, "scores[0] if len(scores) == 1 else None", "scores[0] if scores else None", "test_judge"),
     Bug("one_attempt_more", "scores", "a request is tried once more than asked",
         JUDGE, "for attempt in range(self.attempts):", "for attempt in range(self.attempts + 1):", "test_judge"),
     Bug("all_retried", "scores", "a refused request is tried again",
@@ -473,12 +475,22 @@ BUGS = (
         EVALUATION, "range(0, len(prompts), batch_size)", "range(0, len(prompts) - batch_size + 1, batch_size)",
         "test_metrics"),
     Bug("one_failure_less", "scores", "as many failures as are allowed are too many",
-        EVALUATION, "if failed > allowed:", "if failed >= allowed:", "test_measures"),
+        CHOICE, "chunk=chunk) <= allowed", "chunk=chunk) < allowed", "test_choice"),
     Bug("strongest_of_equals", "scores", "of equally good settings the last is chosen",
-        EVALUATION, "sorted(tried, key=lambda one: -one[1])", "sorted(tried[::-1], key=lambda one: -one[1])",
-        "test_measures"),
+        CHOICE, "best_first = sorted(tried,", "best_first = sorted(tried[::-1],", "test_choice"),
     Bug("capability_ignored", "scores", "a setting that is not admissible is chosen",
-        EVALUATION, "        if admissible(setting):\n", "        if True:\n", "test_measures"),
+        CHOICE, "        if admissible(candidate.setting):\n", "        if True:\n", "test_choice"),
+    Bug("loss_lost_to_rounding", "scores", "0.57 points of 10,000 tasks are 56 tasks",
+        CHOICE, "/ 100 + 1e-9)", "/ 100)", "test_choice"),
+    Bug("unsteered_errors_forbidden", "scores", "a task that the unsteered model fails counts as lost",
+        CHOICE, "return wrong + more", "return more", "test_choice"),
+    Bug("strongest_first", "scores", "a sweep gives ties to the strongest setting",
+        CHOICE, "for lam in sorted(grid.lams, key=abs):", "for lam in sorted(grid.lams, key=abs, reverse=True):",
+        "test_choice"),
+    Bug("one_k_for_all", "scores", "a sweep makes the shifts of the first k serve for every k",
+        CHOICE, "return replace(hp, aggregation=plain", "return replace(hp, k=1, aggregation=plain", "test_choice"),
+    Bug("chosen_on_what_it_fits", "scores", "a sweep does not see that dev prompts are also examples",
+        CHOICE, "if shared := len(fitted & asked):", "if shared := len(fitted & {None}):", "test_choice"),
     # ---------------------------------------------------------------------------------------- harness
     Bug("end_cut_off", "harness", "what is too long loses its end",
         HARNESS, "prompt[max(0, min(excess, len(prompt) - 1)) :]", "prompt[: len(prompt) - max(0, excess)]",
@@ -489,7 +501,7 @@ BUGS = (
         HARNESS, "for before, said in map(make_disjoint_window, windows)]", "for before, said in windows]",
         "test_lm_eval"),
     Bug("answers_by_length", "harness", "generations come back in the order of their contexts' lengths",
-        HARNESS, "answers = [said[i] for i in range(len(requests))]", "answers = [*said.values()]", "test_lm_eval"),
+        HARNESS, "[replies[i] for i in range(len(requests))]", "[*replies.values()]", "test_lm_eval"),
     Bug("first_options_for_all", "harness", "all requests are generated with the first one's options",
         HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_lm_eval"),
     Bug("last_stop_text", "harness", "a generation goes on to the last stop text",

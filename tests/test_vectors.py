@@ -166,6 +166,18 @@ def test_a_header_that_is_no_json_object_is_refused(text: str) -> None:
         ({"n_examples": True}, "'n_examples' must be of type int, found bool"),
         ({"n_examples": -1}, "0 or more"),
         ({"versions": []}, "'versions' must be of type dict"),
+        ({"choice": None}, "'choice' must be of type dict"),
+        (
+            {"choice": {"lam": 1.0}},
+            "'choice' must be empty or name a finite 'lam' and a list of 'layers', found 1.0, None",
+        ),
+        ({"choice": {"lam": "strong", "layers": [0]}}, "found 'strong'"),
+        ({"choice": {"lam": True, "layers": [0]}}, "found True"),
+        ({"choice": {"lam": float("inf"), "layers": [0]}}, "found inf"),
+        ({"choice": {"lam": 1, "layers": []}}, r"found 1, \[\]"),
+        ({"choice": {"lam": 1, "layers": [0, -1]}}, r"found 1, \[0, -1\]"),
+        ({"choice": {"lam": 1, "layers": [0.5]}}, r"found 1, \[0.5\]"),
+        ({"choice": {"lam": 1, "layers": "all"}}, "found 1, 'all'"),
         ({"format_version": 0}, "from 1, found 0"),
         ({"format_version": 2}, "newer grains_ref"),
         ({"diagnostics": {"x": float("nan")}}, "JSON cannot hold it"),
@@ -516,7 +528,7 @@ def test_vectors_that_do_not_belong_together_are_refused(combine: Any, other: St
 
 
 def test_the_header_of_a_sum_tells_its_parts() -> None:
-    a = sample(hyper_parameters={"k": 1}, data_digest="a", n_examples=50)
+    a = sample(hyper_parameters={"k": 1}, data_digest="a", n_examples=50, choice={"lam": 2, "layers": [0]})
     b = sample(hyper_parameters={"k": 2}, data_digest="b", n_examples=7)
     header = compose([(2.0, a), (-0.5, b)]).header
     assert header.hyper_parameters == {
@@ -526,6 +538,7 @@ def test_the_header_of_a_sum_tells_its_parts() -> None:
         ]
     }
     assert (header.n_examples, header.diagnostics, header.versions) == (57, {}, library_versions())
+    assert header.choice == {}  # a strength was chosen for a part, not for the sum
     unchanged = ("format_version", "site", "layer_numbering", "dialect", "model_name", "fingerprint")
     assert all(getattr(header, name) == getattr(a.header, name) for name in unchanged)
 
@@ -577,6 +590,9 @@ def test_a_summary_says_in_words_what_the_header_holds() -> None:
     assert (rows["examples"], rows["data digest"]) == ("50", "d0")
     assert rows["hyper-parameters"] == "k=3, m=5, baseline=zero"
     assert (rows["versions"], rows["diagnostics"]) == ("torch=2", "explained=[0.5 0.25]")
+    assert rows["chosen by a sweep"] == "none"
+    chosen = sample(choice={"lam": 2.5, "layers": [1, 2], "dev_accuracy": 0.625})
+    assert dict(chosen.summary())["chosen by a sweep"] == "lam=2.5, layers=[1 2], dev_accuracy=0.625"
 
 
 def test_a_summary_of_a_sum_shows_the_weights() -> None:

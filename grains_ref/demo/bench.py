@@ -23,18 +23,9 @@ from torch import Tensor
 
 import grains_ref.tiny_models as tiny_models
 from grains_ref.data import PreferencePair, Task
-from grains_ref.evaluation.measures import (
-    Choice,
-    Rate,
-    choose,
-    clustered_mean,
-    exact_matches,
-    keeps_capability,
-    pair_rows,
-    rate,
-    row_margins,
-    task_rows,
-)
+from grains_ref.evaluation.choice import Choice, choose, keeps_capability
+from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
+from grains_ref.evaluation.metrics import Rate, clustered_mean, rate
 from grains_ref.grains import Steering
 from grains_ref.methods.core import Setting
 from grains_ref.models import HuggingFaceModel

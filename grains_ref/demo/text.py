@@ -132,7 +132,7 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
             grids.setdefault(label, strengths(model, label, v, LAMS))
         choice = bench.choose(gentlest_first(grids[label] for label in candidates))
         rows.setdefault(row, []).append(choice.best)
-        tried.extend((f"{row}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried)
+        tried.extend((f"{row}: {t.setting.label}", t.setting.strength, t.accuracy) for t in choice.tried)
 
     settle(PAPER_ROW, {"pca, k 3": paper.v})
     settle("GrAInS, uncentred PCA", {"uncentred, k 3": fit_of[PAPER.k, "uncentred"].v})

@@ -181,9 +181,7 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
             grids.setdefault(label, strengths(model, label, v, LAMS))
         choice = bench.choose(gentlest_first(grids[label] for label in candidates))
         rows.setdefault(row, []).append(choice.best)
-        tried.extend(
-            (f"{row.strip()}: {setting.label}", setting.strength, accuracy) for setting, accuracy in choice.tried
-        )
+        tried.extend((f"{row.strip()}: {t.setting.label}", t.setting.strength, t.accuracy) for t in choice.tried)
 
     literal = f"pca, k {PAPER.k}"
     for row, modality in zip(ROWS[1:4], ("joint", "image", "text"), strict=True):

@@ -2,8 +2,78 @@
 
 | file | holds |
 |---|---|
-| `measures` | measures of a model under whatever steering is active, and the choice of a setting on dev data |
-| `metrics` | what is made of the numbers: rates, means, intervals (needs no model) |
+| `measures` | measures of a model under whatever steering is active |
+| `choice` | the choice of a strength on dev data: the rule, and `sweep` |
+| `metrics` | what is made of the numbers: rates, means, intervals, paired tests (needs no model) |
 | `judge` | answers judged by another model (needs no model) |
 | `lm_eval` | a steered model in lm-evaluation-harness |
+
+The names of `measures` and `choice` are also found here. They are fetched when asked for, so that `metrics` and `judge`
+can be imported without torch and transformers.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grains_ref.evaluation.choice import (
+        Candidate,
+        Choice,
+        Grid,
+        SweepChoice,
+        Tried,
+        allowed_errors,
+        choose,
+        keeps_capability,
+        sweep,
+    )
+    from grains_ref.evaluation.measures import (
+        ChoiceScores,
+        bleu_accuracy,
+        capability,
+        exact_matches,
+        generations,
+        margins,
+        multiple_choice,
+        multiple_choice_accuracy,
+        pair_choices,
+        pair_rows,
+        preference_accuracy,
+        row_margins,
+        task_rows,
+    )
+
+__all__ = [
+    "Candidate",
+    "Choice",
+    "ChoiceScores",
+    "Grid",
+    "SweepChoice",
+    "Tried",
+    "allowed_errors",
+    "bleu_accuracy",
+    "capability",
+    "choose",
+    "exact_matches",
+    "generations",
+    "keeps_capability",
+    "margins",
+    "multiple_choice",
+    "multiple_choice_accuracy",
+    "pair_choices",
+    "pair_rows",
+    "preference_accuracy",
+    "row_margins",
+    "sweep",
+    "task_rows",
+]
+
+
+def __getattr__(name: str) -> object:
+    """A public name, from the module that defines it (PEP 562)."""
+    if name in __all__:
+        for module in ("measures", "choice"):
+            home = import_module(f"{__name__}.{module}")
+            if hasattr(home, name):
+                return getattr(home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

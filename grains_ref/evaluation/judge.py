@@ -1,4 +1,4 @@
-"""A judge that rates replies for hallucination, MMHal-Bench's way: a chat model anywhere, or a planted world's truth.
+"""A judge that rates replies for hallucination, MMHal-Bench's way: a chat model anywhere.
 
     judge = Cached(ChatJudge("http://127.0.0.1:8000/v1", model="some-model"), "verdicts.jsonl")
     verdicts = judge_all(judge, [Case(contents=("bus", "dog"), question=..., reference=..., answer=...), ...])
@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,12 +70,20 @@ class JudgeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """One answer to be judged."""
+    """One answer to be judged.
+
+    Raises:
+        ValueError: `contents` is one text, which would be read letter by letter.
+    """
 
     contents: tuple[str, ...]  # what the picture shows
     question: str
     reference: str  # the correct answer
     answer: str  # the answer to be judged
+
+    def __post_init__(self) -> None:
+        if isinstance(self.contents, str):
+            raise ValueError(f"contents must be a tuple of texts; got the text {self.contents!r}")
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,8 @@ _RATING = re.compile(r"ratings?(?:\s+(?:is|of|score))?\W{0,6}(?<!\s[-\u2212])([0
 
 def read_rating(reply: str) -> int | None:
     """The last rating from 0 to 6 in a reply, or None; Markdown, JSON and mentions of the scale do not disturb it."""
-    found = _RATING.findall(_SCALE.sub("", reply))
-    return int(found[-1]) if found else None
+    ratings = _RATING.findall(_SCALE.sub("", reply))
+    return int(ratings[-1]) if ratings else None
 
 
 def read_rating_strictly(reply: str) -> int | None:
@@ -113,8 +121,8 @@ def read_rating_strictly(reply: str) -> int | None:
 
     Convention: the benchmark gives 0 where this gives None; `metrics.rating_summary` counts both ways.
     """
-    found = [score for score in range(7) if f"rating: {score}" in reply.lower()]
-    return found[0] if len(found) == 1 else None
+    scores = [score for score in range(7) if f"rating: {score}" in reply.lower()]
+    return scores[0] if len(scores) == 1 else None
 
 
 # ------------------------------------------------------------------------------------- templates
@@ -346,43 +354,19 @@ class Cached:
         return self._replies[key]
 
     def _read(self) -> None:
-        whole, newline, cut_off = self._path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate((whole + newline).splitlines(), start=1):
+        """Take the replies out of the file; cut off a last line without an end."""
+        whole_lines, newline, unfinished = self._path.read_bytes().rpartition(b"\n")
+        content = whole_lines + newline
+        for number, line in enumerate(content.splitlines(), start=1):
             try:
                 row = json.loads(line)
                 self._replies[str(row["key"])] = str(row["reply"])
             except (ValueError, LookupError, TypeError):
                 raise ValueError(f"{self._path}:{number}: no kept verdict; is this another file?") from None
-        if cut_off:
-            if not newline and cut_off[:6] != b'{"key"'[: len(cut_off)]:
-                raise ValueError(f"{self._path}: no file of kept verdicts; is this another file?")
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole + newline))
-
-
-@dataclass(frozen=True)
-class PlantedJudge:
-    """The judge of a planted world, where the truth of every claim is known: no network, no opinion.
-
-    values: all words that can be a claim, for instance the world's colours.  An answer claims the values in it, and
-    those in the reference are true.  6: exactly the true ones; 4: some of them; 3: none at all; 2: all of them and a
-    false one; 1: some and a false one; 0: only false ones.
-    """
-
-    values: Collection[str]
-
-    @property
-    def identity(self) -> str:
-        """The judge and its words."""
-        return json.dumps({"model": "planted", "values": sorted(self.values)})
-
-    def __call__(self, case: Case) -> str:
-        """A reply as a chat model would give it."""
-        texts = (case.reference, case.answer)
-        true, claimed = ({word for word in re.findall(r"\w+", text) if word in self.values} for text in texts)
-        false = claimed - true
-        if false:
-            rating = 2 if true <= claimed else 1 if true & claimed else 0
-        else:
-            rating = 6 if claimed == true else 4 if claimed else 3
-        return f"True: {sorted(true)}. Claimed: {sorted(claimed)}. Rating: {rating}"
+        if not unfinished:
+            return
+        start = b'{"key"'[: len(unfinished)]
+        if not content and not unfinished.startswith(start):
+            raise ValueError(f"{self._path}: no file of kept verdicts; is this another file?")
+        with self._path.open("r+b") as file:
+            file.truncate(len(content))

@@ -131,16 +131,16 @@ class HarnessModel(LM):
         by_options: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
-        said: dict[int, str] = {}
+        replies: dict[int, str] = {}
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
             for members in by_options.values():
                 members.sort(key=lambda i: len(requests[i].args[0]))  # similar lengths waste less on padding
                 for start in range(0, len(members), self.batch_size):
                     batch = members[start : start + self.batch_size]
                     texts = self._generate([requests[i].args[0] for i in batch], requests[batch[0]].args[1])
-                    said.update(zip(batch, texts, strict=True))
+                    replies.update(zip(batch, texts, strict=True))
                     bar.update(len(batch))
-        answers = [said[i] for i in range(len(requests))]
+        answers = [replies[i] for i in range(len(requests))]
         self._remember("generate_until", requests, answers)
         return answers
 

@@ -1,59 +1,19 @@
-"""What steering changed and what it cost: measures of a model, and the choice of a setting on dev data.
+"""What steering changed and what it cost: measures of a model, under whatever steering is active.
 
-Everything runs the model as it is, under whatever steering is active.  What is made of the numbers is in
-`grains_ref.evaluation.metrics`; its rates and means are also found here.
+What is made of the numbers (rates, means, intervals, paired tests) is in `grains_ref.evaluation.metrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.evaluation.metrics import (
-    BleuScores,
-    Mean,
-    Normalisation,
-    Rate,
-    average,
-    bleu_scores,
-    clustered_mean,
-    mc1,
-    mc2,
-    mc3,
-    normalised,
-    rate,
-)
+from grains_ref.evaluation.metrics import BleuScores, Normalisation, Rate, bleu_scores, mc1, mc2, mc3, normalised, rate
 from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
 from grains_ref.models.families import PictureSource
-
-__all__ = [
-    "Choice",
-    "ChoiceRecord",
-    "ChoiceScores",
-    "Mean",
-    "Rate",
-    "ReferenceRecord",
-    "average",
-    "bleu_accuracy",
-    "capability",
-    "choose",
-    "clustered_mean",
-    "exact_matches",
-    "generations",
-    "keeps_capability",
-    "margins",
-    "multiple_choice",
-    "multiple_choice_accuracy",
-    "pair_rows",
-    "preference_accuracy",
-    "rate",
-    "row_margins",
-    "task_rows",
-]
-
-Setting = TypeVar("Setting")
 
 
 # ------------------------------------------------------------------------------------- preferences
@@ -66,6 +26,7 @@ def margins(
 
 def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
     """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
+    _refuse_text("pairs", pairs)
     chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
     return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
 
@@ -85,8 +46,8 @@ def preference_accuracy(
 
 
 def _scores(model: HuggingFaceModel, rows: Sequence[TokenRow], normalise: Normalisation) -> list[float]:
-    scored = zip(model.score_rows(rows), rows, strict=True)
-    return [normalised(one.log_prob, n_tokens=len(row.response), by=normalise) for one, row in scored]
+    scored_rows = zip(model.score_rows(rows), rows, strict=True)
+    return [normalised(scored.log_prob, n_tokens=len(row.response), by=normalise) for scored, row in scored_rows]
 
 
 # ------------------------------------------------------------------------------------- multiple choice
@@ -138,6 +99,7 @@ def multiple_choice(
     Raises:
         ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
     """
+    _refuse_text("records", records)
     questions = [(r.prompt, r.choices, _only_picture(r.images)) for r in records]
     return _choice_scores(model, questions, [r.labels for r in records], normalise)
 
@@ -150,11 +112,23 @@ def multiple_choice_accuracy(
     Raises:
         ValueError: a pair has no choices.
     """
+    return rate(pair_choices(model, pairs, normalise=normalise).mc1)
+
+
+def pair_choices(
+    model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, normalise: Normalisation = "sum"
+) -> ChoiceScores:
+    """Score every choice of pairs with 'choices' and 'label' as a response to its prompt.
+
+    Raises:
+        ValueError: a pair has no choices.
+    """
+    _refuse_text("pairs", pairs)
     without = [p.where for p in pairs if p.label is None]
     if without:
         raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
     labels = [[int(i == p.label) for i in range(len(p.choices))] for p in pairs]
-    return rate(_choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise).mc1)
+    return _choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise)
 
 
 def _choice_scores(
@@ -167,7 +141,7 @@ def _choice_scores(
     scores = iter(_scores(model, rows, normalise))
     return ChoiceScores(
         scores=tuple(tuple(next(scores) for _ in choices) for _, choices, _ in questions),
-        labels=tuple(tuple(int(label) for label in one) for one in labels),
+        labels=tuple(tuple(int(label) for label in of_question) for of_question in labels),
         normalise=normalise,
     )
 
@@ -203,14 +177,32 @@ def generations(
 ) -> list[str]:
     """The model's reply to each prompt, in batches; greedy unless `options` of transformers' `generate` say otherwise.
 
+    prompts: a list of texts or of conversations, also for a single one.
+
     Raises:
-        ValueError: see `HuggingFaceModel.generate`.
+        ValueError: one prompt in place of a list, or see `HuggingFaceModel.generate`.
     """
+    _refuse_one("prompts", prompts)
+    _refuse_one("images", images)
     replies: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        replies += model.generate(prompts[part], max_new_tokens=max_new_tokens, images=images[part], **options)
+        end = start + batch_size
+        replies += model.generate(
+            prompts[start:end], max_new_tokens=max_new_tokens, images=images[start:end], **options
+        )
     return replies
+
+
+def _refuse_one(name: str, given: Sequence[Any]) -> None:
+    """A text is a sequence of letters, and a conversation one of messages: neither is a list of prompts."""
+    if isinstance(given, str | Path) or any(isinstance(item, Mapping) for item in given):
+        raise ValueError(f"{name} must be a list, one entry per prompt; got a single one: put it in brackets")
+
+
+def _refuse_text(name: str, given: object) -> None:
+    """The name of a file is not what the file holds."""
+    if isinstance(given, str | Path):
+        raise ValueError(f"{name} must be a list; got {str(given)!r}: read the file first, with `grains_ref.data`")
 
 
 def bleu_accuracy(
@@ -230,6 +222,7 @@ def bleu_accuracy(
         ValueError: a question with several pictures, or without right or wrong references.
         ImportError: sacrebleu is not installed.
     """
+    _refuse_text("records", records)
     replies = generations(
         model,
         [r.prompt for r in records],
@@ -258,42 +251,6 @@ def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
 
 
 def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
-    """Token rows of tasks, for `exact_matches` and `keeps_capability`."""
+    """Token rows of tasks, for `exact_matches`."""
+    _refuse_text("tasks", tasks)
     return model.tokenise((task.prompt, task.answer, task.image) for task in tasks)
-
-
-def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> bool:
-    """Whether at most `allowed` rows are answered wrongly; stops as soon as there are more."""
-    failed = 0
-    for start in range(0, len(rows), chunk):
-        failed += sum(not right for right in exact_matches(model, rows[start : start + chunk]))
-        if failed > allowed:
-            return False
-    return True
-
-
-# ------------------------------------------------------------------------------------- choice on dev
-@dataclass(frozen=True)
-class Choice(Generic[Setting]):
-    """The chosen setting, and the dev accuracy of everything that was tried."""
-
-    best: Setting
-    tried: tuple[tuple[Setting, float], ...]
-
-
-def choose(
-    settings: Sequence[Setting], *, accuracy: Callable[[Setting], float], admissible: Callable[[Setting], bool]
-) -> Choice[Setting]:
-    """The admissible setting with the highest dev accuracy.
-
-    Ties go to the earlier setting, so list the gentlest first.  Admissibility (usually: capability is kept) is asked
-    best setting first until one has it; put the unsteered model first and there is always one.
-
-    Raises:
-        ValueError: no setting is admissible.
-    """
-    tried = tuple((setting, accuracy(setting)) for setting in settings)
-    for setting, _ in sorted(tried, key=lambda one: -one[1]):  # stable: ties keep their order
-        if admissible(setting):
-            return Choice(setting, tried)
-    raise ValueError(f"none of the {len(settings)} settings is admissible; add strength 0 or weaker settings")

@@ -1,8 +1,8 @@
 """The paper's metrics as pure functions of numbers and strings, with intervals and paired tests.
 
 Every function of one question gives that question's outcome, and every aggregate is a `Rate` or a `Mean` with a 95 %
-interval, so that outcomes of two methods on the same questions can be compared in pairs.  `grains_ref.evaluation` runs
-models; nothing here does.
+interval, so that outcomes of two methods on the same questions can be compared in pairs.  No model is run here; that is
+what `grains_ref.evaluation.measures` does.
 """
 
 from __future__ import annotations
@@ -224,13 +224,15 @@ def bleu_scores(
         ValueError: a reply without right or without wrong references, or the three differ in number.
         ImportError: sacrebleu is not installed.
     """
-    closest: list[tuple[float, float]] = []
+    if isinstance(replies, str):
+        raise ValueError(f"replies must be a list, also of one reply; got the text {replies[:40]!r}")
+    closest_right, closest_wrong = [], []
     for reply, right, wrong in zip(replies, true, false, strict=True):
         if not right or not wrong or isinstance(right, str) or isinstance(wrong, str):
             raise ValueError(f"need lists of right and of wrong references for every reply; got {right!r}, {wrong!r}")
-        both = (max(bleu(reply, r, effective_order=effective_order) for r in refs) for refs in (right, wrong))
-        closest.append((next(both), next(both)))
-    return BleuScores(tuple(replies), tuple(t for t, _ in closest), tuple(f for _, f in closest))
+        closest_right.append(max(bleu(reply, reference, effective_order=effective_order) for reference in right))
+        closest_wrong.append(max(bleu(reply, reference, effective_order=effective_order) for reference in wrong))
+    return BleuScores(tuple(replies), tuple(closest_right), tuple(closest_wrong))
 
 
 def bleu(prediction: str, reference: str, *, effective_order: bool = False) -> float:
@@ -287,15 +289,18 @@ def rating_summary(ratings: Sequence[int | None], kinds: Sequence[str] = ()) -> 
         raise ValueError(f"no rating in {len(ratings)} replies; look at what the judge wrote")
     if outside := [rating for rating in rated if not 0 <= rating <= 6]:
         raise ValueError(f"ratings go from 0 to 6; found {outside[0]}")
-    points = [rating or 0 for rating in ratings]
+    points = [0 if rating is None else rating for rating in ratings]
+    if kinds and len(kinds) != len(points):
+        raise ValueError(f"need one kind for every rating, or none; got {len(points)} ratings and {len(kinds)} kinds")
     inside: dict[str, list[int]] = {kind: [] for kind in sorted(set(kinds))}
-    for rating, kind in zip(points, kinds, strict=True) if kinds else ():
-        inside[kind].append(rating)
+    if kinds:
+        for point, kind in zip(points, kinds, strict=True):
+            inside[kind].append(point)
     return RatingSummary(
         hallucination=rate(hallucinated(rating) for rating in ratings),
         hallucination_rated=rate(hallucinated(rating) for rating in rated),
         mean=average(points),
-        by_kind={kind: sum(found) / len(found) for kind, found in inside.items()},
+        by_kind={kind: sum(members) / len(members) for kind, members in inside.items()},
         n_unrated=len(ratings) - len(rated),
     )
 
@@ -358,7 +363,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         raise ValueError(f"the p-value of {outside[0]!r} is {p_values[outside[0]]}; expected 0 to 1")
     adjusted: dict[str, float] = {}
     so_far = 0.0
-    for i, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+    for i, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         so_far = max(so_far, min(1.0, (len(p_values) - i) * p_values[name]))
         adjusted[name] = so_far
     return {name: adjusted[name] for name in p_values}

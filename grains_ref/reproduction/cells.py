@@ -27,7 +27,8 @@ from typing import Any, TypeAlias
 from grains_ref.data import PreferencePair
 from grains_ref.demo import bench
 from grains_ref.demo.bench import Tick
-from grains_ref.evaluation.measures import Choice, generations
+from grains_ref.evaluation.choice import Choice
+from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import bleu
 from grains_ref.files import write_whole
 from grains_ref.grains import DegenerateShiftsError
@@ -112,7 +113,7 @@ def _measure(lab: Lab, settings: Sequence[Setting]) -> Cell:
     best = choice.best
     if best.strength == 0:
         best = UNSTEERED
-    tried = [(setting.label, setting.strength, accuracy) for setting, accuracy in choice.tried]
+    tried = [(t.setting.label, t.setting.strength, t.accuracy) for t in choice.tried]
     return {"label": best.label, "strength": best.strength, "tried": tried} | _outcomes(lab, best)
 
 

@@ -130,7 +130,7 @@ def _greedy_layers(lab: Lab) -> Draws:
             label = "layers " + ", ".join(str(one) for one in sorted([*chosen, layer]))
             grid = lab.strengths(label, v, layers=sorted([*chosen, layer]))
             choice = lab.bench.choose([UNSTEERED, *grid])
-            tried.append((dict(choice.tried)[choice.best], -layer, grid))
+            tried.append((choice.accuracy, -layer, grid))
         accuracy, layer, grid = max(tried, key=lambda one: one[:2])
         if accuracy <= best:
             break

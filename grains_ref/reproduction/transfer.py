@@ -120,7 +120,10 @@ def measure(labs: Labs, facts: Sequence[str]) -> Cell:
             rows[row] = found | {"figures": figures([found], [base], facts)}
         cell["fits"][name] = {
             "lam": lam,
-            "tried": {b: [(s.label, s.strength, acc) for s, acc in choice.tried] for b, choice in choices.items()},
+            "tried": {
+                b: [(t.setting.label, t.setting.strength, t.accuracy) for t in choice.tried]
+                for b, choice in choices.items()
+            },
             "doses": doses,
             "cosines": torch.cosine_similarity(first, second, dim=1).tolist(),
             "lengths": {behaviour: one.norm(dim=1).tolist() for behaviour, one in v.items()},

@@ -26,7 +26,9 @@ from grains_ref.demo import bench as planted
 from grains_ref.demo import text as demo
 from grains_ref.demo.bench import PAPER_ROW, SummaryRow
 from grains_ref.demo.text import TextResult
-from grains_ref.evaluation.measures import Choice, Rate, exact_matches
+from grains_ref.evaluation.choice import Choice
+from grains_ref.evaluation.measures import exact_matches
+from grains_ref.evaluation.metrics import Rate
 from grains_ref.grains import Selection, Steering, attribute, eligible_tokens, fit, select
 from grains_ref.methods.core import Setting
 from grains_ref.models import HuggingFaceModel, TokenRow
@@ -275,7 +277,7 @@ def test_a_setting_below_the_capability_limit_is_never_chosen(bench: planted.Ben
     # tan(angle) = lam / 3.  400 tasks, half a point of loss is 2 tasks: the angle may reach 31 degrees.
     assert bench.allowed == 2
     choice = bench.choose(leaning(bench, up=UP))
-    accuracy = {setting.strength: value for setting, value in choice.tried}
+    accuracy = {tried.setting.strength: tried.accuracy for tried in choice.tried}
     assert accuracy == {0.0: 0.0, 0.5: 0.2, 1.0: 0.3, 1.5: 0.4, 2.0: 0.5, 3.0: 0.6, 5.0: 0.8}
     assert choice.best.strength == 1.5  # 26.6 degrees; the next has 33.7 and fails in eight tasks
     outcome = bench.test(choice.best)
@@ -303,7 +305,7 @@ def test_the_unsteered_model_is_kept_when_nothing_is_better_or_all_ties(bench: p
 def test_among_equals_the_gentlest_is_chosen_and_then_the_first(bench: planted.Bench) -> None:
     again = bench.choose(leaning(bench, down=DOWN, up=UP, up_again=UP))
     assert (again.best.label, again.best.strength) == ("up", 1.5)
-    assert [setting.strength for setting, _ in again.tried[:6]] == [0.0] * 3 + [0.5] * 3
+    assert [tried.setting.strength for tried in again.tried[:6]] == [0.0] * 3 + [0.5] * 3
 
 
 def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
@@ -316,7 +318,7 @@ def test_a_setting_that_was_measured_before_is_not_measured_again() -> None:
     down = bench.choose(leaning(bench, down=DOWN)).tried  # strength 0 is the same for all
     assert len(ticks) == 13
     namesake = bench.choose(leaning(bench, up=DOWN)).tried  # what it is called does not matter
-    assert [accuracy for _, accuracy in namesake] == [accuracy for _, accuracy in down] != [a for _, a in first]
+    assert [t.accuracy for t in namesake] == [t.accuracy for t in down] != [t.accuracy for t in first]
 
 
 def test_no_row_of_the_demo_breaks_the_limit_on_dev(small: Small, graded_model: HuggingFaceModel) -> None:

@@ -20,19 +20,26 @@ from grains_ref.evaluation.judge import (
     Case,
     ChatJudge,
     JudgeError,
-    PlantedJudge,
     fill,
     judge_all,
     read_rating,
     read_rating_strictly,
     read_template,
 )
-from grains_ref.evaluation.metrics import rating_summary
 
 pytestmark = pytest.mark.cpu
 
 CASE = Case(("Bus", "Dog"), "How many dogs are there?", "There is one dog.", "There are two dogs {by} the bus.")
 CASES = [replace(CASE, answer=f"There are {i} dogs.") for i in range(6)]
+
+
+class Echo:
+    """A judge that needs no server: it repeats the answer."""
+
+    identity = "echo"
+
+    def __call__(self, case: Case) -> str:
+        return case.answer
 
 
 # --- ratings
@@ -373,14 +380,14 @@ def test_another_judge_is_asked_anew(server: Server, tmp_path: Path, change: dic
 
 
 def test_every_part_of_a_case_counts(tmp_path: Path) -> None:
-    judge = Cached(PlantedJudge(["one", "two"]), tmp_path / "verdicts.jsonl")
+    judge = Cached(Echo(), tmp_path / "verdicts.jsonl")
     for change in ({"contents": ("Bus",)}, {"question": "?"}, {"reference": "two"}, {"answer": "one"}, {}):
         judge(replace(CASE, **change))  # type: ignore[arg-type]
     assert (tmp_path / "verdicts.jsonl").read_text().count("\n") == 5
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
-    path, judge = tmp_path / "verdicts.jsonl", PlantedJudge(["one", "two"])
+    path, judge = tmp_path / "verdicts.jsonl", Echo()
     for case in CASES[:3]:
         Cached(judge, path)(case)
     whole = path.read_bytes()
@@ -397,7 +404,7 @@ def test_another_file_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match="is this another file"):
-        Cached(PlantedJudge(["one"]), path)
+        Cached(Echo(), path)
     assert path.read_text() == content
 
 
@@ -420,43 +427,6 @@ def test_several_at_once_keep_their_order(server: Server, tmp_path: Path) -> Non
     assert (tmp_path / "v.jsonl").read_text().count("\n") == 6
 
 
-# --- the planted world's judge
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("ring red .", 6),
-        ("ring blue .", 0),
-        ("red and blue", 2),
-        ("a ring", 3),
-        ("", 3),
-        ("red, red: red", 6),
-        ("reddish", 3),
-    ],
-)
-def test_the_planted_judge_knows_the_truth(answer: str, expected: int) -> None:
-    judge = PlantedJudge({"red", "blue", "green"})
-    case = Case(("red ring",), "<image> the ring is usually", "ring red .", answer)
-    assert read_rating(judge(case)) == read_rating_strictly(judge(case)) == expected
-
-
-def test_the_planted_judge_grades_parts() -> None:
-    judge = PlantedJudge({"red", "blue", "green"})
-    case = Case((), "?", "red blue", "")
-    answers = {"blue": 4, "blue green": 1, "red blue": 6, "green red blue": 2, "green": 0}
-    assert {a: read_rating(judge(replace(case, answer=a))) for a in answers} == answers
-
-
-def test_the_planted_judge_counts_the_worlds_hallucinations() -> None:
-    from grains_ref.tiny_models.visual_worlds import COLOURS, build_visual_world
-
-    prompts = build_visual_world("simple-visual").split("dev")[:40]
-    answers = [p.rejected if i % 4 == 0 else p.chosen for i, p in enumerate(prompts)]
-    cases = [
-        Case(tuple(f"{t.colour} {t.shape}" for t in p.scene), p.prompt, p.chosen, answer)
-        for p, answer in zip(prompts, answers, strict=True)
-    ]
-    found = rating_summary([verdict.rating for verdict in judge_all(PlantedJudge(tuple(COLOURS)), cases)])
-    assert (found.hallucination.value, found.n_unrated) == (0.25, 0)
-    assert found.mean.value == pytest.approx(4.5)
+def test_contents_are_a_list_of_things_not_a_text() -> None:
+    with pytest.raises(ValueError, match="contents must be a tuple of texts; got the text 'bus'"):
+        Case("bus", "?", "One.", "Two.")  # type: ignore[arg-type]

@@ -1,32 +1,32 @@
-"""evaluation.py: intervals, measures on real models against slower ways to the same number, and the choice on dev."""
+"""evaluation/measures.py: intervals, and measures on real models against slower ways to the same number."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from grains_ref.data import PreferencePair, Task
 from grains_ref.evaluation.measures import (
     capability,
-    choose,
-    clustered_mean,
     exact_matches,
-    keeps_capability,
+    generations,
     margins,
+    multiple_choice,
     multiple_choice_accuracy,
     pair_rows,
     preference_accuracy,
-    rate,
     row_margins,
     task_rows,
 )
+from grains_ref.evaluation.metrics import clustered_mean, rate
 from grains_ref.grains import Steering, generate_greedy, log_prob
 from grains_ref.models import HuggingFaceModel, TokenRow
 from grains_ref.tiny_models.worlds import build_world
@@ -216,72 +216,50 @@ def test_an_exact_match_is_what_greedy_decoding_really_says(simple_model: Huggin
         assert 0 < sum(greedy) < 24
 
 
-# --- keeping a capability
+# --- one prompt is no list of prompts
 
 
-@given(
-    right=st.lists(st.booleans(), max_size=40),
-    allowed=st.integers(min_value=0, max_value=12),
-    chunk=st.integers(min_value=1, max_value=45),
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"prompts": "Hello there"}, "prompts"),
+        ({"prompts": [{"role": "user", "content": "Hello there"}]}, "prompts"),
+        ({"prompts": ["<image>"], "images": "a.png"}, "images"),
+        ({"prompts": ["<image>"], "images": Path("a.png")}, "images"),
+    ],
 )
-def test_the_quick_check_of_a_capability_says_what_counting_says(right: list[bool], allowed: int, chunk: int) -> None:
-    model, rows = FakeModel(), [TokenRow((0,), (int(ok),)) for ok in right]
-    kept = keeps_capability(model, rows, allowed=allowed, chunk=chunk)
-    assert kept == (right.count(False) <= allowed)
-    if kept:
-        assert model.scored == len(rows)
-    else:  # it stopped in the chunk of the failure that was one too many
-        too_many = [i for i, ok in enumerate(right) if not ok][allowed]
-        assert model.scored == min(len(rows), (too_many // chunk + 1) * chunk)
+def test_a_single_prompt_is_not_taken_for_a_list_of_letters(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a list, one entry per prompt"):
+        generations(FakeModel(), **given, max_new_tokens=1)  # type: ignore[arg-type]
 
 
-# --- the choice on dev
-
-
-def test_the_best_admissible_setting_is_chosen_and_everything_tried_is_told() -> None:
-    accuracy = {"a": 0.2, "b": 0.9, "c": 0.7, "d": 0.7}
-    choice = choose(list(accuracy), accuracy=accuracy.__getitem__, admissible=lambda s: True)
-    assert choice.best == "b"
-    assert choice.tried == tuple(accuracy.items())
-
-
-def test_a_tie_goes_to_the_earlier_setting() -> None:
-    assert choose([3, 1, 2], accuracy=lambda s: 0.5, admissible=lambda s: True).best == 3
-    assert choose([3, 1, 2], accuracy=lambda s: 0.5, admissible=lambda s: s != 3).best == 1
-
-
-def test_a_better_setting_that_costs_too_much_is_passed_over() -> None:
-    accuracy = {"a": 0.2, "b": 0.9, "c": 0.7, "d": 0.8}
-    choice = choose(list(accuracy), accuracy=accuracy.__getitem__, admissible=lambda s: s not in "bd")
-    assert choice.best == "c"
-    assert choice.tried == tuple(accuracy.items())
-
-
-def test_admissibility_is_asked_no_further_than_needed() -> None:
-    asked: list[int] = []
-
-    def admissible(setting: int) -> bool:
-        asked.append(setting)
-        return setting == 3
-
-    assert choose([1, 2, 3, 4, 5], accuracy=float, admissible=admissible).best == 3
-    assert asked == [5, 4, 3]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=12).filter(
-        lambda settings: any(ok for _, ok in settings)
-    )
+@pytest.mark.parametrize(
+    "measure",
+    [preference_accuracy, margins, pair_rows, multiple_choice, multiple_choice_accuracy, capability, task_rows],
 )
-def test_the_choice_is_that_of_brute_force(settings: list[tuple[float, bool]]) -> None:
-    best = None
-    for i, (value, ok) in enumerate(settings):
-        if ok and (best is None or value > settings[best][0]):
-            best = i
-    numbers = range(len(settings))
-    assert choose(numbers, accuracy=lambda i: settings[i][0], admissible=lambda i: settings[i][1]).best == best
+@pytest.mark.parametrize("name", ["pairs.jsonl", Path("pairs.jsonl")])
+def test_the_name_of_a_file_is_not_taken_for_its_rows(measure: Callable[..., Any], name: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"must be a list; got 'pairs\.jsonl': read the file first"):
+        measure(FakeModel(), name)
 
 
-def test_no_admissible_setting_is_an_error() -> None:
-    with pytest.raises(ValueError, match="none of the 2 settings is admissible; add strength 0"):
-        choose([1, 2], accuracy=float, admissible=lambda s: False)
+# --- where the names are found
+
+
+def test_public_names_are_found_in_the_package_and_come_from_one_module() -> None:
+    import grains_ref.evaluation as evaluation
+
+    for name in evaluation.__all__:
+        home = getattr(evaluation, name).__module__
+        assert home in ("grains_ref.evaluation.measures", "grains_ref.evaluation.choice")
+    with pytest.raises(AttributeError, match="no attribute 'Rate'"):
+        evaluation.Rate  # noqa: B018
+    with pytest.raises(ImportError):
+        from grains_ref.evaluation import BleuScores  # noqa: F401
+
+
+@pytest.mark.parametrize("module", ["metrics", "judge"])
+def test_what_needs_no_model_imports_none(module: str) -> None:
+    code = f"import sys, grains_ref.evaluation.{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

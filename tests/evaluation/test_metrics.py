@@ -229,6 +229,16 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch: pytest.
         bleu("a", "b")
 
 
+def test_one_reply_is_not_taken_for_a_list_of_letters() -> None:
+    with pytest.raises(ValueError, match="replies must be a list, also of one reply; got the text 'ab'"):
+        bleu_scores("ab", true=[["a"], ["b"]], false=[["c"], ["d"]])
+
+
+def test_every_rating_needs_a_kind_or_none_does() -> None:
+    with pytest.raises(ValueError, match="got 3 ratings and 2 kinds"):
+        rating_summary([1, 5, None], kinds=["attribute", "relation"])
+
+
 # --- hallucination
 
 
@@ -256,8 +266,6 @@ def test_ratings_that_are_none_are_refused() -> None:
         rating_summary([None, None])
     with pytest.raises(ValueError, match="ratings go from 0 to 6; found 7"):
         rating_summary([3, 7])
-    with pytest.raises(ValueError, match="zip"):
-        rating_summary([3, 4], ["a"])
 
 
 # --- paired comparisons

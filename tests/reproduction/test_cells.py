@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from grains_ref.data import PreferencePair
-from grains_ref.evaluation.measures import Choice
+from grains_ref.evaluation.choice import Choice, Tried
 from grains_ref.grains import PRESETS, Selection, Shift
 from grains_ref.methods.core import Setting
 from grains_ref.models import TokenRow
@@ -58,7 +58,7 @@ class Script:
 
 
 def last(settings: Sequence[Setting]) -> Choice[Setting]:
-    return Choice(settings[-1], tuple((setting, 0.5) for setting in settings))
+    return Choice(settings[-1], 0.5, tuple(Tried(setting, 0.5) for setting in settings))
 
 
 def outcome(setting: Setting) -> SimpleNamespace:
@@ -121,7 +121,8 @@ def test_the_greedy_set_grows_by_the_best_layer_and_ends_where_none_helps() -> N
     dev = {(): 0.1, (0,): 0.3, (1,): 0.5, (2,): 0.5, (0, 1): 0.7, (1, 2): 0.6, (0, 1, 2): 0.7}
 
     def choose(settings: Sequence[Any]) -> Choice[Any]:
-        return Choice(settings[-1], tuple((one, dev[getattr(one, "layers", ())]) for one in settings))
+        tried = [Tried(one, dev[getattr(one, "layers", ())]) for one in settings]
+        return Choice(settings[-1], tried[-1].accuracy, tuple(tried))
 
     def strengths(label: str, v: torch.Tensor, *, layers: list[int]) -> list[Any]:
         assert label == "layers " + str(layers)[1:-1]

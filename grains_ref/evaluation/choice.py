@@ -1,0 +1,408 @@
+"""The choice of a strength: the setting that does best on dev data and does not spoil other skills.
+
+One rule, for GrAInS and for every method it is compared with:
+
+1. Every setting is measured on dev pairs: the share with log P(chosen) > log P(rejected).
+2. A setting is admissible if, of the dev tasks, it answers at most `max_loss` points fewer than the unsteered model
+   (`allowed_errors`, `keeps_capability`).
+3. Of the admissible settings the one with the highest dev accuracy is chosen. Ties go to the gentlest, and then to
+   the first.
+
+`choose` is the third step for settings of any kind; `sweep` does the whole for GrAInS, from examples to vectors.
+
+The file is not called `sweep`: a package cannot offer a function by the name of one of its own modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
+from grains_ref.grains import (
+    DegenerateShiftsError,
+    Example,
+    Fit,
+    HyperParameters,
+    Shift,
+    Steering,
+    attribute,
+    shift,
+    vectors,
+)
+from grains_ref.models import HuggingFaceModel, TokenRow
+
+Setting = TypeVar("Setting")
+OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is in work, how much of it is done, how much there is
+
+
+# ------------------------------------------------------------------------------------- the rule
+@dataclass(frozen=True)
+class Tried(Generic[Setting]):
+    """A setting and its accuracy on dev, from 0 to 1."""
+
+    setting: Setting
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Setting]):
+    """What was chosen.
+
+    Attributes:
+        best: the chosen setting.
+        accuracy: its accuracy on dev, from 0 to 1.
+        tried: every setting that was measured, in the order in which it was given.
+    """
+
+    best: Setting
+    accuracy: float
+    tried: tuple[Tried[Setting], ...]
+
+
+def choose(
+    settings: Sequence[Setting], *, accuracy: Callable[[Setting], float], admissible: Callable[[Setting], bool]
+) -> Choice[Setting]:
+    """The admissible setting with the highest dev accuracy; ties go to the one that is listed first.
+
+    Args:
+        settings: the gentlest first. With the unsteered model among them there is always an admissible one.
+        accuracy: of a setting on dev; asked of every setting, in order.
+        admissible: whether a setting spoils nothing; asked of the best setting first, and no further than needed.
+
+    Raises:
+        ValueError: no setting is admissible.
+    """
+    tried = tuple(Tried(setting, accuracy(setting)) for setting in settings)
+    best_first = sorted(tried, key=lambda candidate: candidate.accuracy, reverse=True)  # stable: ties keep their order
+    for candidate in best_first:
+        if admissible(candidate.setting):
+            return Choice(candidate.setting, candidate.accuracy, tried)
+    raise ValueError(f"none of the {len(settings)} settings is admissible; add strength 0 or weaker settings")
+
+
+def allowed_errors(unsteered: Sequence[bool], *, max_loss: float) -> int:
+    """How many of the tasks an admissible setting may answer wrongly.
+
+    As many as the unsteered model, and `max_loss` points of all tasks more, rounded down to whole tasks: 0.5 points of
+    600 tasks are 3, and of 40 none.
+
+    Args:
+        unsteered: whether the unsteered model answers each task rightly (`exact_matches`).
+        max_loss: points, from 0 to 100.
+
+    Raises:
+        ValueError: max_loss is no number from 0 to 100.
+    """
+    if not 0 <= max_loss <= 100:
+        raise ValueError(f"max_loss is {max_loss}; expected points of task accuracy, from 0 to 100")
+    wrong = sum(not right for right in unsteered)
+    more = math.floor(max_loss * len(unsteered) / 100 + 1e-9)  # 0.57 * 10000 / 100 is 56.999... and stands for 57
+    return wrong + more
+
+
+def wrong_answers(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> int:
+    """How many tasks are answered wrongly under the active steering; the count stops once it is above `allowed`.
+
+    Args:
+        model: under whatever steering is active.
+        rows: of tasks (`task_rows`).
+        allowed: more than this need not be counted.
+        chunk: rows between two looks at the count.
+    """
+    wrong = 0
+    for start in range(0, len(rows), chunk):
+        wrong += exact_matches(model, rows[start : start + chunk]).count(False)
+        if wrong > allowed:
+            break
+    return wrong
+
+
+def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed: int, chunk: int = 128) -> bool:
+    """Whether at most `allowed` tasks are answered wrongly under the active steering; see `wrong_answers`."""
+    return wrong_answers(model, rows, allowed=allowed, chunk=chunk) <= allowed
+
+
+# ------------------------------------------------------------------------------------- GrAInS
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What `sweep` tries: every strength with every set of hyper-parameters at every set of layers.
+
+    Attributes:
+        lams: strengths. Strength 0, the unsteered model, is always tried, named or not.
+        hps: hyper-parameters, for instance several k and aggregations.
+        layer_sets: numbers of the decoder blocks to steer; an empty set stands for all blocks.
+
+    Raises:
+        ValueError: nothing to try, the same thing twice, or a strength that is not finite.
+    """
+
+    lams: tuple[float, ...]
+    hps: tuple[HyperParameters, ...]
+    layer_sets: tuple[tuple[int, ...], ...] = ((),)
+
+    def __post_init__(self) -> None:
+        for name, values in (("lams", self.lams), ("hps", self.hps), ("layer_sets", self.layer_sets)):
+            if not isinstance(values, tuple):
+                raise ValueError(f"grid: {name} is {values!r}; expected a tuple, for instance lams=(1.0, 2.0)")
+            if not values:
+                raise ValueError(f"grid: {name} is empty; nothing can be tried")
+            if len(set(values)) < len(values):
+                raise ValueError(f"grid: {name} has an entry twice: {values}")
+        if not all(math.isfinite(lam) for lam in self.lams):
+            raise ValueError(f"grid: strengths must be finite numbers; got {self.lams}")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One point of a grid, with the vectors it steers by. Strength 0 stands for the unsteered model."""
+
+    lam: float
+    hp: HyperParameters
+    layers: tuple[int, ...]
+    fit: Fit
+
+    def steering(self, model: HuggingFaceModel) -> Steering:
+        """Equation (7) with this candidate's vectors, strength and layers: `with candidate.steering(model): ...`."""
+        return Steering(model.blocks, self.fit.v, lam=self.lam, layers=self.layers)
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What the chosen setting costs on the dev tasks."""
+
+    n: int
+    wrong: int
+    wrong_unsteered: int
+    max_loss: float  # points that were allowed
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the tasks that the chosen setting answers rightly."""
+        return 1 - self.wrong / self.n
+
+    @property
+    def accuracy_unsteered(self) -> float:
+        """Share of the tasks that the unsteered model answers rightly."""
+        return 1 - self.wrong_unsteered / self.n
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of the grid that could not be measured, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class SweepChoice(Choice[Candidate]):
+    """What `sweep` chose, with what has to be told beside it.
+
+    Attributes:
+        accuracy_unsteered: the unsteered model's accuracy on dev.
+        n_dev: number of dev pairs.
+        tasks: the cost on the dev tasks; None where there were no tasks, so that nothing was held back.
+        left_out: what could not be measured.
+    """
+
+    accuracy_unsteered: float
+    n_dev: int
+    tasks: TaskCost | None
+    left_out: tuple[LeftOut, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The choice in plain numbers, as the header of a vectors file keeps it (`grains_ref.vectors.Header`)."""
+        record: dict[str, Any] = {
+            "lam": self.best.lam,
+            "layers": list(self.best.layers),
+            "dev_accuracy": self.accuracy,
+            "dev_accuracy_unsteered": self.accuracy_unsteered,
+            "dev_pairs": self.n_dev,
+        }
+        if self.tasks:
+            record |= {
+                "task_accuracy": self.tasks.accuracy,
+                "task_accuracy_unsteered": self.tasks.accuracy_unsteered,
+                "tasks": self.tasks.n,
+                "max_loss": self.tasks.max_loss,
+            }
+        return record
+
+
+def sweep(
+    model: HuggingFaceModel,
+    examples: Sequence[Example],
+    dev: Sequence[PreferencePair],
+    tasks: Sequence[Task] = (),
+    *,
+    grid: Grid,
+    max_loss: float = 0.5,
+    on_progress: OnProgress | None = None,
+) -> SweepChoice:
+    """Make vectors of the examples by every hyper-parameter of the grid, and choose among all settings on dev data.
+
+    Attribution, the expensive part, is computed once per kind of attribution (usually once), shifts once per k, and a
+    fit once per set of hyper-parameters. The unsteered model is one of the settings, and the gentlest.
+
+    A fit that has no direction, and a strength so large that the scores overflow, are left out and told.
+
+    Args:
+        model: not steered; it is steered and released again for every setting.
+        examples: to make vectors of (`HuggingFaceModel.example`, `grains_ref.fitting.checked_examples`).
+        dev: other pairs, to choose on.
+        tasks: what must not suffer. Without tasks every setting is admissible.
+        grid: what is tried.
+        max_loss: how many points of task accuracy a setting may cost.
+        on_progress: called with what is in work, how much of it is done, and how much there is.
+
+    Raises:
+        ValueError: no examples, no dev pairs, or a dev prompt that is also an example's.
+        DegenerateShiftsError: no fit has a direction.
+        FloatingPointError: an attribution, or a score of the unsteered model, is not finite.
+    """
+    on_progress = on_progress or _tell_nobody
+    _check_inputs(model, examples, dev, grid)
+    dev_rows, rows = pair_rows(model, dev), task_rows(model, tasks)
+    _check_apart(examples, dev_rows)
+    unsteered = exact_matches(model, rows)
+    allowed = allowed_errors(unsteered, max_loss=max_loss)
+    fits, left_out = _fits(model, examples, grid.hps, on_progress)
+    candidates = _gentlest_first(model, grid, fits)
+
+    accuracies: dict[Candidate, float] = {}
+    for done, candidate in enumerate(candidates, start=1):
+        try:
+            with candidate.steering(model):
+                accuracies[candidate] = _accuracy(model, dev_rows)
+        except ArithmeticError as error:
+            if candidate.lam == 0:
+                raise
+            left_out.append(LeftOut(f"lam {candidate.lam:g}, {_name(candidate.hp)}", str(error)))
+        on_progress("dev", done, len(candidates))
+
+    wrong: dict[Candidate, int] = {}
+
+    def admissible(candidate: Candidate) -> bool:
+        try:
+            with candidate.steering(model):
+                wrong[candidate] = wrong_answers(model, rows, allowed=allowed)
+        except ArithmeticError:  # it spoils the tasks so thoroughly that they have no score
+            return False
+        return wrong[candidate] <= allowed
+
+    choice = choose(list(accuracies), accuracy=accuracies.__getitem__, admissible=admissible)
+    cost = TaskCost(len(rows), wrong[choice.best], unsteered.count(False), max_loss)
+    return SweepChoice(
+        best=choice.best,
+        accuracy=choice.accuracy,
+        tried=choice.tried,
+        accuracy_unsteered=accuracies[candidates[0]],
+        n_dev=len(dev),
+        tasks=cost if rows else None,
+        left_out=tuple(left_out),
+    )
+
+
+def _tell_nobody(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+def _check_inputs(
+    model: HuggingFaceModel, examples: Sequence[Example], dev: Sequence[PreferencePair], grid: Grid
+) -> None:
+    """Refuse before the work what would fail after it."""
+    if not examples:
+        raise ValueError("no examples to make vectors of; give pairs that are not the dev pairs")
+    if not dev:
+        raise ValueError("no dev pairs to choose on; give pairs that are not the examples")
+    n_layers = len(model.blocks)
+    for layers in grid.layer_sets:
+        if len(set(layers)) < len(layers) or not set(layers) <= set(range(n_layers)):
+            raise ValueError(f"layers must be different numbers from 0 to {n_layers - 1}; got {list(layers)}")
+
+
+def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> None:
+    """Refuse to choose on the prompts that made the vectors."""
+    fitted = {(tuple(example.encoded.ids.tolist()), example.encoded.picture) for example in examples}
+    asked = {(row.prompt, row.picture.digest if row.picture else "") for row in dev_rows}
+    if shared := len(fitted & asked):
+        raise ValueError(f"{shared} prompts are in both the examples and dev; choosing on them flatters the vectors")
+
+
+def _fits(
+    model: HuggingFaceModel, examples: Sequence[Example], hps: Sequence[HyperParameters], on_progress: OnProgress
+) -> tuple[dict[HyperParameters, Fit], list[LeftOut]]:
+    """The fit of every set of hyper-parameters that has one; what several of them share is computed once."""
+    scores: dict[HyperParameters, list[Tensor]] = {}
+    shifts: dict[HyperParameters, list[Shift]] = {}
+    fits: dict[HyperParameters, Fit] = {}
+    left_out: list[LeftOut] = []
+    problem: DegenerateShiftsError | None = None
+    total = len(examples) * len({_as_attributed(hp) for hp in hps})
+    for hp in hps:
+        attributed, shifted = _as_attributed(hp), _as_shifted(hp)
+        if attributed not in scores:
+            scores[attributed] = []
+            for example in examples:
+                scores[attributed].append(attribute(model, example, hp).a)
+                on_progress("attribution", sum(len(finished) for finished in scores.values()), total)
+        if shifted not in shifts:
+            scored = zip(examples, scores[attributed], strict=True)
+            shifts[shifted] = [shift(model, example, a, hp) for example, a in scored]
+        try:
+            fits[hp] = vectors(shifts[shifted], hp)
+        except DegenerateShiftsError as error:
+            problem = error
+            left_out.append(LeftOut(_name(hp), str(error)))
+    if problem and not fits:
+        raise problem
+    return fits, left_out
+
+
+def _as_attributed(hp: HyperParameters) -> HyperParameters:
+    """The same for all hyper-parameters under which an example has the same scores."""
+    plain = HyperParameters()
+    return replace(_as_shifted(hp), k=plain.k, eligible=plain.eligible, mask_baseline=plain.mask_baseline)
+
+
+def _as_shifted(hp: HyperParameters) -> HyperParameters:
+    """The same for all hyper-parameters under which an example has the same shift."""
+    plain = HyperParameters()
+    return replace(hp, aggregation=plain.aggregation, components=plain.components)
+
+
+def _name(hp: HyperParameters) -> str:
+    return f"k {hp.k}, {hp.aggregation}"
+
+
+def _gentlest_first(model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, Fit]) -> list[Candidate]:
+    """Every setting of the grid that has vectors, the unsteered model first; equal strengths in the grid's order."""
+    layer_sets = [layers or tuple(range(len(model.blocks))) for layers in grid.layer_sets]
+    first_hp, first_fit = next(iter(fits.items()))
+    candidates = [Candidate(0.0, first_hp, layer_sets[0], first_fit)]
+    for lam in sorted(grid.lams, key=abs):
+        if lam == 0:
+            continue
+        for hp, fit in fits.items():
+            candidates += [Candidate(lam, hp, layers, fit) for layers in layer_sets]
+    return candidates
+
+
+def _accuracy(model: HuggingFaceModel, dev_rows: Sequence[TokenRow]) -> float:
+    """Share of the dev pairs with a positive margin.
+
+    Raises:
+        FloatingPointError: a margin is not finite.
+    """
+    margins = row_margins(model, dev_rows)
+    if bad := sum(not math.isfinite(margin) for margin in margins):
+        raise FloatingPointError(
+            f"the scores of {bad} of {len(margins)} dev pairs are not finite: the model or its steering overflows"
+        )
+    return sum(margin > 0 for margin in margins) / len(margins)
