@@ -1,6 +1,6 @@
 """The kit judges ports: every planted bug is named, correct ports pass, and what is no answer is called that.
 
-`python tests/test_kit.py` prints how many bugs are named right, and why the others are not.
+`python tests/conformance/test_kit.py` prints how many bugs are named right, and why the others are not.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def broken(bug: Bug) -> Run:
 
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_a_port_with_a_planted_bug_is_caught_and_the_bug_is_named(stage: str) -> None:
-    """All bugs, on a few of the cases that must catch them; `python tests/test_kit.py` takes all cases."""
+    """All bugs, on a few of the cases that must catch them; `python tests/conformance/test_kit.py` takes all cases."""
     runs = {bug.name: broken(bug) for bug in PAPER.bugs_of(stage)}
     assert [name for name, result in runs.items() if not result.failed] == []
     likely = {name: result.likely_bug(stage) for name, result in runs.items()}

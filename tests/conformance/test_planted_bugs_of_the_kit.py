@@ -1,6 +1,6 @@
 """The kit's cases catch the kit's planted bugs: the kill matrix, and what cases and bugs promise about themselves.
 
-`python tests/test_planted_bugs_of_the_kit.py` prints the table of the weakest bugs.
+`python tests/conformance/test_planted_bugs_of_the_kit.py` prints the table of the weakest bugs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rungs 3 and 4: Llama-3.1-8B at full size in bfloat16, attributed, fitted and steered on one GPU.
 
-The same checks run on the shrunken architecture in tests/test_ladder.py. See docs/gpu.md.
+The same checks run on the shrunken architecture in tests/models/test_ladder.py. See docs/gpu.md.
 """
 
 from __future__ import annotations
