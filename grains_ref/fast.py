@@ -3,7 +3,8 @@ r"""The reference's attribution, faster: all points of a path in one batch; `fas
 `grains_ref.grains` takes one gradient at a time, because that is what can be read beside the paper.  Here the m nodes
 of a path, or SmoothGrad's n noisy copies, go through the model together.  What is computed is the same, draws included;
 sums are formed in the same order, so results differ from the reference's only by what a model's kernels do to a batch.
-The conformance kit judges this module as it judges any port (`tests/reference/test_fast.py`); benchmarks/fast.py measures it.
+The conformance kit judges this module as it judges any port (`tests/reference/test_fast.py`); `benchmarks/fast.py`
+measures it.
 
 Memory grows with the tokens in a batch: `BATCH_TOKENS` bounds them, and one point is always allowed.
 """

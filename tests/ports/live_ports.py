@@ -1,6 +1,7 @@
 """Ports for the live check: the reference itself, and GrAInS on transformers alone, right or with a fault.
 
-Used on tiny models (tests/conformance/test_live.py), shrunken ones (tests/models/test_ladder.py) and full-size ones (tests/gpu).
+Used on tiny models (tests/conformance/test_live.py), shrunken ones (tests/models/test_ladder.py) and full-size ones
+(tests/gpu).
 """
 
 from __future__ import annotations
