@@ -639,7 +639,8 @@ BUGS = (
     Bug("spans_have_no_sign", "conformance", "a vector of a span may point against the mean shift",
         COMPARE, "if span.toward is None or w @ span.toward >= -2 * budget:", "if True:", "test_one_truth"),
     Bug("spans_in_every_dtype", "conformance", "a nearly equal eigenvalue counts as equal, however small the errors",
-        COMPARE, "and one.begins <= budget\n    ]\n\n\ndef _distances", "\n    ]\n\n\ndef _distances", "test_kit"),
+        COMPARE, "and one.begins <= budget\n    ]\n\n\ndef _distances", "\n    ]\n\n\ndef _distances",
+        "test_kit_vectors"),
     Bug("rows_beside_no_gap", "conformance", "the tolerance of a direction ignores the eigen-gap",
         COMPARE, "pairs += [(float(np.linalg.norm(w - row)), budget * (1 + 2 / gap)) for row in rows]",
         "pairs += [(float(np.linalg.norm(w - row)), budget) for row in rows]", "test_one_truth"),
@@ -661,7 +662,7 @@ BUGS = (
         STORED, "may_differ[dtype] = allowed(case, dtype, budget) if judged else None",
         "may_differ[dtype] = budget.budget if judged else None", "test_kit_vectors"),
     Bug("cancellation_unmarked", "conformance", "tokens that cancel have no margin",
-        MARGINS, 'if stage == "steering" and dialect == "paper":', "if False:", "test_one_truth"),
+        MARGINS, 'if stage == "steering" and dialect == "paper":', "if False:", "test_kit_vectors"),
 )  # fmt: skip
 
 

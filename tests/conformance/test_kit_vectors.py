@@ -24,7 +24,7 @@ from grains_ref.conformance import budgets, toy, vectors
 from grains_ref.conformance.budgets import allowed, load_budgets, measure, table
 from grains_ref.conformance.cases import CASES, FLAGS, Case
 from grains_ref.conformance.compare import distance, judge
-from grains_ref.conformance.components import OtherRow
+from grains_ref.conformance.components import OtherRow, Span
 from grains_ref.conformance.dialects import DIALECTS, Dialect
 from grains_ref.conformance.margins import Variant
 from grains_ref.conformance.ports import FolderPort, decode_values, encode_values
@@ -242,6 +242,24 @@ def test_accepted_outputs_are_right_from_their_error_on_and_wrong_below(dialect:
         without = dataclasses.replace(right, accepted=())
         if case.stage == "selection":  # and nothing but the list allows it
             assert not judge(case.stage, case.inputs, got, budget=2**-7, right=without).ok
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_span_is_accepted_from_its_error_on_and_not_below(dialect: str) -> None:
+    """A gap of a thousandth: float32 tells these components apart, bfloat16 does not."""
+    inputs, right = DIALECTS[dialect].case("aggregation-006").inputs, vectors.right_of(dialect, "aggregation-006")
+    spans = [one for one in right.accepted if isinstance(one, Span)]
+    assert len(spans) == 6
+    for span in spans:
+        out = {name: value.copy() for name, value in right.out.items()}
+        stored = out[span.of][span.layer]
+        beside = max(span.basis - np.outer(span.basis @ stored, stored), key=np.linalg.norm)  # the second component
+        if span.toward is not None and beside @ span.toward < 0:
+            beside = -beside
+        out[span.of][span.layer] = beside / np.linalg.norm(beside)
+        out["v"] = out["v_pos"] - out["v_neg"]
+        assert judge("aggregation", inputs, out, budget=1.01 * span.begins, right=right).ok
+        assert not judge("aggregation", inputs, out, budget=span.begins / 10, right=right).ok
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

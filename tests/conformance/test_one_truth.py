@@ -30,6 +30,7 @@ from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, tensor
 pytestmark = pytest.mark.cpu
 
 NAMES = ("pos", "neg")
+NOISE = 1e-14  # at most, relative
 ILL_POSED = [(dialect, case) for dialect in DIALECTS.values() for case in dialect.cases if case.result == "acceptable"]
 COMPONENTS = [(dialect, case) for dialect, case in ILL_POSED if case.stage == "aggregation"]
 
@@ -43,28 +44,28 @@ def float64_budget(dialect: Dialect, stage: str) -> float:
 
 
 # ------------------------------------------------------------------------------- noise of the last bits
-def noisy(case: Case, size: float) -> dict[str, Any]:
-    """The case's input, every number off by up to `size` of itself."""
+def noisy(case: Case) -> dict[str, Any]:
+    """The case's input, every number off by 1e-15 to 1e-14 of itself."""
     draws = np.random.default_rng(list(case.id.encode()))
     inputs = dict(case.inputs)
     for name, value in case.inputs.items():
         if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
-            inputs[name] = value * (1 + size * draws.uniform(-1, 1, np.shape(value)))
+            size = 10 ** draws.uniform(-15, np.log10(NOISE), np.shape(value))
+            inputs[name] = value * (1 + size * draws.choice([-1.0, 1.0], np.shape(value)))
     return inputs
 
 
-@pytest.mark.parametrize("size", [1e-15, 1e-14])
 @pytest.mark.parametrize("stage", OUTPUTS)
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
-def test_no_well_posed_output_jumps_under_noise_of_the_last_bits(dialect: Dialect, stage: str, size: float) -> None:
+def test_no_well_posed_output_jumps_under_noise_of_the_last_bits(dialect: Dialect, stage: str) -> None:
     """In float64 every output stays within the budget of what is stored, up to what the stored margins say."""
     for case in (case for case in dialect.cases if case.stage == stage and case.result != "invalid"):
-        got, right = dialect.run(stage, noisy(case, size)), vectors.right_of(dialect.name, case.id)
+        got, right = dialect.run(stage, noisy(case)), vectors.right_of(dialect.name, case.id)
         if stage == "selection":  # tokens of exactly one score have a rule that noise must not be asked about
             scores = {name: [case.inputs["a"][j] for j in got[name]] for name in NAMES}
             assert scores == {name: [case.inputs["a"][j] for j in right.out[name]] for name in NAMES}, case.id
         elif "left" in right.margins:
-            assert_tokens_moved_as_far_as_cancellation_lets_them(case, got, right, size)
+            assert_tokens_moved_as_far_as_cancellation_lets_them(case, got, right)
         else:
             verdict = judge(stage, case.inputs, got, budget=float64_budget(dialect, stage), right=right)
             assert verdict.ok, (case.id, verdict.message)
@@ -72,8 +73,8 @@ def test_no_well_posed_output_jumps_under_noise_of_the_last_bits(dialect: Dialec
             np.testing.assert_array_equal(got["tokens"], right.out["tokens"], err_msg=case.id)
 
 
-def assert_tokens_moved_as_far_as_cancellation_lets_them(case: Case, got: Values, right: Right, size: float) -> None:
-    """h + lam v is off by 3 size (|h| + |lam v|) at most, which turns it by 6 size / left; at 0 nothing is left."""
+def assert_tokens_moved_as_far_as_cancellation_lets_them(case: Case, got: Values, right: Right) -> None:
+    """h + lam v is off by 2 NOISE (|h| + |lam v|) at most, which turns it by 4 NOISE / left; at 0 nothing is left."""
     want = right.out["h"]
     for row, token in np.ndindex(want.shape[:2]):
         left = right.margins["left"][row][token]
@@ -81,7 +82,7 @@ def assert_tokens_moved_as_far_as_cancellation_lets_them(case: Case, got: Values
             np.testing.assert_array_equal(got["h"][row, token], want[row, token], err_msg=case.id)
         elif left > 0:
             error = np.linalg.norm(got["h"][row, token] - want[row, token])
-            allowed = float64_budget(PAPER, "steering") + 6 * size / left
+            allowed = float64_budget(PAPER, "steering") + 4 * NOISE / left
             assert error <= allowed * np.linalg.norm(want[row, token]), (case.id, row, token)
 
 
@@ -176,11 +177,11 @@ def test_a_float32_step_inside_a_float64_port_is_seen() -> None:
 
 
 # ------------------------------------------------------------------------------- canonical form
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_whatever_a_library_returns_the_canonical_form_is_the_same(dialect: str) -> None:
-    """Signs turned and equal components mixed at random, as another library might have them."""
+@pytest.mark.parametrize(("dialect", "extra"), [("paper", 0), ("authors", 0), ("authors", 8)])
+def test_whatever_a_library_returns_the_canonical_form_is_the_same(dialect: str, extra: int) -> None:
+    """Equal components mixed at random, and signs turned, as another library might have them."""
     numbers = random.Random("canonical")
-    inputs = {"delta_pos": with_gap(0), "delta_neg": with_gap(0)[:, ::-1]}
+    inputs = {"delta_pos": with_gap(extra), "delta_neg": with_gap(extra)[:, ::-1]}
     found = []
     for _ in range(8):
         want = {}
@@ -188,7 +189,7 @@ def test_whatever_a_library_returns_the_canonical_form_is_the_same(dialect: str)
             rows = []
             for D in inputs[f"delta_{side}"].swapaxes(0, 1):
                 first, second = np.linalg.svd(D - D.mean(0))[2][:2]
-                angle = numbers.uniform(0, 2 * np.pi)
+                angle = numbers.choice([0, np.pi]) if extra else numbers.uniform(0, 2 * np.pi)
                 rows.append(np.cos(angle) * first + np.sin(angle) * second)
             want[f"v_{side}"] = np.stack(rows)
         found.append(canonical_components(dialect, inputs, want))

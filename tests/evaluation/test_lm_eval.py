@@ -125,11 +125,11 @@ def test_the_harness_gets_our_numbers_steered_and_unsteered(llama: HuggingFaceMo
     for lam in (0.0, 0.7):
         with Steering(llama.blocks, vectors(llama), lam=lam):
             ours = our_numbers(llama)
-            assert simple_evaluate(lm, tasks) == pytest.approx(ours, abs=1e-6)
+            assert simple_evaluate(lm, tasks) == pytest.approx(ours, abs=1e-4)
             seen.append(ours)
     assert 0 < seen[0]["mc1"] < 1
     assert abs(seen[0]["mc2"] - seen[1]["mc2"]) > 0.01
-    assert simple_evaluate(hflm(llama), tasks) == pytest.approx(seen[0], abs=1e-6)  # its own model, unsteered
+    assert simple_evaluate(hflm(llama), tasks) == pytest.approx(seen[0], abs=1e-4)  # its own model, unsteered
     assert (lm.rank, lm.world_size, lm.device) == (0, 1, llama.device)
 
 
@@ -140,7 +140,7 @@ def test_through_the_chat_template_too(name: str, tasks: Any, request: pytest.Fi
     model: HuggingFaceModel = request.getfixturevalue(name)
     with Steering(model.blocks, vectors(model), lam=0.7):
         found = simple_evaluate(HarnessModel(model), tasks, apply_chat_template=True)
-        assert found == pytest.approx(our_numbers(model, chat=True), abs=1e-6)
+        assert found == pytest.approx(our_numbers(model, chat=True), abs=1e-4)
 
 
 # --- requests one by one, against the harness's own model
@@ -157,7 +157,7 @@ def test_scores_are_those_of_the_harness_own_model(model: HuggingFaceModel) -> N
     found = HarnessModel(model, batch_size=3).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     expected = hflm(model).loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
     for one, other in zip(found, expected, strict=True):
-        assert one == (pytest.approx(other[0], abs=2e-5), other[1])
+        assert one == (pytest.approx(other[0], rel=1e-5), other[1])
     assert [one[1] for one in found[-2:]] == [True, False]
 
 
@@ -185,9 +185,9 @@ def test_a_line_break_stays_in_the_context(llama: HuggingFaceModel) -> None:
     question = "Q: Is the earth flat?"
     asked = requests("loglikelihood", [(question + "\n", "Yes"), (question, "\nYes"), (question, "\n")])
     here, both, line_break = (one[0] for one in HarnessModel(llama).loglikelihood(asked, disable_tqdm=True))
-    assert here == pytest.approx(both - line_break, abs=2e-5)
+    assert here == pytest.approx(both - line_break, abs=1e-5 * abs(both))
     theirs = hflm(llama).loglikelihood(asked, disable_tqdm=True)
-    assert theirs[0][0] == pytest.approx(both, abs=2e-5)  # HFLM scores the line break as part of the answer
+    assert theirs[0][0] == pytest.approx(both, rel=1e-5)  # HFLM scores the line break as part of the answer
 
 
 def test_whole_texts_are_scored_in_windows(model: HuggingFaceModel) -> None:
@@ -310,7 +310,7 @@ def test_what_is_too_long_is_refused_or_cut_in_front(llama: HuggingFaceModel) ->
     kept = torch.cat([ids, response])[-llama.context :][None]
     log_p = llama.hf(kept).logits[0].log_softmax(-1)
     expected = sum(log_p[i - 1, kept[0, i]].item() for i in range(llama.context - len(response), llama.context))
-    assert found[0][0] == pytest.approx(expected, abs=2e-5)
+    assert found[0][0] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="and 100 new ones are more than the 128 that random-llama takes"):
         HarnessModel(llama).generate_until(
             requests("generate_until", [("the moon is made of cheese " * 4, {"max_gen_toks": 100})]), True

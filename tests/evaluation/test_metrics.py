@@ -386,8 +386,8 @@ def test_choices_are_scored_as_responses_under_any_steering(model: HuggingFaceMo
             for choice, total, mean in zip(question.choices, sums, means, strict=True):
                 y = model.response_ids(question.prompt, choice)
                 expected = log_prob(model, x, x.embeds[None], y=y).item()
-                assert total == pytest.approx(expected, abs=3e-5)
-                assert mean == pytest.approx(expected / len(y), abs=3e-5)
+                assert total == pytest.approx(expected, rel=1e-5)
+                assert mean == pytest.approx(expected / len(y), rel=1e-5)
     assert found.mc2 == tuple(mc2(s, q.labels) for s, q in zip(found.scores, QUESTIONS, strict=True))
     assert found.mc3 == tuple(mc3(s, q.labels) for s, q in zip(found.scores, QUESTIONS, strict=True))
     with pytest.raises(ValueError, match="exactly one right choice, found 2"):
@@ -405,8 +405,9 @@ def test_normalisation_changes_preferences_between_answers_of_different_length(l
     lengths = [len(llama.response_ids(p.prompt, y)) for p in pairs for y in (p.chosen, p.rejected)]
     for i in range(3):
         c, r = (scored[2 * i + j].log_prob for j in (0, 1))
-        assert sums[i] == pytest.approx(c - r, abs=1e-5)
-        assert means[i] == pytest.approx(c / lengths[2 * i] - r / lengths[2 * i + 1], abs=1e-5)
+        assert sums[i] == pytest.approx(c - r, abs=1e-5 * max(abs(c), abs(r)))
+        per_token = (c / lengths[2 * i], r / lengths[2 * i + 1])
+        assert means[i] == pytest.approx(per_token[0] - per_token[1], abs=1e-5 * max(map(abs, per_token)))
     assert [m > 0 for m in sums] != [m > 0 for m in means]
     for by, found in (("sum", sums), ("token", means)):
         expected = rate(m > 0 for m in found)
@@ -448,7 +449,7 @@ def test_a_picture_reaches_the_model_and_two_are_refused(vision_model: HuggingFa
     scores = multiple_choice(vision_model, asked).scores
     assert scores[0] != scores[1]
     expected = vision_model.score([("<image> What is this?", "rock", pictures[1])])[0].log_prob
-    assert scores[1][0] == pytest.approx(expected, abs=1e-5)
+    assert scores[1][0] == pytest.approx(expected, rel=1e-5)
     replies = vision_model.generate([q.prompt for q in asked], max_new_tokens=4, images=pictures)
     assert bleu_accuracy(vision_model, asked, max_new_tokens=4).replies == tuple(replies)
     both = Question("<image>", ("a", "b"), (1, 0), images=tuple(pictures))  # type: ignore[arg-type]

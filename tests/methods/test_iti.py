@@ -330,7 +330,7 @@ def test_steered_scores_are_those_of_one_pass_edited_from_the_last_prompt_row_on
             log_p = llama.logits(encoded, encoded.embeds[None], ids)[0].log_softmax(-1)
         for handle in handles:
             handle.remove()
-        assert got == pytest.approx(log_p.gather(1, ids[:, None]).sum().item(), abs=1e-4)
+        assert got == pytest.approx(log_p.gather(1, ids[:, None]).sum().item(), rel=1e-5)
 
 
 def test_generation_says_what_scoring_calls_likeliest(

@@ -139,8 +139,8 @@ def test_the_residual_stream_of_the_blocks_named_is_moved_everywhere(model: Hugg
         got = margins(model, PAIRS)
     pushes = {b: (lambda h, b=b: h + 2 * fitted.p[b].float()) for b in blocks}
     with Edit(model, "residual", pushes, positions="all"):
-        assert margins(model, PAIRS) == pytest.approx(got, abs=1e-5)
-    assert got != pytest.approx(plain, abs=1e-3)
+        assert margins(model, PAIRS) == pytest.approx(got, rel=1e-5, abs=1e-3)
+    assert got != pytest.approx(plain, abs=1e-2)
     assert margins(model, PAIRS) == plain
 
 

@@ -1,10 +1,11 @@
-"""A judge that knows the dumped files alone: in/CASE.json, right/CASE.json and the rules of docs/porting.md.
+"""A judge that knows the dumped files alone: right/CASE.json, and the rules of docs/porting.md.
 
 It imports nothing of grains_ref, and is what a porting team would write in its own language.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import numpy as np
 
 def passes(folder: Path, case: str, answer: dict[str, Any], dtype: str) -> bool:
     """Whether an answer, {"out": {...}} or {"refused": "why"}, is right; folder: where the cases were dumped."""
-    asked = json.loads((folder / "in" / f"{case}.json").read_text())
-    right = json.loads((folder / "right" / f"{case}.json").read_text())
+    stage, right = case.rpartition("-")[0], what_is_right(folder / "right" / f"{case}.json")
     if right["result"] == "invalid" or "refused" in answer:
         return right["result"] == "invalid" and "refused" in answer
     return {
@@ -26,7 +26,12 @@ def passes(folder: Path, case: str, answer: dict[str, Any], dtype: str) -> bool:
         "aggregation": aggregation,
         "steering": lambda *given: by_rows(("h",), *given),
         "generation": generation,
-    }[asked["stage"]](answer["out"], right, right["budget"][dtype])
+    }[stage](answer["out"], right, right["budget"][dtype])
+
+
+@functools.cache
+def what_is_right(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def objective(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:

@@ -79,7 +79,7 @@ def agrees(found: grains.Attribution, expected: grains.Attribution) -> None:
     # Softmax and rotary angles are float32 in transformers whatever the weights' type: hence not 1e-14.
     assert found.ig / scale == pytest.approx(expected.ig / scale, abs=2e-6)
     assert found.a / scale == pytest.approx(expected.a / scale, abs=2e-6)
-    assert (found.f_x, found.f_baseline) == pytest.approx((expected.f_x, expected.f_baseline), abs=1e-5)
+    assert (found.f_x, found.f_baseline) == pytest.approx((expected.f_x, expected.f_baseline), rel=1e-5)
 
 
 def test_words_and_picture(vision_model64: HuggingFaceModel) -> None:
