@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from grains_ref.demo.bench import model_folder
-from grains_ref.demo.text import PAPER
-from grains_ref.grains import attribute, shift, vectors
+from grains_ref.demo.planted import model_folder
+from grains_ref.grains import PRESETS, attribute, shift, vectors
 from grains_ref.models import load
 from grains_ref.tiny_models.worlds import ENTITIES, WORLDS, build_world
+
+PAPER = PRESETS["paper_llm"]
 
 
 def explained(scores: np.ndarray, groups: Sequence[object]) -> float:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grains_ref import fast, grains
-from grains_ref.demo.bench import model_folder
+from grains_ref.demo.planted import model_folder
 from grains_ref.grains import PRESETS, Attribution, Example, HyperParameters, Model, eligible_tokens, select
 from grains_ref.models import load
 from grains_ref.tiny_models.full_size import truthfulqa_shaped_pairs

@@ -26,7 +26,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Diagnose, steer and measure tiny models with a planted bad habit. A few minutes; nothing is downloaded."""
-    from grains_ref.demo.show import show_text_demo, show_vision_demo
+    from grains_ref.demo.show import Terminal, show_text_demo, show_vision_demo
 
     numbers = parse_whole_numbers(seeds, "--seeds", least=0)
     if missing := sorted(set(numbers) - set(SEEDS)):
@@ -35,7 +35,8 @@ def demo(
         raise ValueError(f"world {world!r} does not exist; the planted worlds are simple, graded")
     folder = output or Path("demo_vision_out" if vision else "demo_out")
     folder.mkdir(parents=True, exist_ok=True)
+    terminal = Terminal(console.out, console.progress_bar())
     if vision:
-        show_vision_demo(world, numbers, folder, as_json=as_json)
+        show_vision_demo(world, numbers, folder, as_json=as_json, terminal=terminal)
     else:
-        show_text_demo(world, numbers, folder, as_json=as_json)
+        show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal)

@@ -16,7 +16,7 @@ from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
 if TYPE_CHECKING:
     from grains_ref.reproduction.cells import Cell, MakeLab
     from grains_ref.reproduction.full import FullRung
-    from grains_ref.reproduction.tables import TableSpec
+    from grains_ref.reproduction.paper import TableSpec
 
 Rung = Literal["tiny", "full"]
 SEEDS = (0, 1, 2)
@@ -35,8 +35,8 @@ class Plan:
     def cells(self) -> list[tuple[str, int, str]]:
         """Every cell that is needed, once; what shares a model together, in the order of the rows."""
         from grains_ref.reproduction.curves import CURVES
+        from grains_ref.reproduction.paper import COST_ROWS, figure_rows, kind_of, needed
         from grains_ref.reproduction.rows import CANDIDATES, rows_of
-        from grains_ref.reproduction.tables import COST_ROWS, figure_rows, kind_of, needed
 
         found = {cell for spec, worlds in self.tables.items() for cell in needed(spec, worlds, self.seeds)}
         for name, worlds in (*self.figures.items(), *self.extras.items()):
@@ -84,9 +84,9 @@ def reproduce(
         if weights or data or judge_url or judge_model:
             raise ValueError("--weights, --data and --judge-... are for --rung full; the tiny rung needs nothing")
         plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
-        from grains_ref.reproduction.lab import planted_lab
+        from grains_ref.reproduction.cells import tiny_lab
 
-        _carry_out(plan, planted_lab, output, workers=workers or os.cpu_count() or 1, dry_run=dry_run)
+        _carry_out(plan, tiny_lab, output, workers=workers or os.cpu_count() or 1, dry_run=dry_run)
         return
     if quick:
         raise ValueError("--quick is for the tiny rung")
@@ -108,7 +108,7 @@ def _tiny_plan(
         ValueError: nothing was asked for, or something that does not exist.
     """
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
-    from grains_ref.reproduction.tables import QUESTIONS, TABLES, WORLDS_OF
+    from grains_ref.reproduction.paper import QUESTIONS, TABLES, WORLDS_OF
 
     specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
     known = (*specs, *FIGURES, *EXTRAS)
@@ -127,7 +127,7 @@ def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int], qu
     """The same on the full models; rows that only a planted world can have are left out."""
     from grains_ref.reproduction.full import COLUMNS, without_planted_rows
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
-    from grains_ref.reproduction.tables import TABLES
+    from grains_ref.reproduction.paper import TABLES
 
     specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
     names = _names(everything, table, figure, question, known=tuple(COLUMNS))
@@ -224,8 +224,8 @@ def _carry_out(plan: Plan, make_lab: MakeLab, output: Path, *, workers: int, dry
         with progress_bar() as progress:
             bar = progress.add_task("starting", total=left)
 
-            def tick(what: str) -> None:
-                progress.update(bar, advance=1, description=f"{what:50}")
+            def tick(what: str, finished: int) -> None:
+                progress.update(bar, advance=finished, description=f"{what:50}")
 
             try:
                 run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
@@ -245,7 +245,7 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     from grains_ref.reproduction import pages
     from grains_ref.reproduction.cells import facts_path
     from grains_ref.reproduction.curves import CURVES
-    from grains_ref.reproduction.tables import figures
+    from grains_ref.reproduction.statistics import results
     from grains_ref.reproduction.transfer import without_outcomes
     from grains_ref.vectors import library_versions
 
@@ -255,9 +255,9 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions()}
     content |= {"tables": {}, "figures": {}, "curves": {}}
     for spec, worlds in plan.tables.items():
-        found = figures(spec, worlds, cells, facts, plan.seeds)
-        parts.append(pages.table_page(spec, worlds, found))
-        content["tables"][spec.name] = pages.rows_record(found)
+        of_table = results(spec, worlds, cells, facts, plan.seeds)
+        parts.append(pages.table_page(spec, worlds, of_table))
+        content["tables"][spec.name] = pages.rows_record(of_table)
     for name, worlds in plan.figures.items():
         draw, caption = pages.FIGURES[name]
         file = f"{name.replace(' ', '-')}.png"

@@ -4,141 +4,204 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from grains_ref.cli.console import out, progress_bar, table_of
-from grains_ref.demo import bench, text, vision
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from grains_ref.demo import text, vision, workers
+from grains_ref.demo.centring import centring_figure
+from grains_ref.demo.experiment import Demo, SeedResult, Shown, run_seed
+from grains_ref.demo.planted import PICTURES, build, facts, write_data
+from grains_ref.demo.summary import SummaryRow, found_means, record, summarise
 from grains_ref.grains import Selection, eligible_tokens, select
 from grains_ref.images import read_picture
 from grains_ref.models import EncodedPicture
 from grains_ref.report.overlay import Panel, overlay_figure
-from grains_ref.report.tokens import centring_figure, coloured_tokens, demo_table, named_tokens, strongest_tokens
-from grains_ref.tiny_models.visual_worlds import VisualWorldName
-from grains_ref.tiny_models.worlds import WorldName, build_world
+from grains_ref.report.tokens import coloured_tokens, named_tokens, strongest_tokens
+from grains_ref.tiny_models.visual_worlds import VisualPrompt
 
-R = TypeVar("R")
+TEXT_K, VISION_K = 3, 5  # tokens of either sign that are underlined
 
 
-def show_text_demo(world: WorldName, seeds: Sequence[int], output: Path, *, as_json: bool) -> None:
-    """Run the text demo, write its files, print what it found."""
-    results = _run(functools.partial(text.run_seed, world), seeds, text.steps_per_seed())
-    facts = text.facts(world)
-    record = bench.record(world, results, facts)
-    first = results[0]
-    _write(record, first, output)
-    text.write_data(build_world(world), output)
-    centring_figure(output / "centring.png", world=world, fits=first.fits, shifts=first.shifts)
+@dataclass(frozen=True)
+class Terminal:
+    """Where a demo prints its results and its progress."""
+
+    out: Console
+    progress: Progress
+
+
+def show_text_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal) -> None:
+    """Run the text demo on a world ("simple" or "graded"), write its files, print what it found."""
+    results, of_prompts, out = _run(text.DEMO, world, seeds, output, terminal), _facts(world), terminal.out
+    content = record(world, results, of_prompts)
+    _write(content, results, output)
+    centring_figure(output / "centring.png", world=world, k=TEXT_K, centring=results[0].further)
     if as_json:
-        out.print_json(data=record)
+        out.print_json(data=content)
         return
     out.print("\nWhat makes the model say the myth?", style="bold", end="")
-    out.print(f"  World '{world}', training seed {first.seed}.")
-    out.print("Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = 3).")
+    out.print(f"  World '{world}', training seed {results[0].seed}.")
+    out.print(f"Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = {TEXT_K}).")
     out.print("The planted words are marked: [R] rumour, [T] trust.  Scores in nats.\n")
-    for prompt, encoded, a in first.shown:
-        selection = select(a, k=3, eligible=eligible_tokens(encoded, ()))
-        marks = dict.fromkeys(prompt.rumour, "R") | dict.fromkeys(prompt.trust, "T")
-        out.print(coloured_tokens(encoded.tokens, a, selection, marks))
-        out.print(strongest_tokens(encoded.tokens, a, selection) + "\n")
-    title = f"Are the planted rumour words found?  ({_of(results).removeprefix('mean of ')})"
-    out.print(table_of(title, ("", "recall@3", "precision@1"), _found_rows(results)))
+    for shown in results[0].shown:
+        selection, tokens = _selection(shown, k=TEXT_K), shown.encoded.tokens
+        marks = dict.fromkeys(shown.causes.neg, "R") | dict.fromkeys(shown.causes.pos, "T")
+        out.print(coloured_tokens(tokens, shown.a, selection, marks))
+        out.print(strongest_tokens(tokens, shown.a, selection) + "\n")
+    title = f"Are the planted rumour words found?  ({_seeds(results)})"
+    out.print(found_table(results, title=title, columns=("recall@3", "precision@1")))
     out.print("(The entity asked about carries the myth too, so it is often the strongest token.)", style="dim")
-    summary = bench.summarise(results, facts)
-    title = f"What does steering change?  (300 test prompts, 600 tasks; {_of(results)})"
-    out.print(demo_table(summary, title=title, rejected="says myth"))
-    _print_chosen(summary)
-    names = "report.json, vectors.safetensors, centring.png; the data: {steer,dev,test,dev_tasks,tasks}.jsonl"
-    out.print(f"\nWritten to {output}/: {names}\nNext: grains-ref inspect {output}/vectors.safetensors")
+    title = f"What does steering change?  ({_sizes(results)}; {_mean_of(results)})"
+    summary = summarise(results, of_prompts)
+    out.print(demo_table(summary, title=title, names=text.ROWS, rejected="says myth"))
+    _print_chosen(summary, text.ROWS, out)
+    files = "report.json, vectors.safetensors, centring.png; the data: {steer,dev,test,dev_tasks,tasks}.jsonl"
+    out.print(f"\nWritten to {output}/: {files}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 
-def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: bool) -> None:
-    """Run the vision demo, write its files, print what it found."""
-    name: VisualWorldName = "simple-visual" if world == "simple" else "graded-visual"
-    vision.write_data(name, output)
-    results = _run(functools.partial(vision.run_seed, name, output), seeds, vision.steps_per_seed())
-    facts = vision.facts(name)
-    record = bench.record(name, results, facts)
-    record["embedding_norms"] = [{"image": r.scale[0], "other": r.scale[1]} for r in results]
-    first = results[0]
-    _write(record, first, output)
-    overlays = [_overlay(shown, output) for shown in first.shown]
+def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal) -> None:
+    """Run the vision demo on a world ("simple" or "graded"), write its files, print what it found."""
+    world = f"{world}-visual"
+    results, of_prompts, out = _run(vision.DEMO, world, seeds, output, terminal), _facts(world), terminal.out
+    content = record(world, results, of_prompts) | {"embedding_norms": [result.further for result in results]}
+    _write(content, results, output)
+    overlays = [_overlay(shown, output) for shown in results[0].shown]
     if as_json:
-        out.print_json(data=record)
+        out.print_json(data=content)
         return
     out.print("\nWhy does the model name a colour that is not there?", style="bold", end="")
-    out.print(f"  World '{name}', training seed {first.seed}.")
+    out.print(f"  World '{world}', training seed {results[0].seed}.")
     out.print(
-        "Green pushes toward the colour seen, red toward the usual one; underlined: the 5 strongest of each sign."
+        f"Green pushes toward the colour seen, red toward the usual one; underlined: the {VISION_K} strongest of each "
+        "sign."
     )
     out.print("Marked are the planted causes: [L] lure, [G] ground word, [O] a patch of the object. Scores in nats.\n")
-    for shown in first.shown:
-        selection, marks, tokens = _selection(shown), _marks(shown.prompt), named_tokens(shown.example.encoded)
-        image = {j for j, kind in enumerate(shown.example.encoded.kinds) if kind == "image"}
-        hidden = image - {*selection.pos, *selection.neg, *shown.prompt.object}
-        seen = ", ".join(f"{thing.colour} {thing.shape} {thing.place}" for thing in shown.prompt.scene)
+    prompts = {prompt.id: prompt for prompt in build(world).split("steer")}
+    for shown in results[0].shown:
+        prompt = prompts[shown.pair.id]
+        assert isinstance(prompt, VisualPrompt)
+        seen = ", ".join(f"{thing.colour} {thing.shape} {thing.place}" for thing in prompt.scene)
         out.print(f"In the picture: {seen}.", style="dim")
+        selection, tokens = _selection(shown, k=VISION_K), named_tokens(shown.encoded)
+        patches = vision.object_patches(shown.encoded, shown.causes)
+        marks = dict.fromkeys(shown.causes.neg, "L") | dict.fromkeys(shown.causes.pos, "G")
+        marks |= dict.fromkeys(patches, "O")
+        image = {j for j, kind in enumerate(shown.encoded.kinds) if kind == "image"}
+        hidden = image - patches - {*selection.pos, *selection.neg}
         out.print(coloured_tokens(tokens, shown.a, selection, marks, hidden=hidden))
         out.print(strongest_tokens(tokens, shown.a, selection) + "\n")
-    columns = ("", "object's patch first", "lure recall@3", "lure recall@5")
-    out.print(table_of(f"Are the planted causes found?  ({_of(results)})", columns, _found_rows(results)))
+    columns = ("object's patch first", "lure recall@3", "lure recall@5")
+    out.print(found_table(results, title=f"Are the planted causes found?  ({_seeds(results)})", columns=columns))
     out.print("(First among the image tokens; 2 of 21 show the object, so chance is .10.)", style="dim")
-    summary = bench.summarise(results, facts)
-    title = f"What does steering change?  (300 test prompts, 400 tasks; {_of(results)})"
-    out.print(demo_table(summary, title=title, rejected="hallucin."))
-    _print_chosen(summary)
-    out.print(f"\nThe scores on the pictures: {', '.join(overlays)}")
-    names = "report.json, vectors.safetensors; the data: {steer,dev,test,dev_tasks,tasks}.jsonl and pictures/"
-    out.print(f"Written to {output}/: {names}\nNext: grains-ref inspect {output}/vectors.safetensors")
+    title = f"What does steering change?  ({_sizes(results)}; {_mean_of(results)})"
+    summary = summarise(results, of_prompts)
+    out.print(demo_table(summary, title=title, names=vision.ROWS, rejected="hallucin."))
+    _print_chosen(summary, vision.ROWS, out)
+    out.print(f"\nThe scores on the pictures: {', '.join(str(path) for path in overlays)}")
+    files = f"report.json, vectors.safetensors; the data: {{steer,dev,test,dev_tasks,tasks}}.jsonl and {PICTURES}/"
+    out.print(f"Written to {output}/: {files}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 
-def _run(work: Callable[[int, bench.Tick], R], seeds: Sequence[int], steps: int) -> list[R]:
-    with progress_bar() as progress:
-        bar = progress.add_task("starting", total=len(seeds) * steps)
-        return bench.run(work, seeds, lambda what: progress.update(bar, advance=1, description=f"{what:50}"))
+def _run(demo: Demo, world: str, seeds: Sequence[int], output: Path, terminal: Terminal) -> list[SeedResult]:
+    """Write the world's data and run every seed on it."""
+    write_data(build(world), output)
+    with terminal.progress as progress:
+        bar = progress.add_task("starting", total=len(seeds) * len(demo.rows))
+
+        def tick(what: str, finished: int) -> None:
+            progress.update(bar, advance=finished, description=f"{what:50}")
+
+        return workers.run(functools.partial(run_seed, demo, world, output), seeds, tick)
 
 
-def _write(record: dict[str, Any], first: bench.SeedResult, output: Path) -> None:
-    (output / "report.json").write_text(json.dumps(record, indent=2) + "\n")
-    first.vectors.save(output / "vectors.safetensors")
+def _facts(world: str) -> list[str]:
+    """Which fact each test prompt is about."""
+    return facts(build(world).split("test"))
 
 
-def _of(results: Sequence[bench.SeedResult]) -> str:
-    return f"mean of {len(results)} seeds" if len(results) > 1 else f"seed {results[0].seed}"
+def _write(content: dict[str, Any], results: Sequence[SeedResult], output: Path) -> None:
+    """The record of all seeds and the vectors of the first."""
+    (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    results[0].vectors.save(output / "vectors.safetensors")
 
 
-def _found_rows(results: Sequence[bench.SeedResult]) -> list[tuple[str, ...]]:
-    return [
-        (method, *(f"{figure:.2f}" for figure in found.values()))
-        for method, found in bench.found_means(results).items()
-    ]
+# --------------------------------------------------------------------------------------------------- tables
+def demo_table(rows: Sequence[SummaryRow], *, title: str, names: Mapping[str, str], rejected: str) -> Table:
+    """The demo's main table, at most 80 columns wide.
+
+    names: row -> what it is called here.  rejected: what the rejected answer is called here.
+    """
+    table = _table(title, ("accuracy", "gain [95 % interval]", rejected, "capability"), padding=0)
+    for row in rows:
+        gain, low, high = (100 * x for x in (row.gain.value, row.gain.low, row.gain.high))
+        table.add_row(
+            names[row.row],
+            f"{100 * row.accuracy.value:.1f} %",
+            "" if row.row == "unsteered" else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{100 * row.rejected_rate:.1f} %",
+            f"{100 * row.capability:.1f} %",
+        )
+    return table
 
 
-def _print_chosen(summary: Sequence[bench.SummaryRow]) -> None:
+def found_table(results: Sequence[SeedResult], *, title: str, columns: Sequence[str]) -> Table:
+    """How well each attribution method finds the planted causes."""
+    table = _table(title, columns, padding=1)
+    for method, figures in found_means(results).items():
+        table.add_row(method, *(f"{figure:.2f}" for figure in figures.values()))
+    return table
+
+
+def _table(title: str, columns: Sequence[str], *, padding: int) -> Table:
+    """A table whose first column is words and whose others are figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, padding))
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print_chosen(summary: Sequence[SummaryRow], names: Mapping[str, str], out: Console) -> None:
     out.print("Chosen on dev, at a capability loss of at most half a point:")
-    for row in summary[1:]:
-        out.print(f"  {row.name.strip()}: {row.chosen}")
+    for row in summary:
+        if row.row != "unsteered":
+            out.print(f"  {names[row.row]}: {row.chosen}")
 
 
-def _selection(shown: vision.Shown) -> Selection:
-    return select(shown.a, k=5, eligible=eligible_tokens(shown.example.encoded, ()))
+def _seeds(results: Sequence[SeedResult]) -> str:
+    return f"{len(results)} seeds" if len(results) > 1 else f"seed {results[0].seed}"
 
 
-def _marks(prompt: vision.VisualPrompt) -> dict[int, str]:
-    return dict.fromkeys(prompt.lure, "L") | dict.fromkeys(prompt.ground, "G") | dict.fromkeys(prompt.object, "O")
+def _mean_of(results: Sequence[SeedResult]) -> str:
+    return f"mean of {_seeds(results)}" if len(results) > 1 else _seeds(results)
 
 
-def _overlay(shown: vision.Shown, output: Path) -> str:
-    """Draw one example's scores on its picture; the file's path."""
-    encoded, selection = shown.example.encoded, _selection(shown)
-    words = named_tokens(encoded)
-    strongest = strongest_tokens(words, shown.a, selection)
+def _sizes(results: Sequence[SeedResult]) -> str:
+    (outcome,) = results[0].outcomes["unsteered"]
+    return f"{len(outcome.right)} test prompts, {len(outcome.capable)} tasks"
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+def _selection(shown: Shown, *, k: int) -> Selection:
+    return select(shown.a, k=k, eligible=eligible_tokens(shown.encoded, ()))
+
+
+def _overlay(shown: Shown, output: Path) -> Path:
+    """Draw one example's scores on its picture; the file."""
+    encoded, pair, selection = shown.encoded, shown.pair, _selection(shown, k=VISION_K)
     assert isinstance(encoded, EncodedPicture)
+    assert isinstance(pair.prompt, str)
+    strongest = strongest_tokens(named_tokens(encoded), shown.a, selection)
     panel = Panel("Integrated Gradients", encoded.patches, shown.a.tolist(), selection.pos, selection.neg, strongest)
-    path = output / f"overlay-{shown.prompt.id}.png"
-    question = shown.prompt.prompt.removeprefix("<image> ")
-    picture = read_picture(output / "pictures" / f"{shown.prompt.id}.png")
-    answers = f"{shown.prompt.chosen}  rather than  {shown.prompt.rejected}"
-    overlay_figure(path, picture, [panel], title=f"{question}\n{answers}")
-    return str(path)
+    path = output / f"overlay-{pair.id}.png"
+    question = pair.prompt.removeprefix("<image> ")
+    picture = read_picture(output / PICTURES / f"{pair.id}.png")
+    overlay_figure(path, picture, [panel], title=f"{question}\n{pair.chosen}  rather than  {pair.rejected}")
+    return path

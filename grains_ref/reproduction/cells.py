@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from grains_ref.data import PreferencePair
-from grains_ref.demo import bench
-from grains_ref.demo.bench import Tick
+from grains_ref.demo import workers as processes
+from grains_ref.demo.bench import UNSTEERED, tried
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.planted import build, planted_lab, write_data
+from grains_ref.demo.workers import Tick
 from grains_ref.evaluation.choice import Choice
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import bleu
@@ -36,14 +39,20 @@ from grains_ref.methods.core import Setting
 from grains_ref.models import BATCH_TOKENS
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
-from grains_ref.reproduction.lab import UNSTEERED, Lab
 from grains_ref.reproduction.rows import rows_of
 from grains_ref.vectors import library_versions
 
 Cell: TypeAlias = dict[str, Any]
 VERSION = library_versions()["grains_ref"]
 Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
-MakeLab: TypeAlias = Callable[[str, int, Path], Lab]
+MakeLab: TypeAlias = Callable[[str, int, Path], Lab]  # world, training seed, a folder for data
+
+
+def tiny_lab(world: str, seed: int, folder: Path) -> Lab:
+    """The tiny rung: a planted world, whose pictures are written to the folder first."""
+    if world != "double":
+        write_data(build(world), folder)
+    return planted_lab(world, seed, folder)
 
 
 def cell_path(folder: Path, world: str, seed: int, name: str) -> Path:
@@ -64,6 +73,8 @@ def read_cell(folder: Path, world: str, seed: int, name: str) -> Cell | None:
         cell: Cell = json.loads(path.read_text())
     except (OSError, ValueError):  # not there, or damaged: run it again
         return None
+    if not isinstance(cell, dict):
+        return None
     return cell if cell.get("version") == VERSION and cell.get("row") == name else None
 
 
@@ -78,7 +89,7 @@ def missing(folder: Path, cells: Iterable[tuple[str, int, str]]) -> list[Unit]:
 
 def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
     """Fill cells, several models side by side; each cell is written when it is done."""
-    bench.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
+    processes.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
 
 
 def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:
@@ -88,9 +99,11 @@ def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(list(lab.facts)).encode())
     for name in names:
-        tick(f"{world}, seed {seed}: {name}")
+        what = f"{world}, seed {seed}: {name}"
+        tick(what, 0)
         cell = {"world": world, "seed": seed, "row": name, "version": VERSION} | fill(lab, name)
         write_whole(cell_path(folder, world, seed, name), json.dumps(cell).encode())
+        tick(what, 1)
 
 
 def fill(lab: Lab, name: str) -> Cell:
@@ -109,12 +122,9 @@ def fill(lab: Lab, name: str) -> Cell:
 
 def _measure(lab: Lab, settings: Sequence[Setting]) -> Cell:
     """Choose among the settings on dev, measure the choice on test."""
-    choice: Choice[Setting] = lab.bench.choose([UNSTEERED, *settings])
-    best = choice.best
-    if best.strength == 0:
-        best = UNSTEERED
-    tried = [(t.setting.label, t.setting.strength, t.accuracy) for t in choice.tried]
-    return {"label": best.label, "strength": best.strength, "tried": tried} | _outcomes(lab, best)
+    choice = lab.bench.choose(settings)
+    chosen = {"label": choice.best.label, "strength": choice.best.strength, "tried": tried(choice)}
+    return chosen | _outcomes(lab, choice)
 
 
 def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> list[str]:
@@ -134,18 +144,19 @@ def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> li
         )
 
 
-def _outcomes(lab: Lab, setting: Setting) -> Cell:
-    """What the setting does on test; the unsteered model is measured once."""
+def _outcomes(lab: Lab, choice: Choice[Setting]) -> Cell:
+    """What the chosen setting does on test; the unsteered model is measured once."""
+    setting = choice.best
     if setting is UNSTEERED and lab.unsteered:
         return lab.unsteered
-    outcome = lab.bench.test(setting)
+    outcome = lab.bench.test(choice)
     pairs, _ = lab.test
     texts = _generate(lab, setting, pairs)
     closer = [
         bleu(text, p.chosen, effective_order=True) > bleu(text, p.rejected, effective_order=True)
         for text, p in zip(texts, pairs, strict=True)
     ]
-    found: dict[str, Sequence[bool]] = {
+    measured: dict[str, Sequence[bool]] = {
         "right": outcome.right,
         "rejected": outcome.rejected,
         "bleu": closer,
@@ -153,8 +164,8 @@ def _outcomes(lab: Lab, setting: Setting) -> Cell:
     }
     if lab.judged:
         with setting.steering():
-            found["rejected"] = lab.judged()
-    figures = {name: "".join(str(int(one)) for one in values) for name, values in found.items()}
+            measured["rejected"] = lab.judged()
+    outcomes = {name: "".join("1" if one else "0" for one in values) for name, values in measured.items()}
     if setting is UNSTEERED:
-        lab.unsteered = figures
-    return figures
+        lab.unsteered = outcomes
+    return outcomes

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from grains_ref import fast
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.planted import double_labs
 from grains_ref.evaluation.measures import row_margins
 from grains_ref.grains import (
     AggregationMethod,
@@ -21,9 +23,8 @@ from grains_ref.grains import (
     objective,
     select,
 )
-from grains_ref.reproduction.lab import Lab
 from grains_ref.reproduction.rows import rows_of
-from grains_ref.reproduction.transfer import double_labs, measure
+from grains_ref.reproduction.transfer import measure
 
 MOST = 10  # figure 3: k = 1 .. 10
 N_ABLATED = 100  # prompts of figure 3, from dev
@@ -70,7 +71,7 @@ def geometry(lab: Lab) -> list[dict[str, Any]]:
     `explained` is the share of the first component's variance (centred PCA) that is explained by whether the last
     prompt token, or the BOS token, was among the masked ones.
     """
-    truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
+    truth = lab.planted_shifts()
     shifts = [lab.shift(lab.paper, i) for i in range(len(lab.steer))]
     found = []
     for sign in ("pos", "neg"):

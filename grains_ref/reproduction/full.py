@@ -26,14 +26,14 @@ from grains_ref.data import PreferencePair, Task
 from grains_ref.datasets.dataset import PairOptions
 from grains_ref.datasets.records import JudgedQuestion
 from grains_ref.datasets.registry import DATASETS, available, find, pair_rows, rehearse
+from grains_ref.demo.lab import Lab
 from grains_ref.evaluation.judge import Case, Judge, judge_all, read_rating
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import hallucinated
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.families import family_class
-from grains_ref.reproduction.lab import Lab
-from grains_ref.reproduction.tables import TableSpec
+from grains_ref.reproduction.paper import TableSpec
 from grains_ref.tiny_models.full_size import read_config
 
 LLMS = ("llama-3.1-8b", "qwen2.5-7b")

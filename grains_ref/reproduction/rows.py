@@ -1,6 +1,5 @@
-"""What every row of a table does: the settings it tries on dev, gentlest first.
+"""What every row of the paper's tables does: the rows of `grains_ref.demo.rows`, baselines, and further settings.
 
-A row is a function from a `Lab` to one list of settings, or to several for a row that is a mean over random draws.
 All rows of all tables are named here once; a row that stands in several tables is run once.
 """
 
@@ -9,24 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from grains_ref.demo import rows as demo_rows
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
 from grains_ref.grains import objective, shift, vectors
 from grains_ref.methods import caa, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
-from grains_ref.reproduction.lab import UNSTEERED, Lab
 
-Draws: TypeAlias = list[list[Setting]]
-Row: TypeAlias = Callable[[Lab], Draws]
-
-NEUTRAL = "the neutral word"
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
 KS = {"text": (1, 2, 3, 5, 7, 10), "visual": (2, 5, 10, 20, 30)}  # figure 6; the paper's own k is the row "GrAInS"
 N_EXAMPLES = (5, 10, 20, 100, 200)  # 50 is the row "GrAInS"
-RANDOM_DRAWS = 3
 
 
 # ------------------------------------------------------------------------------------------- baselines
@@ -40,43 +36,8 @@ def _ict(lab: Lab) -> Draws:
     return [ict.fit(lab.model, lab.steer, boxes=lab.boxes).settings(lab.model)]
 
 
-def _random(lab: Lab) -> Draws:
-    """Table 6: tokens drawn at random, everything else as in the paper's setting."""
-    hps = [replace(lab.paper, attribution="random", seed=draw) for draw in range(RANDOM_DRAWS)]
-    return [lab.grains(f"draw {hp.seed}", hp) for hp in hps]
-
-
-# ---------------------------------------------------------------------------------------------- GrAInS
-def _grains(**changes: Any) -> Row:
-    """GrAInS with the paper's setting but for the changes; NEUTRAL stands for the lab's neutral word."""
-
-    def row(lab: Lab) -> Draws:
-        return [lab.grains("GrAInS", replace(lab.paper, **_with_neutral_word(changes, lab)))]
-
-    return row
-
-
-def _with_neutral_word(changes: dict[str, Any], lab: Lab) -> dict[str, Any]:
-    return {name: lab.neutral if value == NEUTRAL else value for name, value in changes.items()}
-
-
-def _smoothgrad(lab: Lab) -> Draws:
-    """Table 6, at the cost of Integrated Gradients: n = m."""
-    return [lab.grains("SmoothGrad", replace(lab.paper, attribution="smoothgrad", n=lab.paper.m))]
-
-
 def _examples(n: int, **changes: Any) -> Row:
     return lambda lab: [lab.grains(f"{n} examples", replace(lab.paper, **changes), n=n)]
-
-
-def _planted(*, sign: int = 1, **changes: Any) -> Row:
-    """The true causes masked instead of attributed tokens: a reference for attribution, not a method."""
-
-    def row(lab: Lab) -> Draws:
-        truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
-        return [lab.strengths("planted", sign * vectors(truth, replace(lab.paper, **changes)).v)]
-
-    return row
 
 
 # ---------------------------------------------------------------- does the direction matter: controls, not methods
@@ -99,8 +60,9 @@ def _without_planted_part(**changes: Any) -> Row:
 
 def planted_plane(lab: Lab) -> Tensor:
     """An orthonormal basis (L, d, 2) of the mean shifts, positive and negative, of the planted tokens."""
-    truth = [lab.planted_shift(i) for i in range(len(lab.steer))]
-    pos, neg = (torch.stack([getattr(s, f"delta_{sign}") for s in truth]).double().mean(0) for sign in ("pos", "neg"))
+    shifts = lab.planted_shifts()
+    pos = torch.stack([one.delta_pos for one in shifts]).double().mean(0)
+    neg = torch.stack([one.delta_neg for one in shifts]).double().mean(0)
     return torch.linalg.qr(torch.stack([pos, neg], dim=2)).Q
 
 
@@ -129,7 +91,7 @@ def _greedy_layers(lab: Lab) -> Draws:
         for layer in sorted(set(range(len(v))) - set(chosen)):
             label = "layers " + ", ".join(str(one) for one in sorted([*chosen, layer]))
             grid = lab.strengths(label, v, layers=sorted([*chosen, layer]))
-            choice = lab.bench.choose([UNSTEERED, *grid])
+            choice = lab.bench.choose(grid)
             tried.append((choice.accuracy, -layer, grid))
         accuracy, layer, grid = max(tried, key=lambda one: one[:2])
         if accuracy <= best:
@@ -178,57 +140,48 @@ CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction.md, "the hypothes
     "protect + neutral + mean": PROTECT | {"path_baseline": NEUTRAL, "aggregation": "mean"},
 }
 
-
-def _unsteered(lab: Lab) -> Draws:
-    return [[]]
-
-
 SHARED: dict[str, Row] = {
-    "unsteered": _unsteered,
+    "unsteered": demo_rows.unsteered,
     "LoRA, the paper's setting": _baseline(lora, learning_rates=lora.PAPER),
     "LoRA, tuned": _baseline(lora, learning_rates=lora.LEARNS),
     "ICV": _baseline(icv),
     "CAA": _baseline(caa),
     "CAA, read at the difference": _baseline(caa, read="difference"),
-    "GrAInS": _grains(),
-    "random tokens": _random,
-    "gradient": _grains(attribution="gradient"),
-    "SmoothGrad": _smoothgrad,
-    "likelihood objective": _grains(objective="likelihood"),
-    "planted tokens, PCA": _planted(),
-    "planted tokens, mean": _planted(aggregation="mean"),
-    "uncentred PCA": _grains(aggregation="uncentred"),
-    "mean": _grains(aggregation="mean"),
-    "path baseline: mean embedding": _grains(path_baseline="mean"),
-    "path baseline: neutral word": _grains(path_baseline=NEUTRAL),
-    "mask: mean embedding": _grains(mask_baseline="mean"),
-    "mask: neutral word": _grains(mask_baseline=NEUTRAL),
+}
+SHARED |= demo_rows.TEXT
+SHARED |= {
+    "likelihood objective": grains(objective="likelihood"),
+    "path baseline: mean embedding": grains(path_baseline="mean"),
+    "path baseline: neutral word": grains(path_baseline=NEUTRAL),
+    "mask: mean embedding": grains(mask_baseline="mean"),
+    "mask: neutral word": grains(mask_baseline=NEUTRAL),
     "GrAInS, reversed": _reversed(),
     "GrAInS, without its planted part": _without_planted_part(),
     "mean, reversed": _reversed(aggregation="mean"),
     "mean, without its planted part": _without_planted_part(aggregation="mean"),
-    "planted tokens, mean, reversed": _planted(sign=-1, aggregation="mean"),
+    "planted tokens, mean, reversed": planted_tokens(sign=-1, aggregation="mean"),
     "Gaussian vectors": _gaussian,
-} | {name: _grains(**changes) for name, changes in CANDIDATES.items()}
+}
+SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
 
 TEXT: dict[str, Row] = SHARED | {
     "ITI": _baseline(iti, probe="linear"),
     "NL-ITI": _baseline(iti, probe="mlp"),
     "RepE": _baseline(repe),
-    "weighted mean": _grains(aggregation="weighted_mean"),
-    "2 components": _grains(components=2),
-    "3 components": _grains(components=3),
-    "4 components": _grains(components=4),
-    "not the last token": _grains(eligible=("not_last",)),
-    "no special tokens": _grains(eligible=("no_special",)),
-    "path and mask: neutral word": _grains(path_baseline=NEUTRAL, mask_baseline=NEUTRAL),
-    "m = 1": _grains(m=1),
-    "m = 2": _grains(m=2),
-    "m = 10": _grains(m=10),
-    "m = 20": _grains(m=20),
-    "m = 50": _grains(m=50),
-    "m = 5, midpoint": _grains(quadrature="midpoint"),
-    "m = 5, Gauss-Legendre": _grains(quadrature="gauss_legendre"),
+    "weighted mean": grains(aggregation="weighted_mean"),
+    "2 components": grains(components=2),
+    "3 components": grains(components=3),
+    "4 components": grains(components=4),
+    "not the last token": grains(eligible=("not_last",)),
+    "no special tokens": grains(eligible=("no_special",)),
+    "path and mask: neutral word": grains(path_baseline=NEUTRAL, mask_baseline=NEUTRAL),
+    "m = 1": grains(m=1),
+    "m = 2": grains(m=2),
+    "m = 10": grains(m=10),
+    "m = 20": grains(m=20),
+    "m = 50": grains(m=50),
+    "m = 5, midpoint": grains(quadrature="midpoint"),
+    "m = 5, Gauss-Legendre": grains(quadrature="gauss_legendre"),
     "m = 5, log-graded": _graded_in_log_alpha(5),
     "m = 10, log-graded": _graded_in_log_alpha(10),
     "layer 0": _layer(0),
@@ -237,20 +190,19 @@ TEXT: dict[str, Row] = SHARED | {
     "layer 3": _layer(3),
     "greedy set of layers": _greedy_layers,
 }
-TEXT |= {f"k = {k}": _grains(k=k) for k in KS["text"] if k != 3}
+TEXT |= {f"k = {k}": grains(k=k) for k in KS["text"] if k != 3}
 TEXT |= {f"{n} examples": _examples(n) for n in N_EXAMPLES}
 TEXT |= {f"{n} examples, mean": _examples(n, aggregation="mean") for n in N_EXAMPLES if n not in (10, 100)}
 
-VISUAL: dict[str, Row] = SHARED | {
+VISUAL: dict[str, Row] = SHARED | demo_rows.VISUAL
+VISUAL |= {
     "VTI": _baseline(vti),
     "ICT": _ict,
-    "image tokens only": _grains(eligible=("image",)),
-    "text tokens only": _grains(eligible=("text",)),
     "layer 0": _layer(0),
     "layer 1": _layer(1),
     "layer 2": _layer(2),
 }
-VISUAL |= {f"k = {k}": _grains(k=k) for k in KS["visual"] if k != 20}
+VISUAL |= {f"k = {k}": grains(k=k) for k in KS["visual"] if k != 20}
 
 
 def rows_of(*, is_visual: bool) -> dict[str, Row]:

@@ -10,7 +10,7 @@ import pytest
 from command import SIMPLE, run
 
 from grains_ref.cli import common
-from grains_ref.demo import text as demo
+from grains_ref.demo import planted as demo
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
 

@@ -12,7 +12,7 @@ import torch
 from command import PROMPT, SIMPLE, bad, good, lines, parsed, run
 from scipy.stats import binomtest
 
-from grains_ref.demo import text as demo
+from grains_ref.demo import planted as demo
 from grains_ref.evaluation import capability, margins, preference_accuracy
 from grains_ref.grains import Steering
 from grains_ref.models import HuggingFaceModel

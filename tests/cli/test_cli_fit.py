@@ -9,7 +9,7 @@ import pytest
 import torch
 from command import SIMPLE, bad, good, lines, parsed, run
 
-from grains_ref.demo import text as demo
+from grains_ref.demo import planted as demo
 from grains_ref.fitting import checked_examples
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
 from grains_ref.grains import attribute as attribute_example

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import grains_ref.evaluation.choice
 from grains_ref.data import PreferencePair, Task
-from grains_ref.demo.text import as_pairs, as_tasks
+from grains_ref.demo.planted import as_pairs, as_tasks
 from grains_ref.evaluation.choice import (
     Grid,
     LeftOut,

@@ -379,7 +379,7 @@ def test_adapters_of_a_bfloat16_model_are_float32(build: Build, pictures: list[P
 
 def test_the_papers_setting_and_a_grid_that_learns(simple_model: HuggingFaceModel) -> None:
     """Sizes as in the paper, two planted pairs: the weights move by a thousandth, or the loss falls by half."""
-    from grains_ref.demo.text import as_pairs
+    from grains_ref.demo.planted import as_pairs
     from grains_ref.tiny_models.worlds import build_world
 
     pairs = as_pairs(build_world("simple").split("steer")[:2])

@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from grains_ref.data import PreferencePair
+from grains_ref.demo.bench import UNSTEERED
 from grains_ref.evaluation.choice import Choice, Tried
 from grains_ref.grains import PRESETS, Selection, Shift
 from grains_ref.methods.core import Setting
 from grains_ref.models import TokenRow
-from grains_ref.reproduction import cells, curves, lab, rows, tables
-from grains_ref.reproduction.transfer import double_labs
-from grains_ref.tiny_models.visual_worlds import VisualPrompt, build_visual_world, picture
+from grains_ref.reproduction import cells, curves, paper, rows, statistics
 
 pytestmark = pytest.mark.cpu
 
@@ -58,11 +57,12 @@ class Script:
 
 
 def last(settings: Sequence[Setting]) -> Choice[Setting]:
-    return Choice(settings[-1], 0.5, tuple(Tried(setting, 0.5) for setting in settings))
+    tried = (UNSTEERED, *settings)
+    return Choice(tried[-1], 0.5, tuple(Tried(setting, 0.5) for setting in tried))
 
 
-def outcome(setting: Setting) -> SimpleNamespace:
-    better = setting.strength > 0
+def outcome(choice: Choice[Setting]) -> SimpleNamespace:
+    better = choice.best.strength > 0
     return SimpleNamespace(right=(better, better), rejected=(not better, False), capable=(True,))
 
 
@@ -80,9 +80,7 @@ def test_a_cell_holds_what_the_chosen_setting_says_whatever_was_measured_before(
     assert {name: steered[name] for name in ("right", "rejected", "bleu", "capable")} == {
         "right": "11", "rejected": "00", "bleu": "11", "capable": "1",
     }  # fmt: skip
-    assert cells._measure(script, [Setting("zero", 0.0, script.steering)]) == base | {
-        "tried": [("unsteered", 0.0, 0.5), ("zero", 0.0, 0.5)]
-    }
+    assert cells._measure(script, []) == base
     assert min(script.lengths) > 6  # words of the longest answer
 
 
@@ -105,7 +103,7 @@ def test_draws_differ_in_their_seed_and_smoothgrad_costs_what_integrated_gradien
     paper = replace(PRESETS["paper_llm"], m=7)
     stub: Any = SimpleNamespace(paper=paper, grains=lambda label, hp: hp)
     draws: Any = rows.SHARED["random tokens"](stub)
-    assert [(hp.attribution, hp.seed) for hp in draws] == [("random", 0), ("random", 1), ("random", 2)]
+    assert [(hp.attribution, hp.seed) for hp in draws] == [("random", draw) for draw in range(5)]
     (smooth,) = rows.SHARED["SmoothGrad"](stub)
     assert smooth == replace(paper, attribution="smoothgrad", n=7)
 
@@ -121,8 +119,8 @@ def test_the_greedy_set_grows_by_the_best_layer_and_ends_where_none_helps() -> N
     dev = {(): 0.1, (0,): 0.3, (1,): 0.5, (2,): 0.5, (0, 1): 0.7, (1, 2): 0.6, (0, 1, 2): 0.7}
 
     def choose(settings: Sequence[Any]) -> Choice[Any]:
-        tried = [Tried(one, dev[getattr(one, "layers", ())]) for one in settings]
-        return Choice(settings[-1], tried[-1].accuracy, tuple(tried))
+        tried = [Tried(one, dev[getattr(one, "layers", ())]) for one in (UNSTEERED, *settings)]
+        return Choice(tried[-1].setting, tried[-1].accuracy, tuple(tried))
 
     def strengths(label: str, v: torch.Tensor, *, layers: list[int]) -> list[Any]:
         assert label == "layers " + str(layers)[1:-1]
@@ -143,25 +141,26 @@ def cell(*outcomes: str, strength: float = 0.0, tried: Sequence[float] = ()) -> 
     return {"draws": [one | {"right": bits, "capable": bits} for bits in outcomes]}
 
 
-def figure(cells: dict[str, dict[str, Any]], *, measure: tables.Measure, facts: Sequence[str]) -> tables.Figure:
-    """The figure of the row "random tokens" in one world and seed."""
-    spec = tables.TableSpec("t", "T", "text", (measure,), {"Row": "random tokens"}, reference="unsteered")
-    found = tables.figures(spec, ["w"], {("w", 0, name): one for name, one in cells.items()}, {("w", 0): facts}, [0])
+def result(cells: dict[str, dict[str, Any]], *, measure: paper.Measure, facts: Sequence[str]) -> statistics.Result:
+    """The result of the row "random tokens" in one world and seed."""
+    spec = paper.TableSpec("t", "T", "text", (measure,), {"Row": "random tokens"}, reference="unsteered")
+    by_place = {("w", 0, name): one for name, one in cells.items()}
+    found = statistics.results(spec, ["w"], by_place, {("w", 0): facts}, [0])
     one = found["Row", "w", measure]
-    assert isinstance(one, tables.Figure)
+    assert isinstance(one, statistics.Result)
     return one
 
 
-def test_a_figure_is_a_mean_over_all_draws() -> None:
+def test_a_result_is_a_mean_over_all_draws() -> None:
     both = {"unsteered": cell("00"), "random tokens": cell("10", "00", "00", "11")}
-    found = figure(both, measure="right", facts=["a", "b"])
+    found = result(both, measure="right", facts=["a", "b"])
     assert (found.value.value, found.gain.value) == ((2 / 4 + 1 / 4) / 2,) * 2
 
 
 def test_tasks_are_about_no_fact_even_where_there_are_as_many_as_prompts() -> None:
     both = {"unsteered": cell("0000"), "random tokens": cell("1110")}
-    assert figure(both, measure="right", facts=list("aaab")).value.value == (1 + 0) / 2  # fact a and fact b
-    tasks = figure(both, measure="capable", facts=list("aaab"))
+    assert result(both, measure="right", facts=list("aaab")).value.value == (1 + 0) / 2  # fact a and fact b
+    tasks = result(both, measure="capable", facts=list("aaab"))
     assert (tasks.value.value, tasks.value.n) == (3 / 4, 4)
 
 
@@ -171,7 +170,7 @@ def test_tasks_are_about_no_fact_even_where_there_are_as_many_as_prompts() -> No
 )
 def test_a_grid_of_on_and_off_has_no_end(strength: float, tried: tuple[float, ...], at_end: bool) -> None:
     both = {"unsteered": cell("00"), "random tokens": cell("10", strength=strength, tried=tried)}
-    assert figure(both, measure="right", facts=["a", "b"]).at_end == at_end
+    assert result(both, measure="right", facts=["a", "b"]).at_end == at_end
 
 
 def test_geometry_of_shifts_made_by_hand() -> None:
@@ -183,7 +182,7 @@ def test_geometry_of_shifts_made_by_hand() -> None:
 
     ours, truth = shifts(found), shifts(planted)
     stub: Any = SimpleNamespace(
-        paper=PRESETS["paper_llm"], steer=range(5), shift=lambda hp, i: ours[i], planted_shift=truth.__getitem__
+        paper=PRESETS["paper_llm"], steer=range(5), shift=lambda hp, i: ours[i], planted_shifts=lambda: truth
     )
     found_rows = iter(curves.geometry(stub))
     for s, sign in enumerate(("pos", "neg")):
@@ -198,38 +197,3 @@ def test_geometry_of_shifts_made_by_hand() -> None:
             scores = (d - mean) @ np.linalg.svd(d - mean)[2][0]
             explained = scores[3] ** 2 * 5 / 4 / (scores**2).sum()  # one against four, around a mean of zero
             assert row["explained_by_last_token"] == pytest.approx(explained if sign == "pos" else 0.0)
-
-
-def test_planted_shifts_mask_trusted_words_on_one_side_and_rumours_on_the_other(tmp_path: Path) -> None:
-    one = lab.planted_lab("simple", 0, tmp_path)
-    prompt, shift = one.prompts[0], one.planted_shift(0)
-    assert not isinstance(prompt, VisualPrompt)
-    x = one.model.encode(prompt.prompt)
-    for tokens, delta in ((prompt.trust, shift.delta_pos), (prompt.rumour, shift.delta_neg)):
-        without = x.embeds.clone()
-        without[list(tokens)] = 0
-        full, masked = (one.model.residuals(x, e[None])[0] for e in (x.embeds, without))
-        torch.testing.assert_close(delta, full - masked, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("world", ["simple", "simple-visual", "double"])
-def test_a_lab_fits_chooses_and_measures_on_the_worlds_three_parts(world: str, tmp_path: Path) -> None:
-    one = lab.planted_lab(world, 0, tmp_path)
-    for each in double_labs(one.model).values() if world == "double" else [one]:
-        parts = {"steer": each.steer, "dev": each.dev[0], "test": each.test[0]}
-        assert [{pair.id.split("-")[0] for pair in pairs} for pairs in parts.values()] == [{name} for name in parts]
-        assert [len(pairs) for pairs in parts.values()] == [50, 160, 300]
-        assert list(each.facts) == [pair.id.split("-")[1] for pair in each.test[0]]
-        for name, (_, tasks) in (("dev", each.dev), ("test", each.test)):
-            assert {task.id.rpartition("-")[0] for task in tasks} == {f"capability-{name}"}
-
-
-def test_the_box_of_every_cell_is_where_its_object_is_painted() -> None:
-    objects = {prompt.asked.cell: prompt.asked for prompt in build_visual_world("simple-visual").split("steer")}
-    assert len(objects) == 9
-    for cell, one in objects.items():
-        left, top, right, bottom = lab.cell_box(cell)
-        inside = picture((one,)).getbbox()
-        assert inside is not None
-        assert left <= inside[0] < inside[2] <= right
-        assert top <= inside[1] < inside[3] <= bottom

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from grains_ref.cli import app
 from grains_ref.datasets.registry import DATASETS, NAMES, find, fixture
+from grains_ref.demo.lab import Lab
 from grains_ref.evaluation.judge import Case
 from grains_ref.reproduction import cells, full
 from grains_ref.reproduction.full import COLUMNS, FullRung
-from grains_ref.reproduction.lab import Lab
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.random_vision_models import random_llava
 

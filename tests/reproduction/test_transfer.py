@@ -15,12 +15,14 @@ from shared import SHIPPED
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grains_ref.data import PreferencePair, Task
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.planted import double_labs
 from grains_ref.grains import PRESETS, DegenerateShiftsError
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.reproduction import transfer as module
-from grains_ref.reproduction.lab import Lab
-from grains_ref.reproduction.transfer import double_labs, figures, measure, outcomes, page, steerings
-from grains_ref.tiny_models.double_world import BEHAVIOURS
+from grains_ref.reproduction.pages import transfer_page
+from grains_ref.reproduction.transfer import measure, outcomes, results, steerings
+from grains_ref.tiny_models.double_world import BEHAVIOURS, build_double_world
 from grains_ref.tiny_models.tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.cpu
@@ -154,8 +156,8 @@ def test_each_strength_is_chosen_on_its_own_behaviours_dev_set(
         float(expected([axis("myth", lam)], STATES[[0]])["capable"]) for lam in (0.0, *LAMS)
     ]
     gained = only_myth["right"]["myth"].count("1") - expected([])["right"]["myth"].count("1")
-    assert found["rows"]["sum"]["figures"]["myth"]["gain"][0] == pytest.approx(gained / (N / 2))
-    assert found["rows"]["sum"]["figures"]["manner"]["gain"] == [0.0, 0.0, 0.0]
+    assert found["rows"]["sum"]["results"]["myth"]["gain"][0] == pytest.approx(gained / (N / 2))
+    assert found["rows"]["sum"]["results"]["manner"]["gain"] == [0.0, 0.0, 0.0]
 
 
 def test_vectors_that_cannot_be_fitted_leave_their_reason(
@@ -170,7 +172,13 @@ def test_vectors_that_cannot_be_fitted_leave_their_reason(
     assert "hopeless: none (seed 4: layer 0: all shifts are zero)" in page([cell])
 
 
-# --- figures and page
+# --- results and page
+
+
+def page(curves: Sequence[dict[str, Any]]) -> str:
+    """The page of the training seeds' cells."""
+    cells = {("double", curve["seed"], "transfer"): {"curve": curve} for curve in curves}
+    return transfer_page(cells, ["double"], [curve["seed"] for curve in curves])
 
 
 def result(seed: int, *, myth: str, manner: str, capable: str, base: str = "0000") -> dict[str, Any]:
@@ -188,10 +196,10 @@ def result(seed: int, *, myth: str, manner: str, capable: str, base: str = "0000
     return {"seed": seed, "facts": ["a", "b", "a", "b"], "unsteered": unsteered, "fits": {"mean": fit}}
 
 
-def test_figures_pool_seeds_and_count_prompts_right_on_both() -> None:
+def test_results_pool_seeds_and_count_prompts_right_on_both() -> None:
     cells = [result(0, myth="1110", manner="1010", capable="111"), result(1, myth="1000", manner="0000", capable="011")]
     rows = [cell["fits"]["mean"]["rows"]["sum"] for cell in cells]
-    found = figures(rows, [cell["unsteered"] for cell in cells], cells[0]["facts"])
+    found = results(rows, [cell["unsteered"] for cell in cells], cells[0]["facts"])
     assert {name: one["value"][0] for name, one in found.items()} == pytest.approx(
         {"myth": 4 / 8, "manner": 2 / 8, "both": 2 / 8, "capability": 5 / 6}
         | {"margin of myth": -0.25, "margin of manner": -0.5}
@@ -218,9 +226,7 @@ def test_the_page_says_what_the_cells_say() -> None:
     assert {line.count("|") for line in table[:5]} == {13}
     failed = cells[1] | {"fits": {"mean": {"error": "no direction"}}}
     assert "| mean: none (seed 1: no direction) |" in page([cells[0], failed])
-    with pytest.raises(ValueError, match="same test prompts, one per training seed; got 0"):
-        page([])
-    with pytest.raises(ValueError, match="same test prompts"):
+    with pytest.raises(ValueError, match="different test prompts"):
         page([cells[0], cells[1] | {"facts": ["a", "a", "b", "b"]}])
 
 
@@ -231,7 +237,7 @@ def test_the_page_says_what_the_cells_say() -> None:
 def shipped() -> dict[str, Lab]:
     model = load(SHIPPED / "double-seed0")
     return {
-        behaviour: replace(lab, steer=lab.steer[:3], prompts=lab.prompts[:3], lams=(1.0,), facts=lab.facts[:6],
+        behaviour: replace(lab, steer=lab.steer[:3], causes=lab.causes[:3], lams=(1.0,), facts=lab.facts[:6],
                            dev=(lab.dev[0][:6], lab.dev[1][:6]), test=(lab.test[0][:6], lab.test[1][:6]))
         for behaviour, lab in double_labs(model).items()
     }  # fmt: skip
@@ -251,24 +257,24 @@ def test_a_cut_down_run_makes_a_cell_that_json_can_hold(shipped: dict[str, Lab])
     assert page([json.loads(json.dumps(cell))]) == page([cell])
 
 
-def test_the_record_keeps_figures_and_no_single_prompts() -> None:
-    row = {"right": {"myth": "01"}, "margin": {"myth": [0.1]}, "capable": "1", "figures": {"myth": 1}}
+def test_the_record_keeps_results_and_no_single_prompts() -> None:
+    row = {"right": {"myth": "01"}, "margin": {"myth": [0.1]}, "capable": "1", "results": {"myth": 1}}
     fits = {"mean": {"lam": 2, "doses": [3], "rows": {"sum": row}}, "paper": {"error": "none"}}
     assert module.without_outcomes({"facts": ["a"], "unsteered": row, "fits": fits}) == {
-        "unsteered": {"figures": {"myth": 1}},
+        "unsteered": {"results": {"myth": 1}},
         "fits": {
-            "mean": {"lam": 2, "doses": [3], "rows": {"sum": {"figures": {"myth": 1}}}},
+            "mean": {"lam": 2, "doses": [3], "rows": {"sum": {"results": {"myth": 1}}}},
             "paper": {"error": "none"},
         },
     }
 
 
 def test_planted_vectors_mask_the_words_of_their_own_behaviour(shipped: dict[str, Lab]) -> None:
-    for lab in shipped.values():
+    for behaviour, lab in shipped.items():
         sides = []
         for sign in ("toward", "against"):
             shifts = []
-            for prompt in lab.prompts:
+            for prompt in build_double_world().split("steer", behaviour)[:3]:
                 x = lab.model.encode(prompt.prompt)
                 without = x.embeds.clone()
                 for i in getattr(prompt, sign):

@@ -1,28 +1,26 @@
-"""Which rows make which table or figure of the paper, the paper's own numbers, and what the cells say.
+"""Which rows make which table or figure of the paper, and the paper's own numbers.
 
-A `TableSpec` is a view on cells; nothing is run here.
+A `TableSpec` is a view on cells; nothing is run here, and what the cells say is in `statistics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from grains_ref.datasets.registry import DATASETS
-from grains_ref.evaluation.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
-from grains_ref.reproduction.cells import Cell
+from grains_ref.demo import text, vision
+from grains_ref.demo.planted import Kind
 from grains_ref.reproduction.rows import CANDIDATES, KS, N_EXAMPLES
 
 Measure = Literal["right", "rejected", "bleu", "capable"]
-Kind = Literal["text", "visual"]
 MEASURES: dict[Measure, str] = {
     "right": "accuracy",
     "rejected": "hallucination rate",
     "bleu": "BLEU accuracy",
     "capable": "capability",
 }
-Cells: TypeAlias = Mapping[tuple[str, int, str], Cell]  # (world, seed, row) -> cell
 WORLDS_OF: dict[Kind, tuple[str, str]] = {
     "text": ("simple", "graded"),
     "visual": ("simple-visual", "graded-visual"),
@@ -230,7 +228,21 @@ DIRECTIONS = {
     "Planted tokens, mean, reversed": "planted tokens, mean, reversed",
 }
 
-QUESTIONS = (  # what the paper leaves open
+QUESTIONS = (  # the tables of the demos, and what the paper leaves open
+    TableSpec(
+        "demo",
+        "The table of `grains-ref demo`",
+        "text",
+        ("right", "rejected", "capable"),
+        {name: row for row, name in text.ROWS.items()},
+    ),
+    TableSpec(
+        "demo, visual",
+        "The table of `grains-ref demo --vision`",
+        "visual",
+        ("right", "rejected", "capable"),
+        {name: row for row, name in vision.ROWS.items()},
+    ),
     TableSpec(
         "objective",
         "Objectives in the text worlds",
@@ -394,93 +406,3 @@ def figure_rows(kind: Kind) -> dict[int, str]:
     """Figure 6: k -> row."""
     paper_k = {"text": 3, "visual": 20}[kind]
     return {k: "GrAInS" if k == paper_k else f"k = {k}" for k in sorted({*KS[kind], paper_k})}
-
-
-# -------------------------------------------------------------------------------------------- figures
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a table: a row in one world by one measure, means over seeds and draws."""
-
-    value: Rate
-    gain: Rate  # over the unsteered model
-    versus: Rate  # over the table's reference row, in pairs
-    p: float  # two-sided, of `versus`; Holm-corrected over the rows of the table and world
-    chosen: tuple[str, ...]  # by seed and draw
-    at_end: bool  # a chosen strength was the last of its grid
-
-
-Facts: TypeAlias = Mapping[tuple[str, int], Sequence[str]]  # (world, seed) -> which fact each test prompt is about
-
-
-def figures(
-    spec: TableSpec, worlds: Sequence[str], cells: Cells, facts: Facts, seeds: Sequence[int]
-) -> dict[tuple[str, str, Measure], Figure | str]:
-    """(the page's row, world, measure) -> its figure, or why there is none."""
-    found: dict[tuple[str, str, Measure], Figure | str] = {}
-    for world in worlds:
-        for measure in spec.measures:
-            p_values: dict[str, float] = {}
-            for name, row in spec.rows.items():
-                one = _figure(row, spec.reference, world, measure, cells, facts, seeds)
-                found[name, world, measure] = one
-                if row != spec.reference and isinstance(one, Figure):
-                    p_values[name] = one.p
-            for name, p in holm(p_values).items():
-                one = found[name, world, measure]
-                assert isinstance(one, Figure)
-                found[name, world, measure] = replace(one, p=p)
-    return found
-
-
-def _figure(
-    row: str, reference: str, world: str, measure: Measure, cells: Cells, facts: Facts, seeds: Sequence[int]
-) -> Figure | str:
-    mine, base, other = list[float](), list[float](), list[float]()
-    clusters, chosen = list[str](), list[str]()
-    at_end = False
-    for seed in seeds:
-        cell, reference_cell = cells[world, seed, row], cells[world, seed, reference]
-        for one in (cell, reference_cell):
-            if "error" in one:
-                return str(one["error"])
-        unsteered = _mean(cells[world, seed, "unsteered"], measure)
-        mine += _mean(cell, measure)
-        base += unsteered
-        other += _mean(reference_cell, measure)
-        # Tasks and judged questions are about no fact: each is its own cluster, with its seeds together.
-        by_fact = measure != "capable" and len(unsteered) == len(facts[world, seed])
-        clusters += facts[world, seed] if by_fact else [f"{i}" for i in range(len(unsteered))]
-        for draw in cell["draws"]:
-            chosen.append(f"{draw['label']}, {draw['strength']:g}" if draw["strength"] else "unsteered")
-            strengths = {strength for _, strength, _ in draw["tried"]}
-            at_end |= len(strengths) > 2 and draw["strength"] == max(strengths)  # LoRA has only on and off
-    if not mine:
-        return "this dataset has no such measure"
-    return Figure(
-        value=clustered_mean(mine, clusters),
-        gain=paired_gain(mine, base, clusters=clusters),
-        versus=paired_gain(mine, other, clusters=clusters),
-        p=sign_flip_p(mine, other, clusters=clusters) if row != reference else 1.0,
-        chosen=tuple(chosen),
-        at_end=at_end,
-    )
-
-
-def _mean(cell: Cell, measure: Measure) -> list[float]:
-    """Per test prompt, the mean over draws."""
-    draws = [d[measure] for d in cell["draws"]]
-    return [sum(int(d[i]) for d in draws) / len(draws) for i in range(len(draws[0]))]
-
-
-def dev_gain(cell: Cell) -> float:
-    """What the choice gained on dev over the unsteered model, mean over draws."""
-    gains = []
-    for draw in cell["draws"]:
-        tried = {(label, strength): accuracy for label, strength, accuracy in draw["tried"]}
-        gains.append(tried[draw["label"], draw["strength"]] - tried["unsteered", 0.0])
-    return sum(gains) / len(gains)
-
-
-def dev_curve(cell: Cell) -> dict[float, float]:
-    """Figure 5: strength -> dev accuracy."""
-    return {strength: accuracy for _, strength, accuracy in cell["draws"][0]["tried"]}

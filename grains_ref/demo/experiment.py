@@ -1,0 +1,96 @@
+"""A demo: rows and attributions of a planted world, on the models of its training seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grains_ref.data import PreferencePair, content_digest
+from grains_ref.demo.bench import Outcome
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.planted import planted_lab
+from grains_ref.demo.rows import TEXT, VISUAL, attribution_settings
+from grains_ref.demo.workers import Tick
+from grains_ref.fitting import steering_vectors
+from grains_ref.grains import Encoded, Selection
+from grains_ref.vectors import SteeringVectors
+
+Found = Callable[[Encoded, Tensor, Selection], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo runs and shows: a view on the rows of `rows`."""
+
+    rows: Mapping[str, str]  # row -> what the demo's table calls it
+    found: Found  # how well one example's scores (T,) find its planted causes
+    n_shown: int  # steering examples to look at
+    further: Callable[[Lab], Any]  # what else is measured of a lab, for the demo's own figures
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One steering example to look at: its scores by Integrated Gradients, and the causes that were planted."""
+
+    pair: PreferencePair
+    encoded: Encoded
+    a: Tensor  # (T,)
+    causes: Selection
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What a demo measures on one training seed."""
+
+    seed: int
+    outcomes: dict[str, tuple[Outcome, ...]]  # row -> one outcome, or one for each draw
+    found: dict[str, dict[str, float]]  # attribution method -> how well it found the planted causes
+    shown: tuple[Shown, ...]
+    vectors: SteeringVectors  # by the paper's setting
+    further: Any
+
+
+def run_seed(demo: Demo, world: str, folder: Path, seed: int, tick: Tick) -> SeedResult:
+    """Diagnose, steer and measure the model of one training seed; folder: where the world's data was written."""
+    return run_lab(demo, planted_lab(world, seed, folder), seed, tick)
+
+
+def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
+    """The same on a lab.  Every row is one tick."""
+
+    def note(what: str) -> None:
+        tick(f"seed {seed}: {what}", 0)
+
+    lab.bench.note = note
+    examples = range(len(lab.steer))
+    found = {}
+    for method, hp in attribution_settings(lab.paper).items():
+        note(f"attribution: {method}")
+        scores = [lab.attribution(hp, i).a for i in examples]
+        of_examples = [demo.found(lab.example(i).encoded, scores[i], lab.causes[i]) for i in examples]
+        found[method] = _means(of_examples)
+    rows = VISUAL if lab.is_visual else TEXT
+    outcomes = {}
+    for row in demo.rows:
+        outcomes[row] = tuple(lab.bench.test(lab.bench.choose(settings)) for settings in rows[row](lab))
+        tick(f"seed {seed}: {row}", 1)
+    return SeedResult(
+        seed=seed,
+        outcomes=outcomes,
+        found=found,
+        shown=tuple(
+            Shown(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i).a, lab.causes[i])
+            for i in examples[: demo.n_shown]
+        ),
+        vectors=steering_vectors(lab.model, lab.fit(lab.paper), lab.paper, content_digest(lab.steer), len(lab.steer)),
+        further=demo.further(lab),
+    )
+
+
+def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of several examples with the same figures."""
+    return {name: sum(one[name] for one in figures) / len(figures) for name in figures[0]}

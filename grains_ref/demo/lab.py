@@ -1,0 +1,123 @@
+"""One model with its steering pairs, dev and test data, and the stages already computed on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from grains_ref import fast
+from grains_ref.data import PreferencePair, Task
+from grains_ref.demo.bench import Bench
+from grains_ref.grains import (
+    Attribution,
+    Example,
+    Fit,
+    HyperParameters,
+    Selection,
+    Shift,
+    Steering,
+    contrast,
+    shift,
+    vectors,
+)
+from grains_ref.methods.core import Setting
+from grains_ref.methods.ict import Boxes
+from grains_ref.models import HuggingFaceModel
+
+PLAIN = HyperParameters()
+AFTER_ATTRIBUTION = ("k", "mask_baseline", "eligible", "aggregation", "components")  # what scores do not depend on
+AFTER_SHIFT = ("aggregation", "components")  # what shifts do not depend on
+
+
+@dataclass
+class Lab:
+    """What the rows of a table work with.
+
+    `dataclasses.replace` gives a lab that has computed nothing yet.
+    """
+
+    model: HuggingFaceModel
+    paper: HyperParameters
+    lams: tuple[float, ...]  # the grid of strengths, gentlest first, without 0
+    neutral: str  # a baseline of one word that is evidence for nothing
+    steer: Sequence[PreferencePair]
+    dev: tuple[Sequence[PreferencePair], Sequence[Task]]
+    test: tuple[Sequence[PreferencePair], Sequence[Task]]
+    facts: Sequence[str]  # which fact each test pair is about; prompts of one fact belong together
+    more: Sequence[PreferencePair] = ()  # further steering pairs, for the question how many are needed
+    causes: Sequence[Selection] = ()  # a planted world: which tokens of each steering prompt cause the answers
+    boxes: Boxes | None = None  # where each steering pair's object is, for ICT; None: its image level only
+    judged: Callable[[], Sequence[bool]] | None = None  # which greedy answers a judge calls hallucinations
+    unsteered: dict[str, str] = field(default_factory=dict, init=False)  # its outcomes on test, once measured
+    _examples: dict[int, Example] = field(default_factory=dict, init=False)
+    _attributions: dict[tuple[HyperParameters, int], Attribution] = field(default_factory=dict, init=False)
+    _shifts: dict[tuple[HyperParameters, int], Shift] = field(default_factory=dict, init=False)
+    _grids: dict[tuple[HyperParameters, int], list[Setting]] = field(default_factory=dict, init=False)
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether the model can see."""
+        return bool(self.model.family.marker)
+
+    @functools.cached_property
+    def bench(self) -> Bench:
+        """Dev and test data, tokenised once."""
+        return Bench(self.model, dev=self.dev, test=self.test)
+
+    # ------------------------------------------------------------------ GrAInS
+    def example(self, i: int) -> Example:
+        """Steering example i; beyond the steering pairs, one of the further pairs."""
+        if i not in self._examples:
+            pair = self.steer[i] if i < len(self.steer) else self.more[i - len(self.steer)]
+            self._examples[i] = self.model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
+        return self._examples[i]
+
+    def attribution(self, hp: HyperParameters, i: int) -> Attribution:
+        """The scores of steering example i; what hp says about later stages does not matter here."""
+        hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_ATTRIBUTION})
+        if (hp, i) not in self._attributions:
+            self._attributions[hp, i] = fast.attribute(self.model, self.example(i), hp)
+        return self._attributions[hp, i]
+
+    def shift(self, hp: HyperParameters, i: int) -> Shift:
+        """The two shifts of steering example i; what hp says about aggregation does not matter here."""
+        hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_SHIFT})
+        if (hp, i) not in self._shifts:
+            self._shifts[hp, i] = shift(self.model, self.example(i), self.attribution(hp, i).a, hp)
+        return self._shifts[hp, i]
+
+    def fit(self, hp: HyperParameters, *, n: int | None = None) -> Fit:
+        """Equations (1) to (6) on the first n examples; by default all steering pairs."""
+        return vectors([self.shift(hp, i) for i in range(n or len(self.steer))], hp)
+
+    def strengths(self, label: str, v: Tensor, *, layers: Sequence[int] | None = None) -> list[Setting]:
+        """Equations (7) and (8) with v at every strength of the grid, gentlest first."""
+        blocks = self.model.blocks
+        steerings = [functools.partial(Steering, blocks, v, lam=lam, layers=layers) for lam in self.lams]
+        return [Setting(label, lam, steering) for lam, steering in zip(self.lams, steerings, strict=True)]
+
+    def grains(self, label: str, hp: HyperParameters, *, n: int | None = None) -> list[Setting]:
+        """GrAInS with these hyper-parameters at every strength of the grid, gentlest first.
+
+        Asked again, also under another label, it returns the same steerings, which `Bench` measures once.
+        """
+        key = (hp, n or len(self.steer))
+        if key not in self._grids:
+            self._grids[key] = self.strengths(label, self.fit(hp, n=n).v)
+        return [replace(setting, label=label) for setting in self._grids[key]]
+
+    # ------------------------------------------------------------------ ground truth
+    def planted_shifts(self) -> list[Shift]:
+        """Every steering example's shift when its true causes are masked instead of attributed tokens."""
+        return [self.planted_shift(i) for i in range(len(self.steer))]
+
+    def planted_shift(self, i: int) -> Shift:
+        """The shift of steering example i when its true causes are masked instead of attributed tokens."""
+        example, causes = self.example(i), self.causes[i]
+        baseline = self.model.baseline(example.encoded, self.paper.mask_baseline)
+        delta_pos, delta_neg = contrast(self.model, example.encoded, causes, baseline)
+        return Shift(torch.zeros(len(example.encoded.ids)), causes, delta_pos, delta_neg)

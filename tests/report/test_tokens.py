@@ -1,0 +1,54 @@
+"""report/tokens.py: what people see of a prompt's scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.text import Text
+
+from grains_ref.grains import Selection
+from grains_ref.report.tokens import coloured_tokens, strongest_tokens
+
+pytestmark = pytest.mark.cpu
+
+
+def pieces(text: Text) -> list[tuple[str, str]]:
+    """(text, style) of every piece that has a style."""
+    return [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+
+
+def background(style: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in style.split(" on rgb(")[1].rstrip(")").split(","))
+
+
+def test_selected_tokens_are_underlined_and_planted_words_are_marked() -> None:
+    tokens, a = ["<s>", " famously", "\n", " verified", "eel"], torch.tensor([0.1, -2.0, 0.0, 1.0, -1.0])
+    text = coloured_tokens(tokens, a, Selection(pos=(3,), neg=(1, 4)), {1: "R", 3: "T"})
+    assert text.plain == r"<s> famously[R] \n verified[T] eel "
+    found = pieces(text)
+    assert [piece for piece, style in found if style.startswith("underline ")] == ["famously", "verified", "eel"]
+    assert [piece for piece, style in found if style == "bold"] == ["[R]", "[T]"]
+
+
+def test_colours_say_sign_and_strength() -> None:
+    text = coloured_tokens(list("abcde"), torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]), Selection((), ()), {})
+    green, pale_green, white, pale_red, red = (background(style) for _, style in pieces(text))
+    assert white == (255, 255, 255)
+    assert (green, red) == ((46, 125, 80), (190, 60, 50))  # the strongest of all has the full colour
+    assert pale_green[1] > max(pale_green[0], pale_green[2])
+    assert pale_red[0] > max(pale_red[1:])
+    assert sum(green) < sum(pale_green) < sum(white)
+    assert sum(red) < sum(pale_red) < sum(white)
+
+
+def test_scores_that_are_all_zero_are_shown_without_colour() -> None:
+    text = coloured_tokens(["a", "b"], torch.zeros(2), Selection((), ()), {})
+    assert {background(style) for _, style in pieces(text)} == {(255, 255, 255)}
+
+
+def test_what_the_colours_say_is_also_said_in_words() -> None:
+    tokens, a = ["<s>", " famously", "\n", " verified"], torch.tensor([0.1, -2.0, -0.125, 1.0])
+    assert strongest_tokens(tokens, a, Selection(pos=(), neg=(1, 2))).splitlines() == [
+        r"toward rejected: famously -2.00, '\n' -0.12",
+        "toward chosen:   none",
+    ]

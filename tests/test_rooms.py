@@ -1,0 +1,116 @@
+"""Imports point downward only, no light room drags in a heavy library, and no file outgrows one sitting."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import grains_ref
+
+pytestmark = pytest.mark.cpu
+
+PACKAGE = Path(grains_ref.__file__).parent
+# From the bottom up; a room may import rooms of lower floors, and other files of its own.
+FLOORS = (
+    {"grains"},
+    {"data", "images", "files"},
+    {"models", "vectors", "fast", "authors"},
+    {"fitting", "methods", "evaluation", "datasets"},
+    {"report", "export", "demo"},
+    {"reproduction", "conformance"},
+    {"cli"},
+)
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+# Rooms of one floor that may know each other, by direction.
+NEIGHBOURS = {("images", "files"), ("fitting", "evaluation"), ("demo", "report"), ("export", "report")}
+DATA_FILES = {"grains.py"}  # the reference is one module on purpose
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module of the package that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("grains_ref."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "grains_ref":
+            yield from (f"grains_ref.{name.name}" for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grains_ref."):
+            yield str(node.module)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    wrong = []
+    for module in imports(source):
+        other = room_of(module)
+        if other in FLOOR and other != room and (room, other) not in NEIGHBOURS and FLOOR[other] >= FLOOR[room]:
+            wrong.append(f"{room} imports {module}")
+    return wrong
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room in FLOOR:
+            yield room, path
+
+
+def test_imports_point_downward() -> None:
+    wrong = [problem for room, path in sources() for problem in wrong_imports(room, path.read_text(encoding="utf-8"))]
+    assert wrong == []
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__", "tiny_models", "fixtures"} <= set(FLOOR)
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("grains", "from grains_ref.data import PreferencePair"),
+        ("models", "def f():\n    from grains_ref.cli.common import out"),
+        ("demo", "from grains_ref import reproduction"),
+        ("conformance", "import grains_ref.reproduction.lab"),
+    ],
+)
+def test_a_planted_wrong_import_is_seen(room: str, line: str) -> None:
+    assert len(wrong_imports(room, line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ("import grains_ref.data", "torch numpy transformers PIL rich"),
+        ("import grains_ref.images, grains_ref.files", "torch transformers matplotlib"),
+        ("import grains_ref.datasets", "torch transformers matplotlib"),
+        ("import grains_ref.evaluation.metrics, grains_ref.evaluation.judge", "torch transformers matplotlib"),
+        ("import grains_ref.grains", "transformers matplotlib"),
+        ("import grains_ref.cli", "torch transformers matplotlib"),
+    ],
+)
+def test_light_rooms_stay_light(command: str, heavy: str) -> None:
+    code = f"import sys\n{command}\nprint(*(set('{heavy}'.split()) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_no_file_is_longer_than_one_sitting() -> None:
+    long = {
+        str(path.relative_to(PACKAGE)): lines
+        for _, path in sources()
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 450 and path.name not in DATA_FILES
+    }
+    assert long == {}
+
+
+def test_the_corridor_has_few_doors() -> None:
+    doors = [path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "tiny_models", "fixtures")]
+    assert len(doors) <= 19
