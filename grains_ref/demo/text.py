@@ -155,7 +155,7 @@ def run_seed(name: WorldName, seed: int, tick: Tick) -> TextResult:
         shown=tuple((steer_set[i], examples[i].encoded, a[i]) for i in range(3)),
         fits={aggregation: fit_of[PAPER.k, aggregation] for aggregation in AGGREGATIONS} | {"planted_mean": true_mean},
         shifts=tuple(shifts[PAPER.k]),
-        vectors=steering_vectors(model, paper, PAPER, content_digest(pairs), len(pairs)),
+        vectors=steering_vectors(model, paper, PAPER, content_digest(pairs), examples),
         dev_tried=tuple(tried),
     )
 

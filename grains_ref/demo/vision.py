@@ -200,7 +200,7 @@ def run_seed(name: VisualWorldName, folder: Path, seed: int, tick: Tick) -> Visi
         seed=seed,
         outcomes={row: tuple(bench.test(setting) for setting in settings) for row, settings in rows.items()},
         found={method: _found(examples, steer_set, one) for method, one in scores.items()},
-        vectors=steering_vectors(model, paper, PAPER, content_digest(pairs), len(pairs)),
+        vectors=steering_vectors(model, paper, PAPER, content_digest(pairs), examples),
         dev_tried=tuple(tried),
         shown=tuple(
             Shown(steer_set[i], examples[i], scores["integrated gradients"][i]) for i in range(min(N_SHOWN, len(pairs)))
