@@ -241,7 +241,7 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileError(f"{folder} has just been removed; run the command again") from None
     except OSError as error:
-        raise FileError(f"{folder} cannot be held for writing: {lock} {error.strerror}") from error
+        raise FileError(f"{folder} cannot be written: its lock {lock.name}: {error.strerror}") from error
     try:
         _hold(handle, lock, what)
         try:

