@@ -49,7 +49,7 @@ class SteeringVectors:
 
     Raises:
         VectorError: wrong shape, dtype or device, a value that is not finite, v other than v_pos - v_neg, or
-            diagnostics of another number of layers.
+            diagnostics or a choice for another number of layers.
     """
 
     v: Tensor
@@ -69,6 +69,9 @@ class SteeringVectors:
                 f"Is a sign swapped, or v normalised? Equation (6) subtracts: pass v = v_pos - v_neg."
             )
         _check_diagnostics(self.header.diagnostics, self.n_layers)
+        unknown = [layer for layer in self.header.choice.get("layers", []) if layer >= self.n_layers]
+        if unknown:
+            raise VectorError(f"header: 'choice' names the layers {unknown}; there are 0 to {self.n_layers - 1}.")
 
     @property
     def n_layers(self) -> int:

@@ -293,6 +293,7 @@ def test_a_file_without_any_layer_is_refused(tmp_path: Path) -> None:
         ({"diagnostics": {"gap": [1.0, 2.0, "3"]}}, "'gap' of 'diagnostics' must be a list of 3 numbers"),
         ({"diagnostics": {"gap": [1.0, [], 2.0]}}, "must be one value or a list of numbers"),
         ({"diagnostics": {"gap": {}}}, "must be one value or a list of numbers"),
+        ({"choice": {"lam": 1.0, "layers": [0, 3]}}, r"'choice' names the layers \[3\]; there are 0 to 2"),
         ({"hyper_parameters": {"composed_of": [{}]}}, "part 0 of 'composed_of' must have exactly the keys"),
     ],
 )
