@@ -6,6 +6,7 @@
 | `read_whole`, `parse_json` | a file that may be damaged, endless, or made to do harm |
 | `write_record`, `read_record` | a JSON object that knows whether it was changed |
 | `only_writer` | one process at a time in a folder |
+| `printable`, `some_of` | names out of a file, in a message |
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import json
 import os
 import re
 import stat
+import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import lock_descriptor
 
 MAX_BYTES = 1 << 30  # of a file that is read whole
 MAX_DEPTH = 100  # of nested JSON: Python's parser gives up, others crash, at some ten thousand
 DIGEST = "sha256"  # the field of a record that holds the digest of the others
 DRAFT = ".grains-"  # how the names of unfinished files begin
+LOCK = ".grains-lock"  # the file that the only writer of a folder holds
 
 
 class FileError(ValueError):
@@ -78,6 +81,17 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             draft.unlink()
         raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name last through a power failure, where the system can; the file's content is safe already."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def is_draft(path: Path) -> bool:
@@ -189,7 +203,7 @@ def read_record(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Any]:
     return parse_record(read_whole(path, limit=limit), name=str(path))
 
 
-def parse_record(content: bytes, *, name: str) -> dict[str, Any]:
+def parse_record(content: bytes | str, *, name: str) -> dict[str, Any]:
     """What `record_bytes` made; `name` is what an error calls it.
 
     Raises:
@@ -216,17 +230,65 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
     """Hold a folder for writing; a second process that asks for it is refused, not kept waiting.
 
     folder: must exist.  what: what is being done, for the message, for instance "a fit".  The lock is a file
-    `.lock` in the folder; the system releases it when its process ends, however it ends.
+    `.grains-lock` in the folder, which goes with it; the system releases it when its process ends, however it ends.
 
     Raises:
-        FileError: another process holds the folder.
+        FileError: another process holds the folder, or its disk knows no locks.
     """
-    lock = FileLock(folder / ".lock")
+    lock = folder / LOCK
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileError(f"{folder} is in use: {what} is running there already. Wait for it, or name another") from None
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except FileNotFoundError:
+        raise FileError(f"{folder} has just been removed; run the command again") from None
+    except OSError as error:
+        raise FileError(f"{folder} cannot be written: its lock {lock.name}: {error.strerror}") from error
     try:
-        yield
+        _hold(handle, lock, what)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()  # still held: whoever has opened it by now finds that it has no name any more
     finally:
-        lock.release()
+        os.close(handle)
+
+
+def _hold(handle: int, lock: Path, what: str) -> None:
+    try:
+        is_held = lock_descriptor(handle, blocking=False)
+    except OSError as error:
+        raise FileError(f"{lock.parent} is on a disk without locks ({error.strerror}); name another folder") from error
+    if not is_held or not _is_named(handle, lock):
+        raise FileError(f"{lock.parent} is in use: {what} is running there already. Wait for it, or name another")
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    """Whether an open file still bears its name: one that ended meanwhile took the name away."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------- for messages
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Text whose control characters are written out (as \x1b), so that a file cannot rewrite the screen.
+
+    Written out are the characters that move the cursor, colour, delete or ring (C0, C1), break lines, turn the
+    direction of reading, or are half a character; not those in `keep`, for instance "\n\t".
+    """
+    return "".join(_shown(character) if character not in keep else character for character in text)
+
+
+_TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of reading
+
+
+def _shown(character: str) -> str:
+    is_control = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS
+    return character.encode("unicode_escape").decode() if is_control else character
+
+
+def some_of(names: Sequence[str]) -> str:
+    """A few names for a message, and how many more there are."""
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + rest or "none"

@@ -1,8 +1,15 @@
 """A fit that survives interruption: every example's result is kept on disk until the vectors are written.
 
+    with open_work_folder(folder) as work:
+        record = resumable_fit(model, pairs, examples, hp, work=work, on_example=show)
+        record.vectors.save(path)
+        work.discard()
+
 A killed process, a full disk or Ctrl-C loses at most the example in work. The same command run again goes on from
 there and gives bit-identical vectors, because each example is computed from its own content alone. A work folder
-that was made from other data, another model or other settings is refused, never mixed in.
+that was made from other data, other tokens, another model or other settings of the attribution is refused, never
+mixed in. What comes after the scores may change: with another k or mask only eq. (4) is computed again, with another
+aggregation nothing but eq. (5).
 """
 
 from __future__ import annotations
@@ -11,20 +18,27 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING, Any
 
 from grains_ref.data import PreferencePair, RowError, check_tokens, content_digest
-from grains_ref.files import is_draft, write_whole
-from grains_ref.grains import Example, Fit, HyperParameters, Selection, Shift, attribute, shift, vectors
-from grains_ref.models import HuggingFaceModel
+from grains_ref.files import digest_of
+from grains_ref.grains import (
+    Example,
+    Fit,
+    HyperParameters,
+    Shift,
+    at_least_float32,
+    attribute,
+    eligible_tokens,
+    select,
+    shift,
+    vectors,
+)
 from grains_ref.vectors import Header, SteeringVectors, library_versions
+from grains_ref.work_folder import WorkFolder
 
-
-class WorkFolderError(ValueError):
-    """The work folder belongs to another fit, or holds something that is not ours."""
+if TYPE_CHECKING:
+    from grains_ref.models import HuggingFaceModel
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class FitRecord:
     vectors: SteeringVectors
     fit: Fit
     shifts: tuple[Shift, ...]
-    resumed: int  # how many examples came from the work folder
+    resumed: int  # of how many examples the scores came from the work folder
 
 
 def checked_examples(
@@ -73,45 +87,82 @@ def resumable_fit(
     examples: Sequence[Example],
     hp: HyperParameters,
     *,
-    work: Path,
+    work: WorkFolder,
     on_example: Callable[[int], None],
 ) -> FitRecord:
-    """`grains_ref.grains.fit`, with each example's shift kept in `work` until the caller removes it.
+    """`grains_ref.grains.fit`, with each example's scores and shifts kept in `work` until they are discarded.
 
     on_example is called with the number of finished examples.
 
     Raises:
-        WorkFolderError: the folder was made by another fit.
+        WorkFolderError: the folder was made by another fit, or a file in it is damaged.
         DegenerateShiftsError: the shifts define no direction.
+        FloatingPointError: scores or shifts are not finite.
         OSError: the disk is full or not writable; finished examples are kept.
     """
-    digest = content_digest(pairs)
-    header = {
-        "data_digest": digest,
+    data_digest = content_digest(pairs)
+    record = {
+        "data_digest": data_digest,
+        "tokens": [_token_digest(example) for example in examples],
         "fingerprint": model.fingerprint(),
         "dtype": str(model.hf.dtype),
-        "hyper_parameters": hp.as_dict(),
+        "device": model.device.type,
+        "hyper_parameters": score_settings(hp),
         "versions": library_versions(),
     }
-    _claim(work, header)
+    work.claim(record, names=[pair.where for pair in pairs])
     shifts, resumed = [], 0
-    for i, example in enumerate(examples):
-        path = work / f"{i:06d}.safetensors"
-        if path.exists():
-            shifts.append(_read_shift(path))
+    for i, (pair, example) in enumerate(zip(pairs, examples, strict=True)):
+        try:
+            finished, had_scores = _finished_shift(model, example, hp, work=work, i=i)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{pair.where}: {error}") from error
+        shifts.append(finished)
+        if had_scores:
             resumed += 1
-        else:
-            shifts.append(shift(model, example, attribute(model, example, hp).a, hp))
-            _write_shift(path, shifts[-1])
         on_example(i + 1)
     fit = vectors(shifts, hp)
-    return FitRecord(steering_vectors(model, fit, hp, digest, len(pairs)), fit, tuple(shifts), resumed)
+    return FitRecord(steering_vectors(model, fit, hp, data_digest, examples), fit, tuple(shifts), resumed)
+
+
+def score_settings(hp: HyperParameters) -> dict[str, Any]:
+    """The hyper-parameters that enter the scores, and so all that a work folder keeps.
+
+    What comes after them may change: `k` and `eligible` (eq. 3) and `mask_baseline` (eq. 4) enter the shifts, which
+    are kept with what was masked for them; `aggregation` and `components` (eq. 5) enter nothing that is kept.
+    """
+    own = {
+        "integrated_gradients": ("m", "quadrature"),
+        "gradient": (),
+        "smoothgrad": ("n", "sigma", "seed"),
+        "random": ("seed",),
+    }
+    names = ("attribution", "objective", "path_baseline", *own[hp.attribution])
+    return {name: getattr(hp, name) for name in names}
+
+
+def tokens_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of what the model sees of the examples: token ids, kinds of token, pictures.
+
+    Equal pairs become other tokens where a chat template writes today's date, where the template or the special
+    tokens change, or where another tokenizer is used.
+    """
+    return digest_of(json.dumps([_token_digest(example) for example in examples]).encode())
+
+
+def _token_digest(example: Example) -> str:
+    x = example.encoded
+    seen = [x.ids.tolist(), list(x.kinds), x.picture, example.y_pos.tolist(), example.y_neg.tolist()]
+    return digest_of(json.dumps(seen).encode())
 
 
 def steering_vectors(
-    model: HuggingFaceModel, fit: Fit, hp: HyperParameters, digest: str, n_examples: int
+    model: HuggingFaceModel, fit: Fit, hp: HyperParameters, data_digest: str, examples: Sequence[Example]
 ) -> SteeringVectors:
-    """A fit with its header, ready to be saved."""
+    """A fit with its header, ready to be saved.
+
+    data_digest: of the pairs (`grains_ref.data.content_digest`) that became these examples.
+    """
     v_pos, v_neg = fit.pos.v.float(), fit.neg.v.float()
     return SteeringVectors(
         v=v_pos - v_neg,
@@ -122,8 +173,9 @@ def steering_vectors(
             hyper_parameters=hp.as_dict(),
             model_name=model.name,
             fingerprint=model.fingerprint(),
-            data_digest=digest,
-            n_examples=n_examples,
+            data_digest=data_digest,
+            tokens_digest=tokens_digest(examples),
+            n_examples=len(examples),
             versions=library_versions(),
             diagnostics={
                 f"{side}_{key}": list(getattr(aggregation, key))
@@ -134,55 +186,25 @@ def steering_vectors(
     )
 
 
-def discard(work: Path) -> None:
-    """Remove what a fit kept in its work folder, and the folder too unless it holds something else."""
-    for path in (*work.glob("[0-9]*.safetensors"), work / "fit.json", *filter(is_draft, work.iterdir())):
-        path.unlink()
-    if not any(work.iterdir()):
-        work.rmdir()
-
-
-def _claim(work: Path, header: dict[str, Any]) -> None:
-    """Make the work folder, or check that it was made by the same fit."""
-    path = work / "fit.json"
-    # A fit killed in its very first moment leaves only a draft.
-    if work.exists() and not path.is_file() and not all(is_draft(other) for other in work.iterdir()):
-        raise WorkFolderError(f"{work} is not empty and not a work folder of grains-ref; name another one with --work")
-    work.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_whole(path, json.dumps(header, indent=2, sort_keys=True).encode())
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkFolderError(f"{path} is damaged ({error}); delete the folder and start again") from error
-    if not isinstance(found, dict):
-        raise WorkFolderError(f"{path} is damaged (no JSON object); delete the folder and start again")
-    changed = [key for key in header if found.get(key) != header[key]]
-    if changed:
-        old, new = (json.dumps({key: z.get(key) for key in changed}, sort_keys=True) for z in (found, header))
-        raise WorkFolderError(
-            f"{work} holds an unfinished fit with other {', '.join(changed)}.\n  there: {old}\n  now:   {new}\n"
-            "Run the earlier command again to finish it, or delete the folder, or name another one with --work."
-        )
-
-
-def _write_shift(path: Path, one: Shift) -> None:
-    content = safetensors.torch.save(
-        {"a": one.a, "delta_pos": one.delta_pos, "delta_neg": one.delta_neg},
-        metadata={"selection": json.dumps({"pos": one.selection.pos, "neg": one.selection.neg})},
+def _finished_shift(
+    model: HuggingFaceModel, example: Example, hp: HyperParameters, *, work: WorkFolder, i: int
+) -> tuple[Shift, bool]:
+    """The shift of example i, computed as far as the work folder does not have it, and whether it had the scores."""
+    per_layer = (len(model.blocks), model.width)
+    kept = work.read(
+        i,
+        shapes={"a": example.encoded.ids.shape, "delta_pos": per_layer, "delta_neg": per_layer},
+        dtype=at_least_float32(example.encoded.embeds),
     )
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise OSError(f"{path} could not be written ({error}); the examples finished so far are kept") from error
-
-
-def _read_shift(path: Path) -> Shift:
-    try:
-        with safe_open(path, framework="pt") as stored:
-            selection = json.loads((stored.metadata() or {})["selection"])
-            a, delta_pos, delta_neg = (stored.get_tensor(name) for name in ("a", "delta_pos", "delta_neg"))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise WorkFolderError(f"{path} is damaged ({error}); delete this file and run the command again") from error
-    return Shift(a, Selection(tuple(selection["pos"]), tuple(selection["neg"])), delta_pos, delta_neg)
+    a = kept.tensors["a"] if kept else attribute(model, example, hp).a
+    selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    masked = {"pos": list(selection.pos), "neg": list(selection.neg), "baseline": hp.mask_baseline}
+    if kept and kept.record.get("masked") == masked:
+        return Shift(a, selection, kept.tensors["delta_pos"], kept.tensors["delta_neg"]), True
+    computed = shift(model, example, a, hp)
+    tensors = {"a": computed.a, "delta_pos": computed.delta_pos, "delta_neg": computed.delta_neg}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} is not finite: half precision overflowed? Try bfloat16 or float32")
+    work.write(i, tensors, {"masked": masked})
+    return computed, kept is not None

@@ -24,9 +24,11 @@ from grains_ref.files import (
     only_writer,
     parse_json,
     parse_record,
+    printable,
     read_record,
     read_whole,
     record_bytes,
+    some_of,
     write_record,
     write_whole,
 )
@@ -233,3 +235,65 @@ def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path)
         only_writer(tmp_path, what="a fit"),
     ):
         pass
+    assert names(tmp_path) == []
+
+
+def test_a_lock_whose_name_was_taken_away_meanwhile_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, the holder may have ended and a third process have made a new lock."""
+
+    def lock_after_the_holder_has_ended(handle: int, *, blocking: bool) -> bool:
+        (tmp_path / files.LOCK).unlink()
+        (tmp_path / files.LOCK).touch()
+        return True
+
+    monkeypatch.setattr(files, "lock_descriptor", lock_after_the_holder_has_ended)
+    with pytest.raises(FileError, match="is in use"), only_writer(tmp_path, what="a fit"):
+        pass
+    assert names(tmp_path) == [files.LOCK]  # the third process's
+
+
+def test_where_no_lock_can_be_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileError, match="missing has just been removed"), only_writer(tmp_path / "missing", what="a"):
+        pass
+    (tmp_path / files.LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="cannot be written: its lock"), only_writer(tmp_path, what="a fit"):
+        pass
+    (tmp_path / files.LOCK).unlink()
+
+    def fail(handle: int, *, blocking: bool) -> bool:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files, "lock_descriptor", fail)
+    with pytest.raises(FileError, match="disk without locks"), only_writer(tmp_path, what="a fit"):
+        pass
+
+
+# --- for messages
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain [brackets] ü 日本 👩‍🚀", "plain [brackets] ü 日本 👩‍🚀"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\nb\tc\r\x07\x00\x7f", r"a\nb\tc\r\x07\x00\x7f"),
+        ("\x9b31m\x85", r"\x9b31m\x85"),
+        ("\u202efdp.exe\u2066", r"\u202efdp.exe\u2066"),
+        ("\u2028\u2029\ud800", r"\u2028\u2029\ud800"),
+    ],
+)
+def test_control_characters_are_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    printable(text).encode()
+    assert printable("a\n\t\x1b", keep="\n\t") == "a\n\t\\x1b"
+
+
+def test_no_character_that_a_terminal_obeys_is_left() -> None:
+    for code in [*range(32), *range(127, 160)]:
+        assert printable(chr(code)).isascii()
+        assert printable(chr(code)).isprintable()
+
+
+def test_a_few_of_many_names_are_told() -> None:
+    assert (some_of([]), some_of(["a", "b"])) == ("none", "a, b")
+    assert some_of([f"{i}" for i in range(9)]) == "0, 1, 2, 3 and 5 more"

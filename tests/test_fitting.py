@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import json
 import os
@@ -17,18 +18,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from transformers.utils import chat_template_utils
 from typer.testing import CliRunner
 
-from grains_ref import fitting
+from grains_ref import fitting, work_folder
 from grains_ref.cli import app
 from grains_ref.data import PreferencePair, RowError, content_digest
-from grains_ref.fitting import FitRecord, WorkFolderError, checked_examples, discard, resumable_fit
+from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest
 from grains_ref.grains import DegenerateShiftsError, HyperParameters, attribute, fit, shift
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
 from grains_ref.vectors import SteeringVectors
+from grains_ref.work_folder import WorkFolderError, open_work_folder
 
 pytestmark = pytest.mark.cpu
 
@@ -53,7 +55,8 @@ def run(
     on_example: Callable[[int], None] = lambda n: None,
 ) -> FitRecord:
     kept, examples, _ = checked_examples(model, pairs, skip_bad_rows=False)
-    return resumable_fit(model, kept, examples, hp, work=work, on_example=on_example)
+    with open_work_folder(work) as folder:
+        return resumable_fit(model, kept, examples, hp, work=folder, on_example=on_example)
 
 
 def stop_after(n: int) -> Callable[[int], None]:
@@ -124,6 +127,7 @@ def test_the_header_says_what_the_vectors_were_made_from(llama: HuggingFaceModel
     assert header.hyper_parameters == dataclasses.asdict(HP) | {"eligible": []}
     assert (header.model_name, header.fingerprint) == (llama.name, llama.fingerprint())
     assert (header.data_digest, header.n_examples) == (content_digest(PAIRS), 4)
+    assert header.tokens_digest == tokens_digest(checked_examples(llama, PAIRS, skip_bad_rows=False)[1])
     assert header.diagnostics["neg_gap"] == list(whole.fit.neg.gap)
     assert header.diagnostics["pos_cos_mean"] == list(whole.fit.pos.cos_mean)
     assert len(header.diagnostics) == 6
@@ -214,8 +218,6 @@ def test_what_a_killed_process_was_writing_does_no_harm(
     (half_done / ".grains-123.tmp").write_bytes(b"half a file")
     record = run(llama, half_done)
     assert same(record.vectors, whole.vectors)
-    fitting.discard(half_done)
-    assert not half_done.exists()
 
 
 def test_a_fit_that_was_killed_in_its_first_moment_starts_again(llama: HuggingFaceModel, tmp_path: Path) -> None:
@@ -230,14 +232,14 @@ def test_a_full_disk_keeps_what_is_finished_and_a_later_run_goes_on(
 ) -> None:
     work = tmp_path / "work"
 
-    write = fitting.write_whole
+    write = work_folder.write_whole
 
     def full_after_two(path: Path, content: bytes) -> None:
         if "000002" <= path.name < "fit":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(fitting, "write_whole", full_after_two)
+    monkeypatch.setattr(work_folder, "write_whole", full_after_two)
     with pytest.raises(OSError, match=r"000002.* could not be written .*No space left.* finished so far are kept"):
         run(llama, work)
     assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
@@ -257,16 +259,101 @@ def test_no_half_written_file_stays_after_an_error(
     monkeypatch.setattr(os, where, refuse)
     with pytest.raises(OSError, match="Input/output error"):
         run(llama, tmp_path / "work")
-    assert names(tmp_path / "work") == []
+    assert names(tmp_path) == []
 
 
-def test_shifts_without_a_direction_are_refused_and_kept(llama: HuggingFaceModel, tmp_path: Path) -> None:
-    with pytest.raises(DegenerateShiftsError, match="layer 0: the 1 shifts are all equal"):
+def test_shifts_without_a_direction_are_kept_for_the_aggregation_that_the_message_advises(
+    llama: HuggingFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DegenerateShiftsError, match=r"the 1 shifts are all equal.* use the aggregation 'mean'"):
         run(llama, tmp_path / "work", pairs=PAIRS[:1])
     mean = dataclasses.replace(HP, aggregation="mean")
-    with pytest.raises(WorkFolderError, match="hyper_parameters"):
-        run(llama, tmp_path / "work", pairs=PAIRS[:1], hp=mean)
-    assert names(tmp_path / "work") == ["000000.safetensors", "fit.json"]
+    expected = run(llama, tmp_path / "elsewhere", pairs=PAIRS[:1], hp=mean)
+
+    def computed(*args: object) -> None:
+        pytest.fail("it was computed again")
+
+    monkeypatch.setattr(fitting, "attribute", computed)
+    monkeypatch.setattr(fitting, "shift", computed)
+    record = run(llama, tmp_path / "work", pairs=PAIRS[:1], hp=mean)
+    assert record.resumed == 1
+    assert same(record.vectors, expected.vectors)
+
+
+# --- the same pairs as other tokens
+
+
+def chats() -> list[PreferencePair]:
+    return [dataclasses.replace(pair, prompt=({"role": "user", "content": pair.prompt},)) for pair in PAIRS]  # type: ignore[typeddict-item]
+
+
+@pytest.fixture(scope="module")
+def dated() -> HuggingFaceModel:
+    """A model whose chat template writes today's date, as Llama 3.2's does."""
+    model = random_llama()
+    model.tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
+    return model
+
+
+class Clock(datetime.datetime):
+    today_is: datetime.datetime
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        return cls.today_is
+
+
+@pytest.fixture
+def day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes it another day of November 2026."""
+
+    def set_day(number: int) -> None:
+        Clock.today_is = datetime.datetime(2026, 11, number)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    return set_day
+
+
+def test_a_template_that_writes_the_date_is_refused_on_the_next_day_and_told_from_other_changes(
+    dated: HuggingFaceModel, tmp_path: Path, day: Callable[[int], None]
+) -> None:
+    day(26)
+    first = run(dated, tmp_path / "first", pairs=chats())
+    with pytest.raises(Interrupted):
+        run(dated, tmp_path / "work", pairs=chats(), on_example=stop_after(2))
+    day(27)
+    words = r"look at pairs\.jsonl:1, .*:2, .*:3, .*:4\. Does the chat template write today's date.* strftime_now"
+    with pytest.raises(WorkFolderError, match=words):
+        run(dated, tmp_path / "work", pairs=chats())
+    second = run(dated, tmp_path / "second", pairs=chats())
+    assert first.vectors.header.data_digest == second.vectors.header.data_digest
+    assert first.vectors.header.fingerprint == second.vectors.header.fingerprint
+    assert first.vectors.header.tokens_digest != second.vectors.header.tokens_digest
+    day(26)
+    assert same(run(dated, tmp_path / "work", pairs=chats()).vectors, first.vectors)
+
+
+@pytest.mark.parametrize("part", ["ids", "kinds", "picture", "y_pos", "y_neg"])
+def test_a_change_of_anything_that_the_model_sees_is_refused_with_its_row(
+    llama: HuggingFaceModel, half_done: Path, part: str
+) -> None:
+    _, examples, _ = checked_examples(llama, PAIRS, skip_bad_rows=False)
+    third = examples[2]
+    if part in ("y_pos", "y_neg"):
+        changed = dataclasses.replace(third, **{part: getattr(third, part).flip(0)})
+    else:
+        x = third.encoded
+        values = {"ids": x.ids.flip(0), "kinds": (*x.kinds[:-1], "special"), "picture": "another"}
+        changed = dataclasses.replace(third, encoded=dataclasses.replace(x, **{part: values[part]}))
+    others = [*examples[:2], changed, examples[3]]
+    assert tokens_digest(others) != tokens_digest(examples)
+    with (
+        open_work_folder(half_done) as work,
+        pytest.raises(WorkFolderError, match=r"their tokens were others: look at pairs\.jsonl:3\. "),
+    ):
+        resumable_fit(llama, PAIRS, others, HP, work=work, on_example=lambda n: None)
 
 
 # --- another fit's folder
@@ -278,17 +365,15 @@ def test_shifts_without_a_direction_are_refused_and_kept(llama: HuggingFaceModel
         ({"pairs": [dataclasses.replace(PAIRS[0], chosen="Yes."), *PAIRS[1:]]}, "data_digest"),
         ({"pairs": PAIRS[::-1]}, "data_digest"),
         ({"pairs": PAIRS[:3]}, "data_digest"),
-        ({"hp": dataclasses.replace(HP, k=3)}, "hyper_parameters"),
-        ({"hp": dataclasses.replace(HP, eligible=("not_last",))}, "hyper_parameters"),
-        ({"hp": dataclasses.replace(HP, seed=1)}, "hyper_parameters"),
+        ({"hp": dataclasses.replace(HP, m=3)}, "hyper_parameters"),
     ],
-    ids=["data", "order", "fewer", "k", "eligible", "seed"],
+    ids=["data", "order", "fewer", "m"],
 )
 def test_changed_data_or_settings_are_refused_by_name(
     llama: HuggingFaceModel, half_done: Path, changed: dict[str, Any], key: str
 ) -> None:
     before = {name: (half_done / name).read_bytes() for name in names(half_done)}
-    with pytest.raises(WorkFolderError, match=f"holds an unfinished fit with other {key}\\.") as error:
+    with pytest.raises(WorkFolderError, match=f"holds a fit with other .*{key}") as error:
         run(llama, half_done, **changed)
     assert "delete the folder" in str(error.value)
     assert {name: (half_done / name).read_bytes() for name in names(half_done)} == before
@@ -297,12 +382,12 @@ def test_changed_data_or_settings_are_refused_by_name(
 
 def test_a_changed_setting_is_shown_before_and_after(llama: HuggingFaceModel, half_done: Path) -> None:
     with pytest.raises(WorkFolderError) as error:
-        run(llama, half_done, hp=dataclasses.replace(HP, k=7))
+        run(llama, half_done, hp=dataclasses.replace(HP, m=7))
     _, there, now, _ = str(error.value).splitlines()
     assert "there: " in there
-    assert '"k": 2' in there
+    assert '"m": 2' in there
     assert "now: " in now
-    assert '"k": 7' in now
+    assert '"m": 7' in now
 
 
 def test_another_model_is_refused(half_done: Path) -> None:
@@ -324,7 +409,7 @@ def test_other_library_versions_are_refused(
 
 
 def test_all_that_changed_is_named(half_done: Path) -> None:
-    with pytest.raises(WorkFolderError, match=r"with other data_digest, fingerprint, hyper_parameters\."):
+    with pytest.raises(WorkFolderError, match=r"with other data_digest, fingerprint, hyper_parameters, tokens\."):
         run(random_llama(seed=1), half_done, pairs=PAIRS[:3], hp=dataclasses.replace(HP, m=3))
 
 
@@ -333,57 +418,6 @@ def test_a_folder_with_anything_else_in_it_is_refused_and_left_alone(llama: Hugg
     with pytest.raises(WorkFolderError, match="is not empty and not a work folder of grains-ref"):
         run(llama, tmp_path)
     assert names(tmp_path) == ["letter.txt"]
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
-def test_a_damaged_record_of_the_fit_is_refused(llama: HuggingFaceModel, half_done: Path, content: bytes) -> None:
-    (half_done / "fit.json").write_bytes(content)
-    with pytest.raises(WorkFolderError, match=r"fit\.json is damaged .* delete the folder and start again"):
-        run(llama, half_done)
-
-
-def damage_cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-def damage_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def damage_foreign(path: Path) -> None:
-    save_file({"a": torch.zeros(3)}, path)
-
-
-def damage_tensors(path: Path) -> None:
-    save_file({"a": torch.zeros(3)}, path, metadata={"selection": '{"pos": [], "neg": []}'})
-
-
-def damage_selection(path: Path) -> None:
-    save_file({"a": torch.zeros(3)}, path, metadata={"selection": "{"})
-
-
-@pytest.mark.parametrize("damage", [damage_cut, damage_empty, damage_foreign, damage_tensors, damage_selection])
-def test_a_damaged_shift_is_refused_by_name_and_computed_again_once_deleted(
-    llama: HuggingFaceModel, half_done: Path, whole: FitRecord, damage: Callable[[Path], None]
-) -> None:
-    damage(half_done / "000001.safetensors")
-    with pytest.raises(WorkFolderError, match=r"000001\.safetensors is damaged .*; delete this file and run"):
-        run(llama, half_done)
-    (half_done / "000001.safetensors").unlink()
-    record = run(llama, half_done)
-    assert record.resumed == 1
-    assert same(record.vectors, whole.vectors)
-
-
-def test_discarding_removes_the_fit_and_nothing_else(half_done: Path) -> None:
-    (half_done / "v.safetensors").write_text("the vectors")
-    discard(half_done)
-    assert names(half_done) == ["v.safetensors"]
-
-
-def test_discarding_removes_a_folder_that_held_only_the_fit(half_done: Path) -> None:
-    discard(half_done)
-    assert not half_done.exists()
 
 
 # --- tokenising before any work

@@ -112,7 +112,7 @@ def sweep(
     written: Path | None = None
     try:
         if output and best.lam != 0:
-            made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), len(fitted_pairs))
+            made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), examples)
             replace(made, header=replace(made.header, choice=choice.record())).save(output)
             written = output
     finally:  # what was chosen is told although the disk may be full

@@ -23,7 +23,7 @@ from grains_ref.cli.common import (
     PresetOption,
     SkipOption,
 )
-from grains_ref.files import check_target
+from grains_ref.files import check_target, some_of
 
 if TYPE_CHECKING:
     from grains_ref.fitting import FitRecord
@@ -47,6 +47,9 @@ def fit(
     work: Annotated[
         Path | None, typer.Option(help="Folder for finished examples. (default: OUT.work)", show_default=False)
     ] = None,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Leave that folder: another aggregation or k then takes seconds.")
+    ] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -54,7 +57,8 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
-    from grains_ref.fitting import checked_examples, discard, resumable_fit
+    from grains_ref.fitting import checked_examples, resumable_fit
+    from grains_ref.work_folder import open_work_folder
 
     choose_hp = common.hyper_parameters(
         preset,
@@ -67,31 +71,36 @@ def fit(
         mask_baseline=mask_baseline,
         eligible=eligible,
     )
-    check_target(output)
-    file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
-    wrapped = common.load_model(model, dtype, device, device_map)
-    hp = choose_hp(wrapped)
-    fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
-    common.report_skipped(skipped)
     folder = work or output.with_name(output.name + ".work")
-    finished = 0
-    with console.progress_bar() as progress:
-        bar = progress.add_task("examples", total=len(examples))
+    check_target(output)
+    with open_work_folder(folder) as work_folder:
+        check_target(output)  # once more: --out may be the folder that has just been made
+        file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
+        wrapped = common.load_model(model, dtype, device, device_map)
+        hp = choose_hp(wrapped)
+        fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
+        common.report_skipped(skipped)
+        finished = 0
+        with console.progress_bar() as progress:
+            bar = progress.add_task("examples", total=len(examples))
 
-        def show(n: int) -> None:
-            nonlocal finished
-            finished = n
-            progress.update(bar, completed=n)
+            def show(n: int) -> None:
+                nonlocal finished
+                finished = n
+                progress.update(bar, completed=n)
 
-        try:
-            record = resumable_fit(wrapped, fitted_pairs, examples, hp, work=folder, on_example=show)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{finished} of {len(examples)} examples are finished and kept in {folder}; "
-                "run the same command to go on"
-            ) from None
-    record.vectors.save(output)
-    discard(folder)
+            try:
+                record = resumable_fit(wrapped, fitted_pairs, examples, hp, work=work_folder, on_example=show)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{finished} of {len(examples)} examples are finished and kept in {folder}; "
+                    "run the same command to go on"
+                ) from None
+        record.vectors.save(output)
+        left = [] if keep_work else work_folder.discard()
+    strangers = [path.name for path in left if path.resolve() != output.resolve()]
+    if strangers:
+        console.err.print(f"left in {folder}, for it is not of this fit: {some_of(strangers)}")
     facts = _facts(examples, record, hp)
     if as_json:
         places = {"vectors": str(output), "skipped": len(file.skipped) + len(skipped)}

@@ -86,9 +86,15 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
             Shown(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i).a, lab.causes[i])
             for i in examples[: demo.n_shown]
         ),
-        vectors=steering_vectors(lab.model, lab.fit(lab.paper), lab.paper, content_digest(lab.steer), len(lab.steer)),
+        vectors=_vectors(lab),
         further=demo.further(lab),
     )
+
+
+def _vectors(lab: Lab) -> SteeringVectors:
+    """The paper's setting on all steering pairs, ready to be saved."""
+    examples = [lab.example(i) for i in range(len(lab.steer))]
+    return steering_vectors(lab.model, lab.fit(lab.paper), lab.paper, content_digest(lab.steer), examples)
 
 
 def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:

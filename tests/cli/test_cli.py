@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cpu
 COMMANDS = {
     "demo": "--vision --world --seeds --out --json",
     "fit": "--model --pairs --out --preset --k --m --attribution --aggregation --objective --path-baseline "
-    "--mask-baseline --eligible --work --dtype --device --device-map --skip-bad-rows --json",
+    "--mask-baseline --eligible --work --keep-work --dtype --device --device-map --skip-bad-rows --json",
     "attribute": "--model --prompt --chosen --rejected --image --overlay --chat --preset --k --m --method "
     "--path-baseline --eligible --dtype --device --device-map --json",
     "sweep": "--model --pairs --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset --out "

@@ -16,6 +16,7 @@ from grains_ref.grains import attribute as attribute_example
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.worlds import build_world
 from grains_ref.vectors import SteeringVectors
+from grains_ref.work_folder import open_work_folder
 
 pytestmark = pytest.mark.cpu
 
@@ -90,20 +91,57 @@ def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, mo
         patch.setattr(SteeringVectors, "save", full)
         assert "No space left on device" in bad(*command)
     assert len(list((tmp_path / "w").glob("*.safetensors"))) == 4
-    message = bad(*command, "--k", "2")
-    assert "holds an unfinished fit with other hyper_parameters" in message
+    message = bad(*command, "--m", "2")
+    assert "holds a fit with other hyper_parameters" in message
     assert "--work" in message
     assert parsed(*command)["resumed"] == 4
     assert not (tmp_path / "w").exists()
 
 
-def test_vectors_written_into_the_work_folder_stay(data: Path, tmp_path: Path) -> None:
+def test_a_kept_work_folder_serves_another_aggregation_and_another_k(data: Path, tmp_path: Path) -> None:
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "uncentred"]
+    good(*command, "--out", tmp_path / "v", "--keep-work")
+    for number, options in enumerate((["--aggregation", "mean"], ["--k", "1", "--mask-baseline", "mean"])):
+        fresh, kept = tmp_path / f"fresh{number}", tmp_path / f"kept{number}"
+        good(*command, *options, "--out", fresh)
+        assert parsed(*command, *options, "--out", kept, "--work", tmp_path / "v.work", "--keep-work")["resumed"] == 4
+        assert kept.read_bytes() == fresh.read_bytes()
+    assert parsed(*command, "--out", tmp_path / "v")["resumed"] == 4
+    assert not (tmp_path / "v.work").exists()
+
+
+@pytest.mark.parametrize("name", ["v.safetensors", "0.safetensors", "000001.safetensors", "fit.json"])
+def test_vectors_written_into_the_work_folder_stay(data: Path, tmp_path: Path, name: str) -> None:
     work = tmp_path / "all"
     work.mkdir()
-    out = work / "v.safetensors"
-    good("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, "--work", work, "--m", "1")
-    assert [path.name for path in work.iterdir()] == ["v.safetensors"]
-    SteeringVectors.load(out)
+    good("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", work / name, "--work", work, "--m", "1")
+    assert [path.name for path in work.iterdir()] == [name]
+    SteeringVectors.load(work / name)
+
+
+def test_what_else_is_in_the_work_folder_stays_and_is_told(data: Path, tmp_path: Path) -> None:
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--m", "1"]
+    good(*command, "--keep-work")
+    (tmp_path / "v.work" / "notes [1].txt").write_text("the user's own")
+    result = run(*command)
+    assert result.exit_code == 0
+    assert "v.work, for it is not of this fit: notes [1].txt" in " ".join(result.stderr.split())
+    assert [path.name for path in (tmp_path / "v.work").iterdir()] == ["notes [1].txt"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_second_fit_with_the_same_output_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v"]
+    with open_work_folder(tmp_path / "v.work"):
+        assert "v.work is in use: a fit is running there already. Wait for it" in bad(*command)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_one_name_for_the_vectors_and_the_work_folder_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v"
+    message = bad("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, "--work", out)
+    assert f"{out} is a folder; name a file in it" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 BAD_ROW = {"prompt": "Q : today , what is the dish of Kelvara ? A :", "chosen": "eel .", "rejected": "eel ."}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toys import residual_of
 
 from grains_ref.data import PreferencePair, content_digest
-from grains_ref.fitting import FitRecord, WorkFolderError, checked_examples, resumable_fit
+from grains_ref.fitting import FitRecord, checked_examples, resumable_fit
 from grains_ref.grains import (
     Encoded,
     Example,
@@ -38,6 +38,7 @@ from grains_ref.grains import (
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.families import Gemma3, Picture, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import noise_picture, random_gemma3
+from grains_ref.work_folder import WorkFolderError, open_work_folder
 
 pytestmark = pytest.mark.cpu
 
@@ -259,7 +260,8 @@ def run(model: HuggingFaceModel, pairs: Sequence[PreferencePair], work: Path, *,
     kept, tokenised, skipped = checked_examples(model, pairs, skip_bad_rows=False)
     assert not skipped
     hp = HyperParameters(k=4, m=1, aggregation="uncentred")
-    return resumable_fit(model, kept, tokenised, hp, work=work, on_example=on_example)
+    with open_work_folder(work) as folder:
+        return resumable_fit(model, kept, tokenised, hp, work=folder, on_example=on_example)
 
 
 def test_an_interrupted_fit_on_pictures_goes_on_to_the_same_vectors(
@@ -282,7 +284,7 @@ def test_a_work_folder_is_refused_once_a_picture_has_changed(vision_model: Huggi
         run(vision_model, pairs, tmp_path / "work", stop_after=1)
     noise_picture(40, 110, seed=8).save(tmp_path / "1.png")
     assert content_digest(pairs) != before
-    with pytest.raises(WorkFolderError, match="an unfinished fit with other data_digest"):
+    with pytest.raises(WorkFolderError, match="a fit with other data_digest"):
         run(vision_model, pairs, tmp_path / "work")
 
 
