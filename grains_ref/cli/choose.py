@@ -246,15 +246,10 @@ def eval_(
 
 
 def _print_rates(rates: dict[str, dict[str, Rate]], changes: dict[str, McNemar], *, title: str) -> None:
-    columns = ["", *rates]
-    if changes:
-        columns += ["gained, lost", "p"]
-    table = []
-    for name in rates["unsteered"]:
-        cells = [name, *(str(measures[name]) for measures in rates.values())]
-        if name in changes:
-            cells += [f"{changes[name].gained}, {changes[name].lost}", f"{changes[name].p:.2g}"]
-        table.append(cells)
-    console.out.print(console.table_of(title, columns, table))
-    if changes:
-        console.out.print("p: exact McNemar test; it takes rows for independent, which prompts about one fact are not.")
+    rows = [(name, *(str(measures[name]) for measures in rates.values())) for name in rates["unsteered"]]
+    console.out.print(console.table_of(title, ("", *rates), rows))
+    if not changes:
+        return
+    console.out.print("Changed by steering, with McNemar's exact p (prompts about one fact are not independent rows):")
+    for name, change in changes.items():
+        console.out.print(f"  {name}: {change.gained} gained, {change.lost} lost, p = {change.p:.2g}")

@@ -5,6 +5,7 @@ Everything heavy is imported inside functions, so that a command which needs no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import typer
 from rich.text import Text
 
 from grains_ref.cli.console import err
-from grains_ref.cli.lists import Layers, parse_layers
+from grains_ref.cli.lists import Layers, parse_layers, write_layers
 
 if TYPE_CHECKING:
     from grains_ref.data import PairFile
@@ -164,10 +165,12 @@ def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:
     """Vectors with strength and layers as given, or as a sweep stored them.
 
     Raises:
-        ValueError: no vectors file, no strength given or stored, or layers that cannot be read.
+        ValueError: no vectors file, no strength given or stored, or strength or layers that cannot be read.
     """
     from grains_ref.vectors import SteeringVectors
 
+    if lam is not None and not math.isfinite(lam):
+        raise ValueError(f"--lam is {lam}; expected a finite number")
     vectors = SteeringVectors.load(path)
     stored = vectors.header.choice
     if lam is None:
@@ -178,7 +181,7 @@ def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:
         lam = float(stored["lam"])
         err.print(f"lam {lam:g}, as the sweep stored it in {path}")
     if not layers and stored:
-        layers = ",".join(str(layer) for layer in stored["layers"])
+        layers = write_layers(stored["layers"])
         err.print(f"layers {layers}, as the sweep stored them in {path}")
     return VectorsInUse(vectors, lam, parse_layers(layers or "all"))
 

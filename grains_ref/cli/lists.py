@@ -59,6 +59,17 @@ def parse_layers(text: str) -> Layers:
     return Layers(text, tuple(ranges))
 
 
+def write_layers(layers: Sequence[int]) -> str:
+    """Numbers of layers as `parse_layers` reads them: [0, 1, 2, 5] -> '0-2,5'."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def parse_whole_numbers(text: str, option: str, *, least: int) -> list[int]:
     """Whole numbers with commas, each at least `least`.
 

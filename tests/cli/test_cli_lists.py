@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grains_ref.cli.lists import parse_layers, parse_strengths, parse_whole_numbers
+from grains_ref.cli.lists import parse_layers, parse_strengths, parse_whole_numbers, write_layers
 
 pytestmark = pytest.mark.cpu
 
@@ -72,6 +72,18 @@ def test_what_are_no_layers_is_refused(text: str, words: str) -> None:
 def test_a_range_is_not_written_out_before_it_is_known_to_exist(text: str) -> None:
     with pytest.raises(ValueError, match=f"layers {text!r} do not exist: the model has layers 0 to 3"):
         parse_layers(text).of(4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"), [([0, 1, 2, 3], "0-3"), ([5], "5"), ([2, 1, 0], "2,1,0"), ([8, 9, 20, 3, 4], "8-9,20,3-4")]
+)
+def test_layers_are_written_as_ranges(layers: list[int], text: str) -> None:
+    assert write_layers(layers) == text
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=10, unique=True))
+def test_layers_that_were_written_are_read_again(layers: list[int]) -> None:
+    assert parse_layers(write_layers(layers)).of(13) == layers
 
 
 # --- numbers
