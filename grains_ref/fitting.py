@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def resumable_fit(
         "data_digest": digest,
         "fingerprint": model.fingerprint(),
         "dtype": str(model.hf.dtype),
-        "hyper_parameters": asdict(hp) | {"eligible": list(hp.eligible)},
+        "hyper_parameters": hp.as_dict(),
         "versions": library_versions(),
     }
     _claim(work, header)
@@ -119,7 +119,7 @@ def steering_vectors(
         v_neg=v_neg,
         header=Header(
             dialect="paper",
-            hyper_parameters=asdict(hp) | {"eligible": list(hp.eligible)},
+            hyper_parameters=hp.as_dict(),
             model_name=model.name,
             fingerprint=model.fingerprint(),
             data_digest=digest,

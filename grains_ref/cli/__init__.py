@@ -1,4 +1,13 @@
-"""The command `grains-ref`: one file per group of commands, on `common` (options and helpers) and `console`."""
+"""The command `grains-ref`, one file per group of commands.
+
+| file | holds |
+|---|---|
+| `commands` | the list of all commands, `--version`, `--debug` |
+| `demo`, `look`, `fit`, `choose`, `generate` | demo; attribute and inspect; fit; sweep and eval; generate |
+| `datasets`, `reproduce`, `conform` | the paper's datasets; its tables and figures; is a port right? |
+| `common`, `lists` | options and helpers of several commands; lists of layers and numbers |
+| `console` | where is printed, and how a command fails |
+"""
 
 from grains_ref.cli.commands import app, main
 

@@ -1,17 +1,30 @@
-"""`grains-ref conform`: is a port right, and if not, which stage diverges first and which known bug is it?"""
+"""`grains-ref conform`: is a port right, and if not, which stage diverges first and which known bug is it?
+
+`run`, `smoke`, `dump` and `verify` judge a port on the kit's cases, `live` on a real model and real pairs.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grains_ref.cli.console import guarded, out, progress_bar
+from grains_ref.cli import common
+from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
+from grains_ref.files import check_target, write_whole
+
+if TYPE_CHECKING:
+    from grains_ref.conformance.dialects import Dialect
+    from grains_ref.conformance.live import LiveResult
+    from grains_ref.conformance.ports import CommandPort, Port, PythonPort
 
 conform = typer.Typer(
     help="Check a port of the method, stage by stage: Python module, any program, or files.", no_args_is_help=True
@@ -114,13 +127,53 @@ def verify(
     _check(FolderPort(folder), None, only, "isolated", xfails, json_file, junit, again, dialect)
 
 
+@conform.command()
+@guarded
+def live(
+    model: Annotated[str, typer.Option(help="A local folder, a hub id, or tiny:NAME.", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="Preference pairs (JSONL).", show_default=False)],
+    port: Annotated[str, typer.Option(help="A Python module with live_* functions.", show_default=False)],
+    seeds: Annotated[int, typer.Option(help="Draws of random vectors and states per pair.")] = 3,
+    limit: Annotated[int, typer.Option(help="Use the first pairs only.")] = 8,
+    m: Annotated[int, typer.Option(help="Quadrature steps.")] = 5,
+    oracle: Annotated[
+        bool, typer.Option(help="Compare with the reference in float32 (needs a second copy of the weights).")
+    ] = True,
+    dtype: common.DtypeOption = "auto",
+    device: common.DeviceOption = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Check a port on a real model and real pairs, at any size. Exit code 0: no failure; 1: failure, or nothing ran."""
+    from grains_ref.conformance.live import check_live
+
+    if json_file:
+        check_target(json_file)
+    sys.path.insert(0, str(Path.cwd()))  # a port is usually developed where the command is typed
+    module = importlib.import_module(port)
+    rows = common.read_pair_file(pairs, skip_bad_rows=False).pairs[:limit]
+    wrapped = common.load_model(model, dtype, device, "")
+    path = common.model_path(model)
+    with err.status("checking"):
+        results = check_live(wrapped, rows, module, seeds=range(seeds), path=path, m=m, oracle=oracle)
+    _print_live(results, title=f"{port} on {model}, {len(rows)} pairs")
+    failures = [r for r in results if r.status == "failed"]
+    for failure in failures[:5]:
+        out.print(f"{failure.check}, pair {failure.pair}: {failure.message}", style="red")
+    if json_file:
+        content = json.dumps([asdict(result) for result in results], indent=1, default=str)
+        write_whole(json_file, content + "\n")
+    if failures or not any(result.status == "passed" for result in results):
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------- helpers
 def _outputs() -> dict[str, tuple[str, ...]]:
     from grains_ref.conformance.stages import OUTPUTS
 
     return OUTPUTS
 
 
-def _dialect(name: str) -> Any:
+def _dialect(name: str) -> Dialect:
     from grains_ref.conformance.dialects import DIALECTS
 
     if name not in DIALECTS:
@@ -137,7 +190,7 @@ def _again(command: str, port: str, cmd: str, dialect: str) -> str:
     return f"grains-ref conform {command} {how}{_unless_paper(dialect)}"
 
 
-def _port(port: str, cmd: str, timeout: float) -> Any:
+def _port(port: str, cmd: str, timeout: float) -> CommandPort | PythonPort:
     from grains_ref.conformance.ports import CommandPort, PythonPort
 
     if bool(port) == bool(cmd):
@@ -149,7 +202,7 @@ def _port(port: str, cmd: str, timeout: float) -> Any:
 
 
 def _check(
-    port: Any,
+    port: Port,
     dtypes: Sequence[str] | None,
     only: Sequence[str] | None,
     mode: str,
@@ -168,6 +221,9 @@ def _check(
     from grains_ref.conformance.runner import number_of_cases, read_xfails, run_port
     from grains_ref.conformance.vectors import check_complete
 
+    for file in (json_file, junit):
+        if file:
+            check_target(file)
     spoken = _dialect(dialect)
     check_complete(root())
     torch.set_num_threads(1)  # the tensors are far too small for a second one
@@ -210,3 +266,21 @@ def _check(
         write_junit(result, junit)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _print_live(results: Sequence[LiveResult], *, title: str) -> None:
+    """One row per check: how its results went, and the worst of them."""
+    by_check: dict[str, list[LiveResult]] = {}
+    for result in results:
+        by_check.setdefault(result.check, []).append(result)
+    table = []
+    for check, of_check in by_check.items():
+        counts = Counter(result.status for result in of_check)
+        words = ", ".join(f"{number} {status}" for status, number in counts.items())
+        worst = max(of_check, key=_severity)
+        table.append((check, words, f"{worst.error:.1e}", f"{worst.allowed:.1e}"))
+    out.print(table_of(title, ("check", "results", "worst error", "allowed"), table))
+
+
+def _severity(result: LiveResult) -> float:
+    return result.error / result.allowed if result.allowed else result.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -12,8 +13,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console(highlight=False, markup=False)  # prompts and paths hold brackets, such as [/INST], that are not markup
-err = Console(stderr=True, highlight=False, markup=False)
+debug = False  # whether an error shows its traceback; the option --debug sets it
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def plain(text: str) -> str:
+    r"""Text without control characters (they are written out, as \x1b): those of a file could rewrite the screen."""
+    characters = []
+    for character in text:
+        is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
+        characters.append(repr(character)[1:-1] if is_control else character)
+    return "".join(characters)
+
+
+class Screen(Console):
+    """A terminal. Texts may come from files and models: brackets in them are no markup, control characters are shown.
+
+    Prompts and paths hold brackets, such as [/INST].
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """`rich.console.Console.print`, with plain texts."""
+        super().print(*(plain(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+out = Screen()
+err = Screen(stderr=True)
 
 
 def progress_bar() -> Progress:
@@ -24,28 +52,27 @@ def progress_bar() -> Progress:
 
 def table_of(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table whose first column is words and whose others are figures."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=plain(title), title_justify="left", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(plain(cell) for cell in row))
     return table
 
 
-_F = TypeVar("_F", bound=Callable[..., None])
-debug = False  # whether an error shows its traceback
-
-
 def guarded(function: _F) -> _F:
-    """A command whose errors end in one message and an exit code, not a traceback."""
+    """A command whose errors end in one message and an exit code, not a traceback.
+
+    What an interruption leaves behind only the command knows: it raises `KeyboardInterrupt` with words for it.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             err.print("interrupted", style="bold", end="")
-            err.print("; finished examples of a fit are kept, run the same command to go on")
+            err.print(f"; {interruption}" if str(interruption) else "")
             raise typer.Exit(130) from None
         except typer.Exit:
             raise

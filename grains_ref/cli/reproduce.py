@@ -227,7 +227,10 @@ def _carry_out(plan: Plan, make_lab: MakeLab, output: Path, *, workers: int, dry
             def tick(what: str) -> None:
                 progress.update(bar, advance=1, description=f"{what:50}")
 
-            run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
+            try:
+                run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"finished cells are kept in {output}; run the same command to go on") from None
     found: dict[tuple[str, int, str], Cell] = {}
     for world, seed, name in cells:
         cell = read_cell(output, world, seed, name)

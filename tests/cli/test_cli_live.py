@@ -62,6 +62,21 @@ def test_a_wrong_port_fails_with_the_check_that_shows_it(tmp_path: Path, monkeyp
     assert "failed" in done.output
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_results_that_cannot_be_written_are_refused_before_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    nowhere = str(tmp_path / "nowhere" / "results")
+    command = ["conform", "run", "--port", "grains_ref.conformance.second_oracle", option, nowhere]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "there is no folder" in done.output
+    if option == "--json":
+        live = run(tmp_path, "right_port", PORT % ".sum()", monkeypatch, option, nowhere)
+        assert (live.exit_code, live.stdout) == (1, "")
+        assert "there is no folder" in live.output
+
+
 def test_a_port_without_any_function_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(tmp_path, "empty_port", "x = 1", monkeypatch)
     assert done.exit_code == 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from grains_ref.cli import commands as cli
+from grains_ref.cli import app, look
 from grains_ref.data import read_pairs
 from grains_ref.evaluation.measures import margins
 from grains_ref.grains import PRESETS, Steering, attribute, eligible_tokens, fit, select
 from grains_ref.models import EncodedPicture, HuggingFaceModel, load
-from grains_ref.models import huggingface as models
 from grains_ref.tiny_models.random_vision_models import noise_picture, random_gemma3, random_llava
 from grains_ref.vectors import SteeringVectors
 
@@ -28,7 +25,7 @@ PROMPT = "<image> Is the moon made of cheese? A:"
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
 
 def parsed(*arguments: str | Path) -> Any:
@@ -81,14 +78,6 @@ def vectors(folder: Path, llava: HuggingFaceModel) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once() -> Iterator[None]:
-    """Commands that ask for the same model in the same way share it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", functools.cache(models.load))
-        yield
-
-
 def test_fit_reads_the_image_column(folder: Path, llava: HuggingFaceModel, vectors: Path) -> None:
     pairs = read_pairs(folder / "steer.jsonl").pairs
     expected = fit(llava, [llava.example(p.prompt, p.chosen, p.rejected, p.image) for p in pairs], PRESETS["paper_vlm"])
@@ -138,7 +127,7 @@ def test_attribute_narrows_the_choice_to_one_modality(folder: Path, llava: Huggi
 
 
 def test_a_large_picture_is_not_printed_token_by_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "MANY", 5)
+    monkeypatch.setattr(look, "MANY_IMAGE_TOKENS", 5)
     options = ("--prompt", PROMPT, "--chosen", "No.", "--rejected", "Yes.", "--image", folder / "3.png", "--k", "2")
     words = run("attribute", "--model", folder / "llava", *options).output
     assert "... " in words
@@ -155,7 +144,7 @@ def test_eval_and_sweep_score_with_the_pictures(folder: Path, llava: HuggingFace
     assert record["steered"]["preference accuracy"]["value"] == sum(m > 0 for m in expected) / 5
     options = ("--pairs", folder / "steer.jsonl", "--dev", folder / "dev.jsonl", "--lam", "3")
     tried = parsed("sweep", *model, *options)["tried"]
-    assert [(one["lam"], one["k"]) for one in tried] == [(0.0, 20), (3.0, 20)]
+    assert [(one["lam"], one["k"]) for one in tried] == [(0.0, None), (3.0, 20)]
     assert tried[1]["dev_accuracy"] == record["steered"]["preference accuracy"]["value"]
 
 

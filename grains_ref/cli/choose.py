@@ -1,0 +1,255 @@
+"""`grains-ref sweep` and `grains-ref eval`: choose a strength on dev data, measure it on test data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grains_ref.cli import common, console
+from grains_ref.cli.common import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EligibleOption,
+    ForceOption,
+    JsonOption,
+    LamOption,
+    LayersOption,
+    ModelOption,
+    PresetOption,
+    SkipOption,
+)
+from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
+from grains_ref.files import check_target
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from grains_ref.data import PreferencePair
+    from grains_ref.evaluation import Candidate, SweepChoice
+    from grains_ref.evaluation.metrics import McNemar, Rate
+
+LayerNames = dict[tuple[int, ...], str]  # numbers of layers -> how they were written
+
+
+# ------------------------------------------------------------------------------------- sweep
+@console.guarded
+def sweep(
+    model: ModelOption,
+    pairs: Annotated[Path, typer.Option(help="Pairs to make vectors from (JSONL).")],
+    dev: Annotated[Path, typer.Option(help="Other pairs to choose the setting on (JSONL).")],
+    tasks: Annotated[
+        Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).", show_default=False)
+    ] = None,
+    max_loss: Annotated[
+        float, typer.Option(help="Largest loss of task accuracy allowed on dev, in points.", min=0, max=100)
+    ] = 0.5,
+    lam: Annotated[str, typer.Option(help="Strengths.")] = "0.4,0.63,1,1.6,2.5,4,6.3,10",
+    ks: Annotated[str, typer.Option("--k", help="Tokens per sign. (from the preset)", show_default=False)] = "",
+    layers: Annotated[list[str] | None, typer.Option(help="Layer sets, one per option; default all.")] = None,
+    aggregation: Annotated[list[str] | None, typer.Option(help="Aggregations, one per option; default pca.")] = None,
+    eligible: EligibleOption = None,
+    preset: PresetOption = "",
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Write the chosen vectors and strength here.", show_default=False)
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    skip_bad_rows: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
+    from grains_ref.data import content_digest, read_tasks
+    from grains_ref.evaluation import Grid
+    from grains_ref.evaluation import sweep as sweep_grid
+    from grains_ref.fitting import checked_examples, steering_vectors
+
+    lams = parse_strengths(lam, "--lam")
+    layer_sets = [parse_layers(text) for text in layers or ["all"]]
+    aggregations = aggregation or ["pca"]
+    check_each_once(aggregations, "--aggregation")
+    sizes: list[int | None] = [None]
+    if ks:
+        sizes = [*parse_whole_numbers(ks, "--k", least=1)]
+    choose_hps = [
+        common.hyper_parameters(preset, k=size, aggregation=name, eligible=eligible)
+        for size in sizes
+        for name in aggregations
+    ]
+    if output:
+        check_target(output)
+    fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
+    dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows)
+    if shared := len(_prompts(fit_file.pairs) & _prompts(dev_file.pairs)):
+        raise ValueError(f"{shared} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors")
+    task_list = read_tasks(tasks) if tasks else ()
+
+    wrapped = common.load_model(model, dtype, device, device_map)
+    layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
+    grid = Grid(
+        lams=tuple(lams), hps=tuple(choose_hp(wrapped) for choose_hp in choose_hps), layer_sets=tuple(layer_names)
+    )
+    fitted_pairs, examples, skipped = checked_examples(wrapped, fit_file.pairs, skip_bad_rows=skip_bad_rows)
+    common.report_skipped(skipped)
+    with console.progress_bar() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        choice = sweep_grid(
+            wrapped, examples, dev_file.pairs, task_list, grid=grid, max_loss=max_loss, on_progress=show
+        )
+    best = choice.best
+    written: Path | None = None
+    try:
+        if output and best.lam != 0:
+            made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), len(fitted_pairs))
+            replace(made, header=replace(made.header, choice=choice.record())).save(output)
+            written = output
+    finally:  # what was chosen is told although the disk may be full
+        for left_out in choice.left_out:
+            console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
+        if as_json:
+            record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
+            console.out.print_json(data=record)
+        else:
+            _print_choice(choice, layer_names, title=f"Accuracy on {dev} ({choice.n_dev} pairs); * is chosen")
+    if as_json or not output:
+        return
+    if written:
+        again = f"grains-ref eval --model {model} --vectors {written} --pairs TEST"
+        console.out.print(f"Next: {again}\n({written} holds lam {best.lam:g} and layers {layer_names[best.layers]}.)")
+    else:
+        console.out.print(f"Nothing was written to {output}.", style="yellow")
+
+
+def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | None]]:
+    """What is asked in the pairs, word for word and picture by picture."""
+    from grains_ref.data import picture_bytes
+
+    return {(repr(pair.prompt), picture_bytes(pair)) for pair in pairs}
+
+
+def _words(candidate: Candidate, layer_names: LayerNames) -> str:
+    if candidate.lam == 0:
+        return "unsteered"
+    return f"k {candidate.hp.k}, {candidate.hp.aggregation}, layers {layer_names[candidate.layers]}"
+
+
+def _setting(candidate: Candidate, layer_names: LayerNames) -> dict[str, Any]:
+    """A candidate as JSON; at strength 0 no vectors are in use."""
+    if candidate.lam == 0:
+        return {"lam": 0.0, "k": None, "aggregation": None, "layers": None}
+    hp = candidate.hp
+    return {"lam": candidate.lam, "k": hp.k, "aggregation": hp.aggregation, "layers": layer_names[candidate.layers]}
+
+
+def _record(choice: SweepChoice, layer_names: LayerNames) -> dict[str, Any]:
+    costs = choice.record()
+    return {
+        "best": _setting(choice.best, layer_names)
+        | {name: costs[name] for name in costs if name not in ("lam", "layers")},
+        "tried": [_setting(tried.setting, layer_names) | {"dev_accuracy": tried.accuracy} for tried in choice.tried],
+        "left_out": [asdict(left_out) for left_out in choice.left_out],
+    }
+
+
+def _print_choice(choice: SweepChoice, layer_names: LayerNames, *, title: str) -> None:
+    """Everything that was tried, setting by setting, and what the chosen one costs."""
+    names = list(dict.fromkeys(_words(tried.setting, layer_names) for tried in choice.tried))
+    in_order = sorted(
+        choice.tried, key=lambda tried: (names.index(_words(tried.setting, layer_names)), tried.setting.lam)
+    )
+    rows = []
+    for tried in in_order:
+        mark = "* " if tried.setting is choice.best else "  "
+        words = _words(tried.setting, layer_names)
+        rows.append((mark + words, f"{tried.setting.lam:g}", f"{100 * tried.accuracy:.1f} %"))
+    console.out.print(console.table_of(title, ("setting", "lam", "accuracy"), rows))
+    if choice.tasks:
+        cost = choice.tasks
+        console.out.print(
+            f"Tasks ({cost.n}): {100 * cost.accuracy:.1f} % with the chosen setting, "
+            f"{100 * cost.accuracy_unsteered:.1f} % unsteered; {cost.max_loss:g} points may be lost."
+        )
+    else:
+        warning = "No --tasks were given, so nothing stops a strength that ruins other skills."
+        console.out.print(warning, style="yellow")
+    if choice.best.lam == 0:
+        console.out.print(
+            "No steered setting beat the unsteered model within the limit: lam = 0 was chosen.", style="yellow"
+        )
+
+
+# ------------------------------------------------------------------------------------- eval
+@console.guarded
+def eval_(
+    model: ModelOption,
+    pairs: Annotated[
+        Path, typer.Option(help="Held-out pairs (JSONL); 'choices' and 'label' also give multiple choice.")
+    ],
+    vectors: Annotated[Path | None, typer.Option(help="A vectors file; without it, the plain model.")] = None,
+    lam: LamOption = None,
+    layers: LayersOption = "",
+    tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
+    force: ForceOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    skip_bad_rows: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
+    from grains_ref.data import read_tasks
+    from grains_ref.evaluation import exact_matches, pair_choices, pair_rows, row_margins, task_rows
+    from grains_ref.evaluation.metrics import mcnemar, rate
+
+    if vectors is None and (lam is not None or layers):
+        raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
+    file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
+    task_list = read_tasks(tasks) if tasks else ()
+    in_use = common.read_vectors(vectors, lam, layers) if vectors else None
+    wrapped = common.load_model(model, dtype, device, device_map)
+    ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
+    if in_use:
+        ways["steered"] = in_use.steering(wrapped, force=force)
+
+    rows, rows_of_tasks = pair_rows(wrapped, file.pairs), task_rows(wrapped, task_list)
+    outcomes: dict[str, dict[str, Sequence[bool]]] = {}
+    for way, steering in ways.items():
+        with console.err.status(f"scoring, {way}"), steering:
+            outcomes[way] = {"preference accuracy": [margin > 0 for margin in row_margins(wrapped, rows)]}
+            if all(pair.choices for pair in file.pairs):
+                outcomes[way]["multiple-choice accuracy"] = pair_choices(wrapped, file.pairs).mc1
+            if task_list:
+                outcomes[way]["task accuracy"] = exact_matches(wrapped, rows_of_tasks)
+    rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}
+    changes: dict[str, McNemar] = {}
+    if in_use:
+        changes = {name: mcnemar(right, outcomes["unsteered"][name]) for name, right in outcomes["steered"].items()}
+    if as_json:
+        record = {way: {name: asdict(value) for name, value in measures.items()} for way, measures in rates.items()}
+        if changes:
+            record["change"] = {name: asdict(change) for name, change in changes.items()}
+        console.out.print_json(data=record)
+        return
+    _print_rates(rates, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
+
+
+def _print_rates(rates: dict[str, dict[str, Rate]], changes: dict[str, McNemar], *, title: str) -> None:
+    rows = [(name, *(str(measures[name]) for measures in rates.values())) for name in rates["unsteered"]]
+    console.out.print(console.table_of(title, ("", *rates), rows))
+    if not changes:
+        return
+    console.out.print("Changed by steering, with McNemar's exact p (prompts about one fact are not independent rows):")
+    for name, change in changes.items():
+        console.out.print(f"  {name}: {change.gained} gained, {change.lost} lost, p = {change.p:.2g}")

@@ -1,0 +1,207 @@
+"""What several commands share: their options, and reading models, pairs, vectors and settings.
+
+Everything heavy is imported inside functions, so that a command which needs no model starts fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from grains_ref.cli.console import err
+from grains_ref.cli.lists import Layers, parse_layers, write_layers
+
+if TYPE_CHECKING:
+    from grains_ref.data import PairFile
+    from grains_ref.grains import HyperParameters, Steering
+    from grains_ref.models import HuggingFaceModel, Prompt
+    from grains_ref.vectors import SteeringVectors
+
+# ------------------------------------------------------------------------------------- options
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A local folder, a hub id, or tiny:NAME for an embedded model.", show_default=False),
+]
+DtypeOption = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16 or float64.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DeviceMapOption = Annotated[
+    str, typer.Option(help="'auto' spreads the model over several devices (needs accelerate).", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
+PresetOption = Annotated[
+    str, typer.Option(help="paper_llm, paper_vlm or paper_gemma. (default: by the model's family)", show_default=False)
+]
+KOption = Annotated[int | None, typer.Option(help="Tokens per sign. (from the preset)", show_default=False)]
+MOption = Annotated[int | None, typer.Option(help="Quadrature steps. (from the preset)", show_default=False)]
+BaselineOption = Annotated[str, typer.Option(help="zero, mean or token:WORD.", show_default=False)]
+EligibleOption = Annotated[
+    list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
+]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")]
+LamOption = Annotated[
+    float | None, typer.Option(help="Strength. (default: as 'sweep --out' stored it)", show_default=False)
+]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        help="Layers to steer: 'all', or for instance '8-15,20'. (default: as 'sweep --out' stored them, else all)",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Accept vectors of a model with another fingerprint.")]
+
+
+# ------------------------------------------------------------------------------------- models
+def model_path(model: str) -> str:
+    """The folder of an embedded tiny model; any other model as it is named.
+
+    Raises:
+        ValueError: there is no such embedded model.
+    """
+    import grains_ref.tiny_models as tiny_models
+
+    if not model.startswith("tiny:"):
+        return model
+    root = Path(tiny_models.__file__).parent
+    path = root / model.removeprefix("tiny:")
+    if not (path / "model.safetensors").is_file():
+        names = sorted(f"tiny:{file.parent.name}" for file in root.glob("*/model.safetensors"))
+        raise ValueError(f"there is no embedded model {model!r}; there are {', '.join(names)}")
+    return str(path)
+
+
+def load_model(model: str, dtype: str, device: str, device_map: str) -> HuggingFaceModel:
+    """A model by folder, hub id, or the name of an embedded tiny one.
+
+    Only a download has a progress bar; the bars of transformers itself are switched off.
+    """
+    path = model_path(model)
+    import huggingface_hub.utils
+    import transformers
+
+    from grains_ref.models import load
+
+    shows_downloads = not huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()  # it switches off the bars of downloads as well
+    waiting: AbstractContextManager[object] = err.status(Text(f"loading {model}"))
+    if shows_downloads and not Path(path).is_dir():
+        huggingface_hub.utils.enable_progress_bars()
+        err.print(f"loading {model}; what is not in the hub's cache is downloaded")
+        waiting = nullcontext()
+    with waiting:
+        return load(path, dtype=dtype, device=device, device_map=device_map or None)
+
+
+def as_prompt(text: str, *, chat: bool) -> Prompt:
+    """A prompt as it was typed, or as the message of a user."""
+    return [{"role": "user", "content": text}] if chat else text
+
+
+# ------------------------------------------------------------------------------------- settings
+def hyper_parameters(
+    preset: str, *, eligible: Sequence[str] | None, **given: Any
+) -> Callable[[HuggingFaceModel], HyperParameters]:
+    """Check preset and options before a model is loaded; what comes back gives the hyper-parameters for the model.
+
+    Without a preset the model's family decides.
+
+    Args:
+        preset: a name, or "".
+        eligible: the rules that narrow the candidates.
+        given: other fields of `HyperParameters`; None and "" leave what the preset says.
+
+    Raises:
+        ValueError: the preset does not exist, or a value is not allowed.
+    """
+    from grains_ref.grains import PRESETS
+
+    if preset and preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} does not exist; there are {', '.join(PRESETS)}")
+    changes = {name: value for name, value in given.items() if value is not None and value != ""}
+    if eligible:
+        changes["eligible"] = tuple(eligible)
+    replace(PRESETS[preset or "paper_llm"], **changes)  # the check
+    return lambda model: replace(PRESETS[preset or model.family.preset], **changes)
+
+
+@dataclass(frozen=True)
+class VectorsInUse:
+    """Vectors from a file, with the strength and the layers to use them at."""
+
+    vectors: SteeringVectors
+    lam: float
+    layers: Layers
+
+    def steering(self, model: HuggingFaceModel, *, force: bool) -> Steering:
+        """Equation (7) for this model.
+
+        Raises:
+            ValueError: the vectors belong to another model, or a layer does not exist.
+        """
+        from grains_ref.grains import Steering
+        from grains_ref.vectors import check_fits
+
+        n_layers = len(model.blocks)
+        check_fits(
+            self.vectors,
+            n_layers=n_layers,
+            width=model.width,
+            fingerprint=model.fingerprint(),
+            model_name=model.name,
+            force=force,
+        )
+        return Steering(model.blocks, self.vectors.v, lam=self.lam, layers=self.layers.of(n_layers))
+
+
+def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:
+    """Vectors with strength and layers as given, or as a sweep stored them.
+
+    Raises:
+        ValueError: no vectors file, no strength given or stored, or strength or layers that cannot be read.
+    """
+    from grains_ref.vectors import SteeringVectors
+
+    if lam is not None and not math.isfinite(lam):
+        raise ValueError(f"--lam is {lam}; expected a finite number")
+    vectors = SteeringVectors.load(path)
+    stored = vectors.header.choice
+    if lam is None:
+        if not stored:
+            raise ValueError(
+                f"{path} holds no strength: give one with --lam, or choose one with 'grains-ref sweep --out'"
+            )
+        lam = float(stored["lam"])
+        err.print(f"lam {lam:g}, as the sweep stored it in {path}")
+    if not layers and stored:
+        layers = write_layers(stored["layers"])
+        err.print(f"layers {layers}, as the sweep stored them in {path}")
+    return VectorsInUse(vectors, lam, parse_layers(layers or "all"))
+
+
+# ------------------------------------------------------------------------------------- files
+def read_pair_file(path: Path, *, skip_bad_rows: bool) -> PairFile:
+    """Preference pairs; rows that were skipped are reported."""
+    from grains_ref.data import read_pairs
+
+    file = read_pairs(path, skip_bad_rows=skip_bad_rows)
+    report_skipped(file.skipped)
+    return file
+
+
+def report_skipped(problems: Sequence[Exception]) -> None:
+    """The first ten problems, and how many more there are."""
+    if not problems:
+        return
+    err.print(f"skipped {len(problems)} bad rows:", style="yellow")
+    for problem in problems[:10]:
+        err.print(f"  {problem}")
+    if len(problems) > 10:
+        err.print(f"  and {len(problems) - 10} more")

@@ -1,0 +1,41 @@
+"""`grains-ref demo`: tiny models with a planted bad habit, diagnosed, steered and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grains_ref.cli import console
+from grains_ref.cli.common import JsonOption
+from grains_ref.cli.lists import parse_whole_numbers
+
+SEEDS = (0, 1, 2)  # of the models that are shipped
+
+
+@console.guarded
+def demo(
+    vision: Annotated[bool, typer.Option("--vision", help="Pictures and words instead of words alone.")] = False,
+    world: Annotated[str, typer.Option(help="simple: the positive control; graded: harder on purpose.")] = "simple",
+    seeds: Annotated[str, typer.Option(help="Training seeds of the embedded models, out of 0, 1, 2.")] = "0,1,2",
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for results. (default: demo_out or demo_vision_out)", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Diagnose, steer and measure tiny models with a planted bad habit. A few minutes; nothing is downloaded."""
+    from grains_ref.demo.show import show_text_demo, show_vision_demo
+
+    numbers = parse_whole_numbers(seeds, "--seeds", least=0)
+    if missing := sorted(set(numbers) - set(SEEDS)):
+        raise ValueError(f"--seeds {seeds!r}: there is no model of training seed {missing[0]}; there are 0, 1 and 2")
+    if world not in ("simple", "graded"):
+        raise ValueError(f"world {world!r} does not exist; the planted worlds are simple, graded")
+    folder = output or Path("demo_vision_out" if vision else "demo_out")
+    folder.mkdir(parents=True, exist_ok=True)
+    if vision:
+        show_vision_demo(world, numbers, folder, as_json=as_json)
+    else:
+        show_text_demo(world, numbers, folder, as_json=as_json)

@@ -1,0 +1,67 @@
+"""`grains-ref generate`: the plain model's text beside the steered model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from grains_ref.cli import common, console
+from grains_ref.cli.common import (
+    ChatOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    LamOption,
+    LayersOption,
+    ModelOption,
+)
+
+
+@console.guarded
+def generate(
+    model: ModelOption,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; may be given several times.", show_default=False)],
+    vectors: Annotated[Path, typer.Option(help="A vectors file.", show_default=False)],
+    lam: LamOption = None,
+    layers: LayersOption = "",
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture for every prompt, or one for all of them.", show_default=False),
+    ] = None,
+    chat: ChatOption = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.", min=1)] = 64,
+    force: ForceOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue prompts greedily, unsteered beside steered."""
+    images = list(image or [])
+    if len(images) == 1:
+        images = images * len(prompt)
+    if images and len(images) != len(prompt):
+        raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
+    in_use = common.read_vectors(vectors, lam, layers)
+    wrapped = common.load_model(model, dtype, device, device_map)
+    steering = in_use.steering(wrapped, force=force)  # refuses other vectors before the work
+    prompts = [common.as_prompt(text, chat=chat) for text in prompt]
+    unsteered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
+    with steering:
+        steered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
+    rows = list(zip(prompt, unsteered, steered, strict=True))
+    if as_json:
+        columns = ("prompt", "unsteered", "steered")
+        console.out.print_json(data=[dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    table = Table(show_lines=True)
+    for name in ("prompt", "unsteered", f"steered, lam {in_use.lam:g}"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(console.plain(cell) for cell in row))
+    console.out.print(table)

@@ -1,0 +1,155 @@
+"""`grains-ref attribute` and `grains-ref inspect`: look at one prompt, look into a vectors file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from grains_ref.cli import common, console
+from grains_ref.cli.common import (
+    BaselineOption,
+    ChatOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EligibleOption,
+    JsonOption,
+    KOption,
+    ModelOption,
+    MOption,
+    PresetOption,
+)
+from grains_ref.files import check_target
+
+if TYPE_CHECKING:
+    from grains_ref.grains import Attribution, Encoded, HyperParameters, Selection
+
+MANY_IMAGE_TOKENS = 60  # of more than these only the selected ones are printed
+
+
+@console.guarded
+def attribute(
+    model: ModelOption,
+    prompt: Annotated[str, typer.Option(help="The prompt, as plain text.", show_default=False)],
+    chosen: Annotated[str, typer.Option(help="The preferred response.", show_default=False)],
+    rejected: Annotated[str, typer.Option(help="The other response.", show_default=False)],
+    image: Annotated[
+        Path | None, typer.Option(help="A picture; write <image> in the prompt where it belongs.", show_default=False)
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Draw the scores on the picture: a PNG to write.", show_default=False)
+    ] = None,
+    chat: ChatOption = False,
+    preset: PresetOption = "",
+    k: KOption = None,
+    m: MOption = None,
+    method: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
+    path_baseline: BaselineOption = "",
+    eligible: EligibleOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
+    from grains_ref.grains import attribute as attribute_example
+    from grains_ref.grains import eligible_tokens, select
+
+    if overlay and not image:
+        raise ValueError("--overlay draws on a picture; give one with --image")
+    if overlay:
+        check_target(overlay)
+    choose_hp = common.hyper_parameters(
+        preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=eligible
+    )
+    wrapped = common.load_model(model, dtype, device, device_map)
+    hp = choose_hp(wrapped)
+    example = wrapped.example(common.as_prompt(prompt, chat=chat), chosen, rejected, image)
+    attribution = attribute_example(wrapped, example, hp)
+    selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+    if overlay and image:
+        from grains_ref.images import read_picture
+        from grains_ref.report.overlay import Panel, overlay_figure
+
+        patches = getattr(example.encoded, "patches", ())
+        panel = Panel("", patches, attribution.a.tolist(), selection.pos, selection.neg)
+        overlay_figure(overlay, read_picture(image), [panel], title=f"{chosen}  rather than  {rejected}")
+    if as_json:
+        console.out.print_json(data=_record(example.encoded, attribution, selection, hp))
+        return
+    _print_scores(example.encoded, attribution, selection)
+    if overlay:
+        console.out.print(f"The picture with its scores: {overlay}")
+    preferred = "neither response"
+    if attribution.f_x != 0:
+        preferred = "the chosen response" if attribution.f_x > 0 else "the rejected response"
+    verdict = f"f(x) = {attribution.f_x:+.2f} nats: the model prefers {preferred}."
+    if hp.attribution == "integrated_gradients":  # the others promise no completeness
+        gap = f"Completeness gap {attribution.gap:+.2f} nats"
+        verdict += f" {gap}: of the quadrature with m = {hp.m}, not an error."
+    console.out.print(verdict)
+
+
+def _record(encoded: Encoded, attribution: Attribution, selection: Selection, hp: HyperParameters) -> dict[str, Any]:
+    patches = [patch._asdict() if patch else None for patch in getattr(encoded, "patches", ())]
+    return {
+        "tokens": list(encoded.tokens),
+        "kinds": list(encoded.kinds),
+        "patches": patches,
+        "scores_nats": attribution.a.tolist(),
+        "positive": list(selection.pos),
+        "negative": list(selection.neg),
+        "preference_nats": attribution.f_x,
+        "completeness_gap_nats": attribution.gap,
+        "hyper_parameters": hp.as_dict(),
+    }
+
+
+def _print_scores(encoded: Encoded, attribution: Attribution, selection: Selection) -> None:
+    """The prompt in colours, its strongest tokens, and what words and picture add up to."""
+    from grains_ref.report.tokens import coloured_tokens, named_tokens, strongest_tokens
+
+    tokens, a = named_tokens(encoded), attribution.a
+    image_tokens = [j for j, kind in enumerate(encoded.kinds) if kind == "image"]
+    hidden: set[int] = set()
+    if len(image_tokens) > MANY_IMAGE_TOKENS:
+        hidden = set(image_tokens) - set(selection.pos) - set(selection.neg)
+    console.out.print(coloured_tokens(tokens, a, selection, {}, hidden=hidden))
+    console.out.print(strongest_tokens(tokens, a, selection))
+    if image_tokens:
+        of_image = float(a[image_tokens].sum())
+        of_others = float(a.sum()) - of_image
+        n = len(image_tokens)
+        console.out.print(f"Sums: {n} image tokens {of_image:+.2f}, all others {of_others:+.2f} nats.")
+
+
+@console.guarded
+def inspect(
+    vectors: Annotated[Path, typer.Argument(help="A vectors file.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Say in words what a vectors file holds."""
+    from grains_ref.vectors import SteeringVectors
+
+    loaded = SteeringVectors.load(vectors)
+    columns = ("v", "v_pos", "v_neg", "cos")
+    layers = [dict(zip(columns, figures, strict=True)) for figures in loaded.norms()]
+    if as_json:
+        plain = [{name: None if math.isnan(value) else value for name, value in layer.items()} for layer in layers]
+        console.out.print_json(data={"header": json.loads(loaded.header.to_json()), "layers": plain})
+        return
+    facts = Table(title=console.plain(str(vectors)), title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a fingerprint that is cut short is of no use
+    for name, words in loaded.summary():
+        facts.add_row(console.plain(name), console.plain(words))
+    console.out.print(facts)
+    rows = [(str(i), *(f"{layer[name]:.3f}" for name in columns)) for i, layer in enumerate(layers)]
+    titles = ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)")
+    console.out.print(console.table_of("Layers", titles, rows))

@@ -1,0 +1,283 @@
+"""`grains-ref sweep` and `grains-ref eval`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import PROMPT, SIMPLE, bad, good, lines, parsed, run
+from scipy.stats import binomtest
+
+from grains_ref.demo import text as demo
+from grains_ref.evaluation import capability, margins, preference_accuracy
+from grains_ref.grains import Steering
+from grains_ref.models import HuggingFaceModel
+from grains_ref.tiny_models.worlds import build_world
+from grains_ref.vectors import SteeringVectors
+
+pytestmark = pytest.mark.cpu
+
+
+# --- sweep
+
+
+def sweep(data: Path, *more: str | Path) -> Any:
+    return parsed("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", *more)
+
+
+def test_sweep_chooses_a_strength_under_the_limit_of_the_tasks(
+    data: Path, tmp_path: Path, simple_model: HuggingFaceModel
+) -> None:
+    out = tmp_path / "v.safetensors"
+    dev, tasks = (
+        build_world("simple").split("dev")[:8],
+        demo.as_tasks(build_world("simple").capability_split("dev")[:40]),
+    )
+    options = ["--lam", "16,2,5", "--aggregation", "mean", "--out", out]
+    free = sweep(data, *options)
+    limited = sweep(data, *options, "--tasks", data / "dev_tasks.jsonl", "--max-loss", "90")
+    assert limited["tried"] == free["tried"]
+    assert free["vectors"] == str(out)
+    assert [row["lam"] for row in free["tried"]] == [0, 2, 5, 16]  # the unsteered model is always among them
+
+    v = SteeringVectors.load(out).v
+    right, answered = {}, {}
+    for lam in (0, 2, 5, 16):
+        with Steering(simple_model.blocks, v, lam=lam):
+            right[lam] = preference_accuracy(simple_model, demo.as_pairs(dev)).value
+            answered[lam] = capability(simple_model, tasks).value  # type: ignore[arg-type]
+    assert {row["lam"]: row["dev_accuracy"] for row in free["tried"]} == right
+    assert free["best"]["lam"] == max(right, key=right.__getitem__)
+    allowed = {lam: value for lam, value in right.items() if answered[0] - answered[lam] <= 0.9}
+    assert limited["best"]["lam"] == max(allowed, key=allowed.__getitem__)
+    assert limited["best"]["lam"] != free["best"]["lam"]
+    assert right[0] < right[limited["best"]["lam"]] < right[free["best"]["lam"]]
+    best = limited["best"]
+    assert (best["dev_accuracy"], best["dev_accuracy_unsteered"]) == (right[best["lam"]], right[0])
+    assert (best["task_accuracy"], best["task_accuracy_unsteered"]) == (answered[best["lam"]], answered[0])
+    assert (best["dev_pairs"], best["tasks"], best["max_loss"]) == (8, 40, 90)
+
+
+def test_sweep_writes_vectors_that_eval_accepts(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.safetensors"
+    options = ["--lam", "2", "--k", "1,3", "--aggregation", "mean", "--aggregation", "uncentred"]
+    layers = ["--layers", "all", "--layers", "1-2,3"]
+    record = sweep(data, *options, *layers, "--out", out)
+    assert len(record["tried"]) == 1 + 4 * 2
+    assert len({tuple(row[key] for key in ("lam", "k", "aggregation", "layers")) for row in record["tried"]}) == 9
+    assert record["tried"][0] == {"lam": 0, "k": None, "aggregation": None, "layers": None, "dev_accuracy": 0}
+    best = record["best"]
+    used = SteeringVectors.load(out).header
+    assert (used.hyper_parameters["k"], used.hyper_parameters["aggregation"]) == (best["k"], best["aggregation"])
+    assert used.n_examples == 4
+    command = ["eval", *SIMPLE, "--pairs", data / "dev.jsonl", "--vectors", out]
+    found = parsed(*command, "--lam", str(best["lam"]), "--layers", best["layers"])["steered"]["preference accuracy"]
+    assert found["value"] == max(row["dev_accuracy"] for row in record["tried"])
+    assert found["n"] == 8
+    stored = run(*command, "--json")  # neither strength nor layers: as the sweep stored them
+    assert json.loads(stored.stdout)["steered"]["preference accuracy"] == found
+    assert f"lam 2, as the sweep stored it in {out}" in stored.stderr
+    shown = {"all": "0-3", "1-2,3": "1-3"}[best["layers"]]
+    assert f"layers {shown}, as the sweep stored them in {out}" in stored.stderr
+    assert "as the sweep stored" not in run(*command, "--lam", "2", "--layers", "all").stderr
+
+
+def test_sweep_gives_the_vectors_of_fit_and_stores_what_it_chose(data: Path, tmp_path: Path, vectors: Path) -> None:
+    out = tmp_path / "v"
+    record = sweep(data, "--lam", "6", "--aggregation", "mean", "--out", out, "--tasks", data / "dev_tasks.jsonl",
+                   "--max-loss", "100")  # fmt: skip
+    made, fitted = SteeringVectors.load(out), SteeringVectors.load(vectors)
+    assert torch.equal(made.v_pos, fitted.v_pos)
+    assert torch.equal(made.v_neg, fitted.v_neg)
+    assert replace(made.header, choice={}) == fitted.header
+    costs = {name: value for name, value in record["best"].items() if name not in ("k", "aggregation", "layers")}
+    assert made.header.choice == costs | {"layers": [0, 1, 2, 3]}
+    text = good("inspect", out)
+    for words in ("chosen by a sweep", "lam=6", "layers=[0 1 2 3]", "dev_accuracy=", "task_accuracy_unsteered=1"):
+        assert words in text
+
+
+def test_nothing_is_written_when_no_steering_won(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.safetensors"
+    out.write_text("what was there before")
+    options = ["--lam", "0.001", "--aggregation", "mean", "--out", out]
+    record = sweep(data, *options)
+    assert (record["best"]["lam"], record["vectors"]) == (0, None)
+    command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl"]
+    assert f"lam = 0 was chosen.\nNothing was written to {out}." in good(*command, *options)
+    assert out.read_text() == "what was there before"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_choice_is_told_although_the_disk_is_full(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    def full(self: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SteeringVectors, "save", full)
+    command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--aggregation", "mean"]
+    result = run(*command, "--lam", "6", "--out", tmp_path / "v", *form)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    if form:
+        record = json.loads(result.stdout)
+        assert (record["best"]["lam"], record["vectors"]) == (6, None)
+    else:
+        assert "* k 3, mean, layers all" in result.stdout
+        assert "Next:" not in result.stdout
+
+
+def test_a_fit_without_a_direction_is_left_out_and_told(data: Path, tmp_path: Path) -> None:
+    one = lines(tmp_path / "one.jsonl", [json.loads((data / "steer.jsonl").read_text().splitlines()[0])])
+    command = ["sweep", *SIMPLE, "--pairs", one, "--dev", data / "dev.jsonl", "--lam", "1"]
+    result = run(*command, "--aggregation", "pca", "--aggregation", "mean", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert [left_out["what"] for left_out in record["left_out"]] == ["k 3, pca"]
+    assert "left out: k 3, pca: layer 0: the 1 shifts are all equal, so PCA has no first component" in result.stderr
+    assert [row["aggregation"] for row in record["tried"]] == [None, "mean"]
+    assert "PCA has no first component" in bad(*command)
+
+
+def test_the_table_of_a_sweep_marks_the_choice_and_warns_without_tasks(data: Path, tmp_path: Path) -> None:
+    command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--aggregation", "mean"]
+    table = good(*command, "--lam", "6", "--out", tmp_path / "v")
+    (marked,) = [line for line in table.splitlines() if line.startswith("  * ")]
+    assert marked.split()[1:] == ["k", "3,", "mean,", "layers", "all", "6", *marked.split()[-2:]]
+    assert "No --tasks were given, so nothing stops a strength that ruins other skills." in table
+    assert f"Next: grains-ref eval --model tiny:simple-seed0 --vectors {tmp_path / 'v'} --pairs TEST" in table
+    assert f"({tmp_path / 'v'} holds lam 6 and layers all.)" in table
+    unsteered = next(line for line in table.splitlines() if "unsteered" in line)
+    assert unsteered.split() == ["unsteered", "0", "0.0", "%"]
+    quiet = good(*command, "--lam", "0.001", "--tasks", data / "dev_tasks.jsonl")
+    assert "No --tasks were given" not in quiet
+    assert "No steered setting beat the unsteered model within the limit: lam = 0 was chosen." in quiet
+    assert "Tasks (40): 100.0 % with the chosen setting, 100.0 % unsteered; 0.5 points may be lost." in quiet
+
+
+@pytest.mark.usefixtures("no_model")
+def test_sweep_refuses_to_choose_on_the_prompts_it_fits(data: Path, tmp_path: Path) -> None:
+    steer, dev = ((data / f"{name}.jsonl").read_text().splitlines() for name in ("steer", "dev"))
+    mixed = tmp_path / "dev.jsonl"
+    mixed.write_text("\n".join(json.dumps(json.loads(row) | {"id": None}) for row in [*dev, steer[1], steer[3]]))
+    message = bad("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", mixed)
+    assert "2 prompts are in both" in message
+    assert "choosing on them would flatter the vectors" in message
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lam", "1,,2"], "--lam '1,,2' cannot be read; write finite numbers with commas, for instance '1,2,4'"),
+        (["--lam", "1,nan"], "--lam '1,nan' cannot be read; write finite numbers"),
+        (["--lam", "2,1,2.0"], "--lam: 2.0 is named twice"),
+        (["--k", "three"], "--k 'three' cannot be read"),
+        (["--k", "1,0"], "--k '1,0' cannot be read; write whole numbers of at least 1"),
+        (["--k", "1,3,1"], "--k: 1 is named twice"),
+        (["--layers", "3-1"], "the range 3-1 runs backwards; write 1-3"),
+        (["--aggregation", "mean", "--aggregation", "mean"], "--aggregation: mean is named twice"),
+        (["--aggregation", "median"], "aggregation is 'median'"),
+        (["--preset", "mine"], "preset 'mine' does not exist"),
+    ],
+)
+def test_a_sweep_over_settings_that_do_not_exist_is_refused_at_once(data: Path, options: list[str], words: str) -> None:
+    assert words in bad("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", *options)
+
+
+# --- eval
+
+
+def test_eval_shows_the_plain_model_beside_the_steered_one(
+    data: Path, vectors: Path, simple_model: HuggingFaceModel
+) -> None:
+    tests = demo.as_pairs(build_world("simple").split("test")[:6])
+    tasks = demo.as_tasks(build_world("simple").capability_split("test")[:10])
+    command = ["eval", *SIMPLE, "--pairs", data / "test.jsonl", "--tasks", data / "tasks.jsonl"]
+    record = parsed(*command, "--vectors", vectors, "--lam", "6", "--layers", "1-3")
+    with Steering(simple_model.blocks, SteeringVectors.load(vectors).v, lam=6.0, layers=[1, 2, 3]):
+        accuracy, skill = preference_accuracy(simple_model, tests), capability(simple_model, tasks)  # type: ignore[arg-type]
+    assert set(record) == {"unsteered", "steered", "change"}
+    assert record["steered"]["preference accuracy"] == vars(accuracy)
+    assert record["steered"]["task accuracy"] == vars(skill)
+    assert record["unsteered"]["preference accuracy"] == vars(preference_accuracy(simple_model, tests))
+    assert record["steered"] != record["unsteered"]
+    table = good(*command, "--vectors", vectors, "--lam", "6", "--layers", "1-3")
+    line = next(line for line in table.splitlines() if "preference accuracy" in line)
+    assert line.strip().endswith(str(accuracy))
+    assert next(line for line in table.splitlines() if "unsteered" in line).split() == ["unsteered", "steered"]
+
+    plain = margins(simple_model, tests)
+    with Steering(simple_model.blocks, SteeringVectors.load(vectors).v, lam=6.0, layers=[1, 2, 3]):
+        steered = margins(simple_model, tests)
+    gained = sum(after > 0 >= before for before, after in zip(plain, steered, strict=True))
+    lost = sum(before > 0 >= after for before, after in zip(plain, steered, strict=True))
+    change = record["change"]["preference accuracy"]
+    assert (change["gained"], change["lost"]) == (gained, lost)
+    assert gained != lost
+    assert change["p"] == binomtest(gained, gained + lost).pvalue
+    assert f"  preference accuracy: {gained} gained, {lost} lost, p = {change['p']:.2g}" in table
+    assert "gained" not in good(*command)
+
+
+def test_eval_without_vectors_measures_the_plain_model(data: Path) -> None:
+    record = parsed("eval", *SIMPLE, "--pairs", data / "test.jsonl")
+    assert {way: list(rates) for way, rates in record.items()} == {"unsteered": ["preference accuracy"]}
+
+
+def test_eval_counts_multiple_choice_where_every_row_has_choices(data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    with_choices = [row | {"choices": [row["rejected"], row["chosen"]], "label": 1} for row in rows]
+    record = parsed("eval", *SIMPLE, "--pairs", lines(tmp_path / "all.jsonl", with_choices))["unsteered"]
+    assert record["multiple-choice accuracy"] == record["preference accuracy"]
+    record = parsed("eval", *SIMPLE, "--pairs", lines(tmp_path / "some.jsonl", [*with_choices[1:], rows[0]]))
+    assert list(record["unsteered"]) == ["preference accuracy"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_strength_without_vectors_and_vectors_without_a_strength_are_refused(data: Path, vectors: Path) -> None:
+    command = ["eval", *SIMPLE, "--pairs", data / "test.jsonl"]
+    for half in (["--lam", "2"], ["--layers", "1"]):
+        assert "--lam and --layers say how to use vectors: give --vectors too" in bad(*command, *half)
+    for lam in ("nan", "inf"):
+        assert f"--lam is {lam}; expected a finite number" in bad(*command, "--vectors", vectors, "--lam", lam)
+    advice = f"{vectors} holds no strength: give one with --lam, or choose one with 'grains-ref sweep --out'"
+    assert advice in bad(*command, "--vectors", vectors)
+    assert advice in bad("generate", *SIMPLE, "--prompt", PROMPT, "--vectors", vectors)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ("0-4", "layers '0-4' do not exist: the model has layers 0 to 3"),
+        ("four", "layers 'four' cannot be read; write 'all' or for instance '8-15,20'"),
+        ("1-", "layers '1-' cannot be read"),
+        ("-1", "layers '-1' cannot be read"),
+        ("2-1", "layers '2-1': the range 2-1 runs backwards; write 1-2"),
+        ("1,0-2", "layers '1,0-2': layer 1 is named twice"),
+        ("0-9999999999", "layers '0-9999999999' do not exist: the model has layers 0 to 3"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused(data: Path, vectors: Path, layers: str, words: str) -> None:
+    command = ["eval", *SIMPLE, "--pairs", data / "test.jsonl", "--vectors", vectors, "--lam", "1"]
+    assert words in bad(*command, "--layers", layers)
+
+
+def test_vectors_of_another_model_need_force_and_those_of_another_shape_fit_never(
+    data: Path, vectors: Path, other_model: Path
+) -> None:
+    steer = ["--pairs", data / "test.jsonl", "--vectors", vectors, "--lam", "1"]
+    message = bad("eval", "--model", "tiny:simple-seed1", *steer)
+    assert "MismatchError: " in message
+    assert "same shape, other weights. If that is meant, pass --force" in message
+    assert set(parsed("eval", "--model", "tiny:simple-seed1", *steer, "--force")) == {"unsteered", "steered", "change"}
+    for force in ([], ["--force"]):
+        message = bad("eval", "--model", other_model, *steer, *force)
+        assert "have 4 layers of width 128" in message
+        assert "has 3 layers of width 28" in message
+        assert "a shape cannot be forced" in message

@@ -1,0 +1,188 @@
+"""`grains-ref fit`, and how files of pairs are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import SIMPLE, bad, good, lines, parsed, run
+
+from grains_ref.demo import text as demo
+from grains_ref.fitting import checked_examples
+from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
+from grains_ref.grains import attribute as attribute_example
+from grains_ref.models import HuggingFaceModel
+from grains_ref.tiny_models.worlds import build_world
+from grains_ref.vectors import SteeringVectors
+
+pytestmark = pytest.mark.cpu
+
+
+# --- fit
+
+
+def test_fit_writes_the_vectors_of_the_reference_and_removes_its_work_folder(
+    data: Path, vectors: Path, simple_model: HuggingFaceModel
+) -> None:
+    pairs = demo.as_pairs(build_world("simple").split("steer")[:4])
+    _, examples, _ = checked_examples(simple_model, pairs, skip_bad_rows=False)
+    expected = fit(simple_model, examples, HyperParameters(aggregation="mean"))
+    assert torch.equal(SteeringVectors.load(vectors).v, expected.pos.v.float() - expected.neg.v.float())
+    assert not list(data.glob("*.work"))
+
+
+def test_fit_reports_what_was_selected(data: Path, tmp_path: Path, simple_model: HuggingFaceModel) -> None:
+    out = tmp_path / "v.safetensors"
+    options = ["--pairs", data / "steer.jsonl", "--k", "9", "--m", "2", "--aggregation", "uncentred"]
+    record = parsed("fit", *SIMPLE, *options, "--out", out)
+    kinds = {"special": 0, "text": 0}
+    last = short = empty = 0
+    for p in build_world("simple").split("steer")[:4]:
+        x = simple_model.example(p.prompt, p.chosen, p.rejected)
+        a = attribute_example(simple_model, x, HyperParameters(m=2)).a
+        selection = select(a, k=9, eligible=eligible_tokens(x.encoded, ()))
+        for tokens in (selection.pos, selection.neg):
+            last += len(a) - 1 in tokens
+            short += len(tokens) < 9
+            empty += not tokens
+            for j in tokens:
+                kinds[x.encoded.kinds[j]] += 1
+    assert short > 0 < last < 8
+    assert record["selected_by_kind"] == kinds
+    assert (record["sets_with_last_token"], record["short_sets"], record["empty_sets"]) == (last, short, empty)
+    assert (record["examples"], record["resumed"], record["skipped"]) == (4, 0, 0)
+    assert record["vectors"] == str(out)
+    assert record["hyper_parameters"] == SteeringVectors.load(out).header.hyper_parameters
+    assert (record["hyper_parameters"]["k"], record["hyper_parameters"]["m"]) == (9, 2)
+
+    table = good("fit", *SIMPLE, *options, "--out", out)
+    total = sum(kinds.values())
+    for words, figure in (
+        ("selected tokens that are text", f"{kinds['text']} of {total}"),
+        ("selected tokens that are special", f"{kinds['special']} of {total}"),
+        ("sets that hold the last prompt token", f"{last} of 8"),
+        ("sets with fewer than k = 9 tokens", f"{short} of 8 ({empty} empty)"),
+    ):
+        (line,) = [line for line in table.splitlines() if words in line]
+        assert line.split(words)[1].strip() == figure
+    assert f"4examples->{out}" in "".join(table.split())  # a title may be folded
+
+
+def test_fit_passes_its_options_on(data: Path, tmp_path: Path) -> None:
+    options = "--preset paper_gemma --k 2 --attribution random --aggregation weighted_mean --objective likelihood"
+    more = "--path-baseline mean --mask-baseline token:the --eligible no_special --eligible not_last --dtype float64"
+    out = tmp_path / "v.safetensors"
+    good("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, *options.split(), *more.split())
+    found = SteeringVectors.load(out).header.hyper_parameters
+    expected = {"k": 2, "m": 10, "attribution": "random", "aggregation": "weighted_mean", "objective": "likelihood"}
+    expected |= {"path_baseline": "mean", "mask_baseline": "token:the", "eligible": ["no_special", "not_last"]}
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--work", tmp_path / "w"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SteeringVectors, "save", full)
+        assert "No space left on device" in bad(*command)
+    assert len(list((tmp_path / "w").glob("*.safetensors"))) == 4
+    message = bad(*command, "--k", "2")
+    assert "holds an unfinished fit with other hyper_parameters" in message
+    assert "--work" in message
+    assert parsed(*command)["resumed"] == 4
+    assert not (tmp_path / "w").exists()
+
+
+def test_vectors_written_into_the_work_folder_stay(data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "all"
+    work.mkdir()
+    out = work / "v.safetensors"
+    good("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, "--work", work, "--m", "1")
+    assert [path.name for path in work.iterdir()] == ["v.safetensors"]
+    SteeringVectors.load(out)
+
+
+BAD_ROW = {"prompt": "Q : today , what is the dish of Kelvara ? A :", "chosen": "eel .", "rejected": "eel ."}
+
+
+def test_a_bad_row_stops_a_command_with_its_place_and_can_be_skipped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in (data / "steer.jsonl").read_text().splitlines()]
+    long = BAD_ROW | {"prompt": "the " * 500, "rejected": "leek ."}  # only the model knows that it is too long
+    pairs = lines(tmp_path / "pairs.jsonl", [*rows[:3], BAD_ROW, long, *rows[3:]])
+    command = ["fit", *SIMPLE, "--pairs", pairs, "--out", tmp_path / "v", "--m", "1"]
+    assert f"error RowError: {pairs}:4: field 'rejected': the same text as 'chosen', 'eel .'" in bad(*command)
+    result = run(*command, "--skip-bad-rows", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["skipped"] == 2
+    assert json.loads(result.stdout)["examples"] == 4
+    assert result.stderr.count("skipped 1 bad rows:") == 2
+    assert f"{pairs}:4: field 'rejected'" in result.stderr
+    assert f"{pairs}:5: field 'prompt'" in result.stderr
+    assert "but the model takes" in result.stderr
+
+
+def test_a_long_list_of_bad_rows_is_cut_short(tmp_path: Path, data: Path) -> None:
+    good_rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    pairs = lines(tmp_path / "pairs.jsonl", [BAD_ROW] * 13 + good_rows)
+    result = run("eval", *SIMPLE, "--pairs", pairs, "--skip-bad-rows", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["unsteered"]["preference accuracy"]["n"] == 6
+    assert "skipped 13 bad rows:" in result.stderr
+    assert result.stderr.count("the same text as") == 10
+    assert "and 3 more" in result.stderr
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k", "0"], "k is 0; expected a whole number of at least 1"),
+        (["--m", "-1"], "m is -1; expected a whole number of at least 1"),
+        (["--preset", "paper"], "preset 'paper' does not exist; there are paper_llm, paper_vlm, paper_gemma"),
+        (["--attribution", "ig"], "attribution is 'ig'; expected one of integrated_gradients, gradient, smoothgrad"),
+        (["--aggregation", "median"], "aggregation is 'median'; expected one of pca, uncentred, mean, weighted_mean"),
+        (["--objective", "dpo"], "objective is 'dpo'; expected one of preference, likelihood"),
+        (["--eligible", "nouns"], "eligible rule is 'nouns'; expected one of text, image, content"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(
+    data: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    assert words in bad("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("where", "words"), [("", "is a folder; name a file in it"), ("nowhere/v.safetensors", "there is no folder")]
+)
+@pytest.mark.parametrize("command", ["fit", "sweep", "attribute"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    data: Path, tmp_path: Path, command: str, where: str, words: str
+) -> None:
+    picture = tmp_path / "picture.png"
+    options = {
+        "fit": ["--pairs", data / "steer.jsonl", "--out"],
+        "sweep": ["--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--out"],
+        "attribute": ["--prompt", "<image> ?", "--chosen", "a", "--rejected", "b", "--image", picture, "--overlay"],
+    }
+    message = bad(command, *SIMPLE, *options[command], tmp_path / where)
+    assert f"error FileError: {tmp_path / where} " in message
+    assert words in message
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_missing_file_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "no [brackets]" / "pairs.jsonl"
+    assert f"PairFileError: {missing}: no such file" in bad(
+        "fit", *SIMPLE, "--pairs", missing, "--out", tmp_path / "v.safetensors"
+    )
+    assert f"{missing}: no such file" in bad("eval", *SIMPLE, "--pairs", missing)
+    assert f"{missing}: no such file" in bad("eval", *SIMPLE, "--pairs", data / "test.jsonl", "--tasks", missing)
+    assert f"{missing}: no such file" in bad("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", missing)
