@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import grains_ref
+
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +82,7 @@ def test_every_skip_for_a_missing_package_names_an_environment_of_tox() -> None:
 
 def test_the_citation_is_of_this_version_and_this_paper() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["version"] == grains_ref.__version__
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["authors"] == PROJECT["project"]["authors"]
     paper = citation["preferred-citation"]

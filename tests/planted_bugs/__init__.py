@@ -1,8 +1,10 @@
 """Bugs planted one at a time to show that the suite notices each: `python tests/planted_bugs`.
 
-`planting` puts one bug into a copy of the checkout and runs tests on it; the other modules are lists, one per room.
+`planting` puts one bug into a copy of the checkout and runs tests on it. The other modules are lists, one for each room
+of the package; `reference` has those of the modules that stand alone.
 """
 
-from planted_bugs import datasets, evaluation, methods, models, reference, reproduction
+from planted_bugs import conformance, datasets, demo, evaluation, methods, models, reference, reproduction
 
-BUGS = (*reference.BUGS, *models.BUGS, *methods.BUGS, *datasets.BUGS, *evaluation.BUGS, *reproduction.BUGS)
+ROOMS = (reference, models, methods, datasets, evaluation, demo, reproduction, conformance)
+BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)

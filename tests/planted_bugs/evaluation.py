@@ -4,8 +4,8 @@ from planted_bugs.planting import Bug
 
 METRICS = "grains_ref/evaluation/metrics.py"
 JUDGE = "grains_ref/evaluation/judge.py"
-REPLIES = "grains_ref/datasets/replies.py"
 EVALUATION = "grains_ref/evaluation/measures.py"
+CHOICE = "grains_ref/evaluation/choice.py"
 HARNESS = "grains_ref/evaluation/lm_eval.py"
 BUGS = (
     Bug("tie_is_right", "scores", "a tie of right and wrong choice counts as right",
@@ -39,9 +39,9 @@ BUGS = (
         METRICS, "means = _cluster_means(_differences(first, second), clusters)",
         "means = _cluster_means(_differences(first, second), ())", "test_metrics"),
     Bug("first_rating", "scores", "the first rating in a judge's reply counts",
-        JUDGE, "int(found[-1]) if found", "int(found[0]) if found", "test_judge"),
+        JUDGE, "int(ratings[-1]) if ratings", "int(ratings[0]) if ratings", "test_judge"),
     Bug("strict_takes_several", "scores", "the strict rule accepts several ratings",
-        JUDGE, "found[0] if len(found) == 1 else None", "found[0] if found else None", "test_judge"),
+        JUDGE, "scores[0] if len(scores) == 1 else None", "scores[0] if scores else None", "test_judge"),
     Bug("one_attempt_more", "scores", "a request is tried once more than asked",
         JUDGE, "for attempt in range(self.attempts):", "for attempt in range(self.attempts + 1):", "test_judge"),
     Bug("all_retried", "scores", "a refused request is tried again",
@@ -57,10 +57,6 @@ BUGS = (
     Bug("verdicts_of_another_answer", "scores", "a case is known by its question alone",
         JUDGE, '{"judge": self.identity, **asdict(case)}', '{"judge": self.identity, "question": case.question}',
         "test_judge"),
-    Bug("words_of_short_replies", "scores", "option words count in a reply of five words",
-        REPLIES, "if len(text.split()) > 5:", "if len(text.split()) >= 5:", "test_metrics"),
-    Bug("random_option_without_seed", "scores", "all replies that name no option get the same one",
-        REPLIES, "random.Random(seed).randrange", "random.Random(0).randrange", "test_metrics"),
     Bug("margin_inverted", "scores", "log P(rejected) - log P(chosen)",
         EVALUATION, "scores[i] - scores[n + i] for i", "scores[n + i] - scores[i] for i", "test_measures"),
     Bug("equal_answers_won", "scores", "a pair whose answers are equally likely is won",
@@ -71,12 +67,22 @@ BUGS = (
         EVALUATION, "range(0, len(prompts), batch_size)", "range(0, len(prompts) - batch_size + 1, batch_size)",
         "test_metrics"),
     Bug("one_failure_less", "scores", "as many failures as are allowed are too many",
-        EVALUATION, "if failed > allowed:", "if failed >= allowed:", "test_measures"),
+        CHOICE, "chunk=chunk) <= allowed", "chunk=chunk) < allowed", "test_choice"),
     Bug("strongest_of_equals", "scores", "of equally good settings the last is chosen",
-        EVALUATION, "sorted(tried, key=lambda one: -one[1])", "sorted(tried[::-1], key=lambda one: -one[1])",
-        "test_measures"),
+        CHOICE, "best_first = sorted(tried,", "best_first = sorted(tried[::-1],", "test_choice"),
     Bug("capability_ignored", "scores", "a setting that is not admissible is chosen",
-        EVALUATION, "if admissible(setting):", "if True:", "test_measures"),
+        CHOICE, "if admissible(candidate.setting):", "if True:", "test_choice"),
+    Bug("loss_lost_to_rounding", "scores", "0.57 points of 10,000 tasks are 56 tasks",
+        CHOICE, "/ 100 + 1e-9)", "/ 100)", "test_choice"),
+    Bug("unsteered_errors_forbidden", "scores", "a task that the unsteered model fails counts as lost",
+        CHOICE, "return wrong + more", "return more", "test_choice"),
+    Bug("strongest_first", "scores", "a sweep gives ties to the strongest setting",
+        CHOICE, "for lam in sorted(grid.lams, key=abs):", "for lam in sorted(grid.lams, key=abs, reverse=True):",
+        "test_choice"),
+    Bug("one_k_for_all", "scores", "a sweep makes the shifts of the first k serve for every k",
+        CHOICE, "return replace(hp, aggregation=plain", "return replace(hp, k=1, aggregation=plain", "test_choice"),
+    Bug("chosen_on_what_it_fits", "scores", "a sweep does not see that dev prompts are also examples",
+        CHOICE, "if shared := len(fitted & asked):", "if shared := len(fitted & {None}):", "test_choice"),
     Bug("end_cut_off", "harness", "what is too long loses its end",
         HARNESS, "prompt[max(0, min(excess, len(prompt) - 1)) :]", "prompt[: len(prompt) - max(0, excess)]",
         "test_lm_eval"),
@@ -87,7 +93,7 @@ BUGS = (
         HARNESS, "for before, said in map(make_disjoint_window, windows)]", "for before, said in windows]",
         "test_lm_eval"),
     Bug("answers_by_length", "harness", "generations come back in the order of their contexts' lengths",
-        HARNESS, "answers = [said[i] for i in range(len(requests))]", "answers = [*said.values()]", "test_lm_eval"),
+        HARNESS, "[replies[i] for i in range(len(requests))]", "[*replies.values()]", "test_lm_eval"),
     Bug("first_options_for_all", "harness", "all requests are generated with the first one's options",
         HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_lm_eval"),
     Bug("last_stop_text", "harness", "a generation goes on to the last stop text",

@@ -77,6 +77,11 @@ BUGS = (
     Bug("lora_without_end", "baselines", "the end-of-text token is not trained",
         LORA, "torch.cat([model.response_ids(pair.prompt, pair.chosen), torch.tensor([end])])",
         "model.response_ids(pair.prompt, pair.chosen)", "test_lora"),
+    Bug("lora_absurd_weights", "baselines", "weights that drown the model are handed on",
+        LORA, "if not added <= most * own:", "if not added < float('inf'):", "test_lora"),
+    Bug("lora_absurd_losses", "baselines", "a loss is only asked to be finite",
+        LORA, "if loss <= most and math.isfinite(norm):", "if math.isfinite(loss) and math.isfinite(norm):",
+        "test_lora"),
     Bug("lora_unscaled", "baselines", "adapters are not scaled by alpha / rank",
         LORA, "Adapter(learning_rate, alpha / rank, a, b,", "Adapter(learning_rate, 1.0, a, b,", "test_lora"),
 )  # fmt: skip
