@@ -82,13 +82,15 @@ def page(bugs: Sequence[Bug], failures: Sequence[str]) -> str:
 def main() -> int:
     """Plant, run, report."""
     parser = argparse.ArgumentParser(description="Plant bugs and show that the suite notices each.")
-    parser.add_argument("--only", action="append", choices=[bug.name for bug in BUGS], help="one bug (may be repeated)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="one bug (may be repeated)")
     parser.add_argument("--list", action="store_true", help="name the bugs and stop")
     parser.add_argument("--jobs", type=int, default=1, help="bugs at a time (each needs about a core and 2 GB)")
     parser.add_argument("--table", type=Path, help="write the page with the table here, too")
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs is {arguments.jobs}, expected 1 or more")
+    if unknown := set(arguments.only or ()) - {bug.name for bug in BUGS}:
+        parser.error(f"no bug is called {', '.join(sorted(unknown))}; --list names them all")
     bugs = [bug for bug in BUGS if not arguments.only or bug.name in arguments.only]
     if importlib.util.find_spec("lm_eval") is None:
         bugs = [bug for bug in bugs if bug.file != HARNESS]

@@ -45,7 +45,7 @@ class Bug(NamedTuple):
         what: what the code does wrong with it.
         file: where it goes.
         snippet: the code to replace; it must occur exactly once in the file, or in the function `within` if that is
-            given.
+            given. Best without `return` or `x =`, after which a formatter may put brackets.
         replacement: what stands there instead. Lines after the first are indented as seen from the line that the
             snippet begins in.
         tests: the test file in which to look first, only to be quick.
