@@ -247,7 +247,8 @@ def steer_hidden(h: Tensor, v: Tensor, *, alpha: float, hook: Hook = "transforme
     """
     shifted = h + FACTOR * alpha * v.to(h)
     if hook == "transformers_4":
-        return shifted * (h.norm(dim=1, keepdim=True) / (shifted.norm(dim=1, keepdim=True) + EPS))
+        ratio: Tensor = h.norm(dim=1, keepdim=True) / (shifted.norm(dim=1, keepdim=True) + EPS)
+        return shifted * ratio
     restored = shifted * (h.norm(dim=-1, keepdim=True) / (shifted.norm(dim=-1, keepdim=True) + EPS))
     return torch.cat([restored[:1], h[1:]])
 

@@ -1,4 +1,4 @@
-"""A model, steered or not, for lm-evaluation-harness (`pip install 'grains-ref[peers]'`).
+"""A model, steered or not, for lm-evaluation-harness (`pip install 'grains-ref[lm-eval]'`).
 
     with Steering(model.blocks, v, lam=6.0):
         results = lm_eval.simple_evaluate(HarnessModel(model), tasks=["truthfulqa_mc1"])
@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"grains_ref.evaluation.lm_eval needs lm-evaluation-harness 0.4.13 or newer ({error}). Install it with: "
-        "pip install 'grains-ref[peers]'"
+        "pip install 'grains-ref[lm-eval]'"
     ) from error
 
 _CHUNK = 1024  # requests between two steps of the progress bar

@@ -67,7 +67,7 @@ def port_and_dtype(request: pytest.FixtureRequest) -> Iterator[tuple[Port, str]]
         port = CommandPort(f"node {Path(__file__).parents[1] / 'ports' / 'port.mjs'}")
     else:
         if kind == "jax":
-            pytest.importorskip("jax", reason="the JAX port needs jax: pip install jax")
+            pytest.importorskip("jax", reason="the JAX port needs jax: tox -e peer-jax")
         port = PythonPort(f"ports.{kind}_port")
     yield port, dtype
     port.close()

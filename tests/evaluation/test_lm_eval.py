@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cpu
 
 @pytest.fixture(scope="module", autouse=True)
 def lm_eval() -> Iterator[Any]:
-    module = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[peers]'")
+    module = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: tox -e peer-lm-eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:  # it asks pip for every installed package after every evaluation
         patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
@@ -369,7 +369,7 @@ def test_the_record_names_the_model(qwen2: HuggingFaceModel) -> None:
 def test_without_the_harness_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "grains_ref.evaluation.lm_eval", raising=False)
-    with pytest.raises(ImportError, match=r"needs lm-evaluation-harness 0\.4\.13 or newer .*grains-ref\[peers\]"):
+    with pytest.raises(ImportError, match=r"needs lm-evaluation-harness 0\.4\.13 or newer .*grains-ref\[lm-eval\]"):
         import grains_ref.evaluation.lm_eval  # noqa: F401
 
 

@@ -267,7 +267,7 @@ def test_pictures_are_in_both_members_of_a_pair(tmp_path: Any) -> None:
 
 @pytest.fixture(scope="module")
 def peer() -> Any:
-    return pytest.importorskip("steering_vectors", reason="the package steering-vectors is not installed")
+    return pytest.importorskip("steering_vectors", reason="needs steering-vectors: tox -e peer-steering-vectors")
 
 
 def texts(model: HuggingFaceModel, one: PreferencePair) -> tuple[str, str]:

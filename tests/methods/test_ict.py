@@ -203,7 +203,10 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformers.OwlViTForObjectDetection(config).save_pretrained(folder)
-    word_tokenizer(["<pad>", "<s>", "</s>", "<unk>", "cat", "dog"]).save_pretrained(folder)
+    tokenizer = word_tokenizer(["<pad>", "<s>", "</s>", "<unk>", "cat", "dog"])
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # transformers 4 adds token types
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # and saves what is named here
+    tokenizer.save_pretrained(folder)
     processor = getattr(transformers, "OwlViTImageProcessorPil", None) or transformers.OwlViTImageProcessor
     processor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
@@ -420,7 +423,8 @@ def test_generation_says_what_scoring_calls_likeliest(
     said: list[tuple[int, ...]] = []
     monkeypatch.setattr(vision_model.prompts, "text", lambda ids, **_: said.append(tuple(ids)) or "")
     vision_model.generate(prompts, max_new_tokens=5, images=images)
-    with found.steering(vision_model, heads=12, alpha=12, beta=0):
+    every_head = len(found.levels["image"].ranking)
+    with found.steering(vision_model, heads=every_head, alpha=12, beta=0):
         vision_model.generate(prompts, max_new_tokens=5, images=images)
         plain, steered = said[:2], said[2:]
         assert steered != plain

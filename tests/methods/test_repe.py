@@ -201,7 +201,7 @@ def peer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         if not hasattr(np, "float_"):
             patch.setattr(np, "float_", np.float64, raising=False)
-        return pytest.importorskip("repeng", reason="the package repeng is not installed")
+        return pytest.importorskip("repeng", reason="needs repeng: tox -e peer-repeng")
 
 
 def trained(peer: Any, model: HuggingFaceModel, *, swapped: Tensor | None = None, method: str = "pca_diff") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -77,7 +78,9 @@ def transformers_own(model: HuggingFaceModel, ids: Tensor, picture: Image.Image)
     seen = (ids == model.hf.config.image_token_id)[None].int()
     if isinstance(model.family, Qwen25VL):
         grid = model.family.tensors([Picture.of(picture)])["image_grid_thw"]
-        positions, _ = model.hf.model.get_rope_index(ids[None], seen, image_grid_thw=grid)
+        rope_index = model.hf.model.get_rope_index
+        types = {"mm_token_type_ids": seen} if "mm_token_type_ids" in inspect.signature(rope_index).parameters else {}
+        positions, _ = rope_index(ids[None], image_grid_thw=grid, **types)  # transformers 4 finds the types itself
         return {"position_ids": positions}
     return {"token_type_ids": seen} if isinstance(model.family, Gemma3) else {}
 
@@ -315,7 +318,9 @@ def run_on_pixels(model: HuggingFaceModel) -> None:
 
 def test_words_and_picture_are_steered_in_every_layer_and_keep_their_norms(vision_model: HuggingFaceModel) -> None:
     v, raw = vector(vision_model), list[Tensor]()
-    handles = [b.register_forward_hook(lambda block, i, output: raw.append(output)) for b in vision_model.blocks]
+    handles = [
+        b.register_forward_hook(lambda block, i, output: raw.append(residual_of(output))) for b in vision_model.blocks
+    ]
     with Steering(vision_model.blocks, v, lam=3.0):  # its hooks run after those above and before those of `recorded`
         handed_on = recorded(vision_model.blocks, lambda: run_on_pixels(vision_model))
     for handle in handles:
@@ -333,7 +338,8 @@ def test_words_and_picture_are_steered_in_every_layer_and_keep_their_norms(visio
 def vision_blocks(model: HuggingFaceModel) -> nn.ModuleList:
     if isinstance(model.family, Qwen25VL):
         return model.hf.model.visual.blocks
-    return model.hf.model.vision_tower.encoder.layers
+    tower = model.hf.model.vision_tower
+    return getattr(tower, "vision_model", tower).encoder.layers  # transformers 4 has one more shell
 
 
 def test_the_blocks_of_the_vision_tower_are_never_steered(vision_model: HuggingFaceModel) -> None:

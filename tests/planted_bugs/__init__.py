@@ -1,0 +1,10 @@
+"""Bugs planted one at a time to show that the suite notices each: `python tests/planted_bugs`.
+
+`planting` puts one bug into a copy of the checkout and runs tests on it. The other modules are lists, one for each room
+of the package; `reference` has those of the modules that stand alone.
+"""
+
+from planted_bugs import conformance, datasets, demo, evaluation, methods, models, reference, reproduction
+
+ROOMS = (reference, models, methods, datasets, evaluation, demo, reproduction, conformance)
+BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)

@@ -1,0 +1,60 @@
+"""Bugs of the demos and what reproduction shares with them."""
+
+from planted_bugs.planting import Bug
+
+LAB = "grains_ref/demo/lab.py"
+PLANTED = "grains_ref/demo/planted.py"
+DEMO_ROWS = "grains_ref/demo/rows.py"
+SUMMARY = "grains_ref/demo/summary.py"
+BENCH = "grains_ref/demo/bench.py"
+BUGS = (
+    Bug("attributions_shared", "reproduction", "settings with other path baselines share attributions",
+        LAB, 'AFTER_ATTRIBUTION = ("k",', 'AFTER_ATTRIBUTION = ("path_baseline", "k",', "test_reproduction"),
+    Bug("shifts_shared_by_k", "reproduction", "settings with another k share shifts",
+        LAB, 'AFTER_SHIFT = ("aggregation",', 'AFTER_SHIFT = ("k", "aggregation",', "test_reproduction"),
+    Bug("planted_sides_exchanged", "reproduction", "planted causes of the two sides are exchanged",
+        PLANTED, "Selection(pos=prompt.trust, neg=prompt.rumour)", "Selection(pos=prompt.rumour, neg=prompt.trust)",
+        "test_planted"),
+    Bug("always_all_examples", "reproduction", "fits are on all steering pairs, however many were asked for",
+        LAB, "range(n or len(self.steer))", "range(len(self.steer))", "test_reproduction"),
+    Bug("cell_box_turned", "reproduction", "x and y of a cell's box are exchanged",
+        PLANTED, "cell % GRID * CELL * scale, cell // GRID * CELL * scale",
+        "cell // GRID * CELL * scale, cell % GRID * CELL * scale", "test_planted"),
+    Bug("one_random_draw", "reproduction", "all random draws are the same",
+        DEMO_ROWS, 'attribution="random", seed=draw)', 'attribution="random", seed=0)', "test_cells"),
+    Bug("smoothgrad_default_cost", "reproduction", "SmoothGrad has its own number of samples",
+        DEMO_ROWS, 'attribution="smoothgrad", n=paper.m)', 'attribution="smoothgrad")', "test_cells"),
+    Bug("first_draw_only_in_demos", "demo", "only the first random draw counts in a demo's table",
+        SUMMARY, "return [sum(of_prompt) / len(draws)", "return [float(of_prompt[0])", "test_text_demo"),
+    Bug("planted_words_exchanged", "reproduction", "words toward and against a behaviour are exchanged",
+        PLANTED, "Selection(pos=prompt.toward, neg=prompt.against)",
+        "Selection(pos=prompt.against, neg=prompt.toward)", "test_planted"),
+    Bug("double_dev_is_test", "reproduction", "the double world's strengths are chosen on test",
+        PLANTED, 'world.split("dev", behaviour)', 'world.split("test", behaviour)', "test_planted"),
+    Bug("double_steers_for_the_other", "reproduction", "a behaviour's vector is fitted on the other one's pairs",
+        PLANTED, 'prompts = world.split("steer", behaviour)',
+        'prompts = world.split("steer", {"myth": "manner", "manner": "myth"}[behaviour])', "test_transfer"),
+    Bug("dev_is_test", "reproduction", "a planted world's strengths are chosen on test",
+        PLANTED, 'dev=(as_pairs(built.split("dev"), folder)', 'dev=(as_pairs(built.split("test"), folder)',
+        "test_planted"),
+    Bug("visual_tasks_of_test", "reproduction", "a visual world's dev capability is measured on test",
+        PLANTED, 'as_tasks(built.capability_split("dev"), folder)',
+        'as_tasks(built.capability_split("test"), folder)', "test_planted"),
+    Bug("measured_by_name", "demo", "settings of one label and strength share what was measured of one of them",
+        BENCH, "return setting.steering if", "return (setting.label, setting.strength) if", "test_bench"),
+    Bug("unsteered_not_tried", "demo", "the unsteered model is not among the settings of a row",
+        BENCH, "choose([UNSTEERED, *settings]", "choose([*settings]", "test_bench"),
+    Bug("what_is_wrong_anyway_forgotten", "demo", "a model's own failures count against a setting",
+        BENCH, "allowed_errors(exact_matches(model, self.dev_tasks)", "allowed_errors([True] * len(self.dev_tasks)",
+        "test_bench"),
+    Bug("greedy_of_the_chosen", "demo", "greedy answers are compared with the chosen one",
+        BENCH, "tuple(r.is_greedy for r in rejected)", "tuple(c.is_greedy for c in chosen)", "test_bench"),
+    Bug("grids_shared_by_size", "demo", "fits on fewer examples are taken for the fit on all",
+        LAB, "key = (hp, n or len(self.steer))", "key = (hp, len(self.steer))", "test_reproduction"),
+    Bug("mask_everything_planted", "demo", "an object's patches are no causes of the colour seen",
+        PLANTED, "pos=prompt.ground + prompt.object", "pos=prompt.ground", "test_planted"),
+    Bug("choice_without_image", "demo", "dev cannot choose image tokens only",
+        DEMO_ROWS, '"image": ("image",)}', '"image": ("text",)}', "test_vision_demo"),
+    Bug("gains_over_zero", "demo", "a demo's gains are its accuracies",
+        SUMMARY, "paired_gain(right, base,", "paired_gain(right, [0.0] * len(base),", "test_text_demo"),
+)  # fmt: skip
