@@ -246,7 +246,7 @@ def test_a_lock_whose_name_was_taken_away_meanwhile_is_no_lock(tmp_path: Path, m
         (tmp_path / files.LOCK).touch()
         return True
 
-    monkeypatch.setattr(files, "lock_descriptor", lock_after_the_holder_has_ended)
+    monkeypatch.setattr("filelock.lock_descriptor", lock_after_the_holder_has_ended)
     with pytest.raises(FileError, match="is in use"), only_writer(tmp_path, what="a fit"):
         pass
     assert names(tmp_path) == [files.LOCK]  # the third process's
@@ -263,7 +263,7 @@ def test_where_no_lock_can_be_there_is_one_sentence(tmp_path: Path, monkeypatch:
     def fail(handle: int, *, blocking: bool) -> bool:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(files, "lock_descriptor", fail)
+    monkeypatch.setattr("filelock.lock_descriptor", fail)
     with pytest.raises(FileError, match="disk without locks"), only_writer(tmp_path, what="a fit"):
         pass
 
