@@ -6,6 +6,7 @@
 | `read_whole`, `parse_json` | a file that may be damaged, endless, or made to do harm |
 | `write_record`, `read_record` | a JSON object that knows whether it was changed |
 | `only_writer` | one process at a time in a folder |
+| `is_address` | a name that people give where a file is expected |
 | `printable`, `some_of` | names out of a file, in a message |
 
 Only the standard library is imported here, and filelock where a lock is asked for.
@@ -28,6 +29,7 @@ from typing import Any, NoReturn
 MAX_BYTES = 1 << 30  # of a file that is read whole
 MAX_PICTURE_BYTES = 1 << 29  # of a picture: more than the largest that is decoded takes, however it is stored
 MAX_DEPTH = 100  # of nested JSON: Python's parser gives up, others crash, at some ten thousand
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,3}[^/]|data:")  # one letter would be a drive; a Path drops slashes
 DIGEST = "sha256"  # the field of a record that holds the digest of the others
 DRAFT = ".grains-"  # how the names of unfinished files begin
 LOCK = ".grains-lock"  # the file that the only writer of a folder holds
@@ -186,6 +188,11 @@ def _finite(digits: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{digits[:40]} is beyond the range of a float64")
     return number
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address, such as https://..., hf://... or data:..., and no file that is there."""
+    return ADDRESS.match(name) is not None and not os.path.lexists(name)
 
 
 # -------------------------------------------------------------------------------------------- records

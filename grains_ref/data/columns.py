@@ -65,9 +65,9 @@ MEDIA = re.compile(
     r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|avif|svg|mp4|webm|mov|avi|mkv|wav|mp3|flac|ogg|m4a|pdf)(\?\S*)?\s*$",
     re.IGNORECASE,
 )
-SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,3}[^/]|data:")  # one letter would be a drive
+SENTENCE_END = re.compile("[.?!\u3002\uff1f\uff01](?![0-9A-Za-z])")
 LABEL_BYTES = 40  # of UTF-8, in which a Chinese or Japanese sentence is as long as an English one
+LABEL_BYTES_NAMED = 100  # where the name says that it is a label
 TOKEN_LETTERS = 200  # of an id, a hash or an address
 
 
@@ -123,7 +123,7 @@ def carries_content(name: str, value: Any, *, has_picture: bool = False) -> bool
         if not has_picture and (value.startswith("data:") or MEDIA.search(value[-300:])):
             return True
         if about_content:
-            return len(value) > TOKEN_LETTERS or len(value.splitlines()) > 1
+            return _reads_as_text(value, most_bytes=LABEL_BYTES_NAMED)
         return not CONTENT_WORDS.isdisjoint(words) or _reads_as_text(value)
     if isinstance(value, dict) and about_content:
         return any(carries_content(inner, value[inner], has_picture=has_picture) for inner in value)
@@ -132,13 +132,17 @@ def carries_content(name: str, value: Any, *, has_picture: bool = False) -> bool
     return isinstance(value, (dict, list, tuple, bytes)) and not is_empty(value)
 
 
-def _reads_as_text(value: str) -> bool:
+def _reads_as_text(value: str, *, most_bytes: int = LABEL_BYTES) -> bool:
     """Whether a value is rather a text than a label, an id, a hash or an address."""
     value = value.strip()
-    words = value.split(maxsplit=4)
-    if len(words) == 1 and value.isascii():
+    n_words = len(value.split(maxsplit=4))
+    if n_words == 1 and value.isascii():
         return len(value) > TOKEN_LETTERS
-    return len(words) > 3 or len(value.encode("utf-8", "replace")) > LABEL_BYTES or value.endswith(SENTENCE_ENDS)
+    if len(value.encode("utf-8", "replace")) > most_bytes or len(value.splitlines()) > 1:
+        return True
+    if most_bytes > LABEL_BYTES:  # the name says that it is a label: it may be long, but no sentence
+        return n_words > 3 and SENTENCE_END.search(value) is not None
+    return n_words > 3 or SENTENCE_END.match(value, len(value) - 1) is not None
 
 
 def _words(name: str) -> list[str]:

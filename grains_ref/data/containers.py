@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grains_ref.data.columns import ADDRESS, OTHER_NAMES, PAIR_FIELDS, TASK_FIELDS
+from grains_ref.data.columns import OTHER_NAMES, PAIR_FIELDS, TASK_FIELDS
 from grains_ref.data.pairs import FieldError, PairFileError
 from grains_ref.data.turns import found
-from grains_ref.files import MAX_BYTES, FileError, parse_json, read_whole
+from grains_ref.files import FileError, is_address, parse_json, read_whole
 
+MAX_FILE_BYTES = 1 << 29  # also of what a packed file unpacks to
 MAX_ROW_BYTES = 1 << 23  # twice what a prompt of a million tokens takes
 MAX_ROWS = 1_000_000  # blank lines count
 MAX_COLUMNS = 1000
@@ -112,7 +113,7 @@ def open_sheet(path: str | os.PathLike[str]) -> Sheet:
 
 # -------------------------------------------------------------------------------------------- the file
 def _content(file: Path, name: str) -> bytes:
-    if ADDRESS.match(name) and not os.path.lexists(name):
+    if is_address(name):
         advice = "Download the file first: curl -L -o pairs.jsonl ADDRESS, or hf download for a dataset of the hub"
         raise PairFileError(f"{name} is an address, not a file. {advice}")
     if os.path.isdir(name):  # unlike Path.is_dir, it also answers for a name that is too long
@@ -120,7 +121,7 @@ def _content(file: Path, name: str) -> bytes:
     if not os.path.lexists(name):
         raise PairFileError(f"{file}: no such file (looked in {file.absolute().parent})")
     try:
-        return read_whole(file)
+        return read_whole(file, limit=MAX_FILE_BYTES)
     except FileError as error:
         raise PairFileError(str(error)) from error
 
@@ -128,11 +129,13 @@ def _content(file: Path, name: str) -> bytes:
 def _gunzipped(data: bytes, file: Path) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
-            content = unpacked.read(MAX_BYTES + 1)
+            content = unpacked.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise PairFileError(f"{file}: the gzip file is cut off or damaged ({error}); download it again") from error
-    if len(content) > MAX_BYTES:
-        raise PairFileError(f"{file}: unpacks to more than {MAX_BYTES:,} bytes, the most that is read; split the file")
+    if len(content) > MAX_FILE_BYTES:
+        raise PairFileError(
+            f"{file}: unpacks to more than {MAX_FILE_BYTES:,} bytes, the most that is read; split the file"
+        )
     return content
 
 
@@ -324,8 +327,8 @@ def _parquet_rows(data: bytes, file: Path) -> Iterator[Numbered]:
         _check_count(table.metadata.num_rows, file)
         for batch in table.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
             size += batch.nbytes
-            if size > MAX_BYTES:
-                raise PairFileError(f"{file}: unpacks to more than {MAX_BYTES:,} bytes, the most that is read")
+            if size > MAX_FILE_BYTES:
+                raise PairFileError(f"{file}: unpacks to more than {MAX_FILE_BYTES:,} bytes, the most that is read")
             for row in batch.to_pylist():
                 number += 1
                 yield number, {name: value for name, value in row.items() if value is not None}

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grains_ref.data.columns import ADDRESS, hint
+from grains_ref.data.columns import hint
 from grains_ref.data.pairs import FieldError, PreferencePair, Task, Where, check_texts, shortened
 from grains_ref.data.shapes import Columns, Taken, take_pair, take_task
 from grains_ref.data.turns import as_text, found
-from grains_ref.files import MAX_PICTURE_BYTES
+from grains_ref.files import MAX_PICTURE_BYTES, is_address
 
 
 def pair_of(row: dict[str, Any], where: Where) -> tuple[PreferencePair, Taken]:
@@ -70,7 +70,7 @@ def _image(value: Any, *, folder: Path) -> Path | None:
             raise FieldError("image", f"the picture itself is in the row. {advice}")
         value = value.get("path") or value.get("url")
     name = as_text(value, "image")
-    if ADDRESS.match(name):
+    if is_address(name):
         advice = "Download the picture, or save it from the row, and give the path of the file."
         raise FieldError("image", f"{shortened(name)} is an address, not a file. {advice}")
     image = folder / name
