@@ -117,30 +117,50 @@ def is_null(value: Any) -> bool:
 
 def carries_content(name: str, value: Any, *, has_picture: bool = False) -> bool:
     """Whether dropping a column could change what a row says.  A media file counts unless the row has its picture."""
+    if isinstance(value, (dict, list, tuple)) and not _names_a_label(name):
+        return not is_empty(value)
+    return _holds_content(name, value, has_picture=has_picture)
+
+
+def _holds_content(name: str, value: Any, *, has_picture: bool) -> bool:
+    """The same, for lists and objects of labels too, however deep: what they hold decides."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            judge = carries_content if _names_content(key) else _holds_content
+            if judge(key, inner, has_picture=has_picture):
+                return True
+        return False
+    if isinstance(value, (list, tuple)):
+        return any(_holds_content(name, inner, has_picture=has_picture) for inner in value)
+    if not isinstance(value, str) or not value.strip():
+        return isinstance(value, bytes) and value != b""
+    if not has_picture and (value.startswith("data:") or MEDIA.search(value[-300:])):
+        return True
+    return _names_content(name) or _reads_as_text(value, is_label=_names_a_label(name))
+
+
+def _names_a_label(name: str) -> bool:
     words = _words(name)
-    about_content = bool(words) and words[-1] in LABEL_WORDS
-    if isinstance(value, str):
-        if not has_picture and (value.startswith("data:") or MEDIA.search(value[-300:])):
-            return True
-        if about_content:
-            return _reads_as_text(value, most_bytes=LABEL_BYTES_NAMED)
-        return not CONTENT_WORDS.isdisjoint(words) or _reads_as_text(value)
-    if isinstance(value, dict) and about_content:
-        return any(carries_content(inner, value[inner], has_picture=has_picture) for inner in value)
-    if isinstance(value, (list, tuple)) and about_content:
-        return any(carries_content(name, inner, has_picture=has_picture) for inner in value)
-    return isinstance(value, (dict, list, tuple, bytes)) and not is_empty(value)
+    return bool(words) and words[-1] in LABEL_WORDS
 
 
-def _reads_as_text(value: str, *, most_bytes: int = LABEL_BYTES) -> bool:
-    """Whether a value is rather a text than a label, an id, a hash or an address."""
+def _names_content(name: str) -> bool:
+    return not CONTENT_WORDS.isdisjoint(_words(name)) and not _names_a_label(name)
+
+
+def _reads_as_text(value: str, *, is_label: bool) -> bool:
+    """Whether a value is rather a text than a label, an id, a hash or an address.
+
+    is_label: whether its name says that it is a label; then it may be longer, but still no sentence.
+    """
     value = value.strip()
     n_words = len(value.split(maxsplit=4))
     if n_words == 1 and value.isascii():
         return len(value) > TOKEN_LETTERS
+    most_bytes = LABEL_BYTES_NAMED if is_label else LABEL_BYTES
     if len(value.encode("utf-8", "replace")) > most_bytes or len(value.splitlines()) > 1:
         return True
-    if most_bytes > LABEL_BYTES:  # the name says that it is a label: it may be long, but no sentence
+    if is_label:
         return n_words > 3 and SENTENCE_END.search(value) is not None
     return n_words > 3 or SENTENCE_END.match(value, len(value) - 1) is not None
 

@@ -102,8 +102,8 @@ def as_turn(turn: Any, place: str, ignored: dict[str, None]) -> Turn:
     else:
         names = ("role", "content")
         role = as_text(required(turn, "role", f"{place}."), f"{place}.role")
-    _refuse_lost_keys(turn, names, place, ignored)
     text, pictures = _content(required(turn, names[1], f"{place}."), f"{place}.{names[1]}", ignored)
+    _refuse_lost_keys(turn, names, place, ignored)
     return Turn(role, text, pictures)
 
 
