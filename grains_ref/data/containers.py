@@ -97,6 +97,8 @@ def open_sheet(path: str | os.PathLike[str]) -> Sheet:
     in_gzip = data.startswith(b"\x1f\x8b")
     if in_gzip:
         data = _gunzipped(data, file)
+        if data.startswith(b"\x1f\x8b"):
+            raise PairFileError(f"{file}: gzip inside of gzip. Unpack it once: gzip -d {shlex.quote(file.name)}")
     if data.startswith(b"PAR1"):
         return Sheet(file, "Parquet", in_gzip, _parquet_rows(data, file))
     _refuse_foreign(data, file)
@@ -211,6 +213,7 @@ def _array_rows(text: str, file: Path) -> Iterator[Numbered]:
             depth -= 1
         elif token[0] in "]}":
             last = text[start : token.start()]
+            _check_count(number, file)
             if last.strip() or number > 1:
                 yield number, _parsed(last)
             if text[token.end() :].strip():
@@ -253,15 +256,14 @@ def _spread(raw: str | bytes) -> str:
 def _delimiter(data: bytes, file: Path) -> str:
     """What parts the names of the first line; "" if that is no header."""
     header = data[: 1 << 16].lstrip().split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-    best, most = "", 1  # one known name alone may be a word of a text
+    best, most_known, most_names = ",", 0, 1
     for delimiter in ",\t;|":
         names = [name.strip(' "').lower() for name in header.split(delimiter)]
         known = sum(name in KNOWN for name in names)
-        if known > most:
-            best, most = delimiter, known
-    if best or file.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
-        return best or ("\t" if ".tsv" in file.name.lower() else ",")
-    return ""
+        if (known, len(names)) > (most_known, most_names):
+            best, most_known, most_names = delimiter, known, len(names)
+    named_so = file.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+    return best if most_known > 1 or named_so else ""  # one known name alone may be a word of a text
 
 
 def _csv_rows(text: str, delimiter: str, file: Path) -> Iterator[Numbered]:

@@ -161,6 +161,16 @@ def as_gzip(rows: list[Row]) -> bytes:
     return gzip.compress(as_jsonl(rows), mtime=0)
 
 
+def as_parquet(rows: list[Row]) -> bytes:
+    """Needs pyarrow, and rows whose columns have one type each."""
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
 CONTAINERS: dict[str, Callable[[list[Row]], bytes]] = {
     "jsonl": as_jsonl, "json": as_array, "csv": as_csv, "tsv": as_tsv, "jsonl.gz": as_gzip,
 }  # fmt: skip
@@ -259,6 +269,15 @@ def fuzz_pairs(rng: random.Random) -> tuple[bytes, Check]:
 def fuzz_tasks(rng: random.Random) -> tuple[bytes, Check]:
     """The same for a task file."""
     return _fuzz(rng, rows_of(rng, task), CONTAINERS[rng.choice(list(CONTAINERS))], check_tasks)
+
+
+def fuzz_parquet(rng: random.Random) -> tuple[bytes, Check]:
+    """A Parquet file in one of the shapes, whole or with some bytes changed."""
+    made = rows_of(rng, SHAPES[rng.choice(list(SHAPES))])
+    content = as_parquet([one.row for one in made])
+    if rng.random() < 0.2:
+        return content, lambda path: check_whole(path, made, check_pairs)
+    return spoil_bytes(rng, content), check_pairs
 
 
 def _fuzz(
