@@ -19,6 +19,7 @@ from grains_ref import files
 from grains_ref.files import (
     FileError,
     check_target,
+    is_address,
     is_draft,
     json_depth,
     only_writer,
@@ -165,6 +166,38 @@ def test_json_is_bounded_in_depth_and_its_numbers_are_finite() -> None:
         with pytest.raises(ValueError, match=message):
             parse_json(text)
     assert parse_json("[" * 100 + "]" * 100)
+
+
+def test_a_key_given_twice_is_no_json_of_ours() -> None:
+    for text in ('{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', '{"\\u0061": 1, "a": 1}'):
+        with pytest.raises(ValueError, match="'a' is given twice in one object"):
+            parse_json(text)
+    assert parse_json('[{"a": 1}, {"a": 1}]') == [{"a": 1}, {"a": 1}]
+
+
+def test_what_a_terminal_would_act_on_is_shown_as_an_escape() -> None:
+    assert printable("\x1b[2J\x9b\r\n\t\0\u202e\u2028\ud800 \u00e9\U0001f642") == (
+        "\\x1b[2J\\x9b\\r\\n\\t\\x00\\u202e\\u2028\\ud800 \u00e9\U0001f642"
+    )
+    assert str(FileError("a\x1b[2J")) == "a\\x1b[2J"
+    assert [printable(chr(i)).isprintable() for i in range(0x3000)] == [True] * 0x3000
+
+
+def test_an_address_is_told_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data:a").touch()
+    names = {
+        "https://a": 1,
+        "https:/a": 1,
+        "hf://a/b": 1,
+        "data:b": 1,
+        "data:a": 0,
+        "C:/a": 0,
+        "C:\\a": 0,
+        "a/b:c": 0,
+        "": 0,
+    }
+    assert {name: int(is_address(name)) for name in names} == names
 
 
 @given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
