@@ -6,7 +6,10 @@
 | `read_whole`, `parse_json` | a file that may be damaged, endless, or made to do harm |
 | `write_record`, `read_record` | a JSON object that knows whether it was changed |
 | `only_writer` | one process at a time in a folder |
+| `is_address` | a name that people give where a file is expected |
 | `printable`, `some_of` | names out of a file, in a message |
+
+Only the standard library is imported here, and filelock where a lock is asked for.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import lock_descriptor
-
 MAX_BYTES = 1 << 30  # of a file that is read whole
+MAX_PICTURE_BYTES = 1 << 29  # of a picture: more than the largest that is decoded takes, however it is stored
 MAX_DEPTH = 100  # of nested JSON: Python's parser gives up, others crash, at some ten thousand
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,3}[^/]|data:")  # one letter would be a drive; a Path drops slashes
 DIGEST = "sha256"  # the field of a record that holds the digest of the others
 DRAFT = ".grains-"  # how the names of unfinished files begin
 LOCK = ".grains-lock"  # the file that the only writer of a folder holds
@@ -34,6 +37,9 @@ LOCK = ".grains-lock"  # the file that the only writer of a folder holds
 
 class FileError(ValueError):
     """A file that cannot be what it should be: missing, no regular file, too large, damaged."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 # -------------------------------------------------------------------------------------------- writing
@@ -137,16 +143,17 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def parse_json(text: str | bytes, *, max_depth: int = MAX_DEPTH) -> Any:
-    """JSON whose nesting is bounded and whose numbers are finite.
+    """JSON whose nesting is bounded, whose numbers are finite, and whose objects have each key once.
 
     Raises:
-        ValueError: it is no JSON, is nested deeper than `max_depth`, or holds NaN, Infinity or an endless integer.
+        ValueError: it is no JSON, is nested deeper than `max_depth`, gives a key twice (Python's own parser takes the
+            last), or holds NaN, Infinity or an endless integer.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")  # UnicodeDecodeError is a ValueError
     if (depth := json_depth(text)) > max_depth:
         raise ValueError(f"JSON nested {depth} deep; at most {max_depth} levels are read")
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_key_once)
 
 
 def json_depth(text: str) -> int:
@@ -162,7 +169,18 @@ def json_depth(text: str) -> int:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is no JSON number, though Python writes it")
+
+
+def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(items)
+    if len(read) < len(items):
+        seen: set[str] = set()
+        for name, _ in items:
+            if name in seen:
+                raise ValueError(f"{name[:60]!r} is given twice in one object")
+            seen.add(name)
+    return read
 
 
 def _finite(digits: str) -> float:
@@ -170,6 +188,11 @@ def _finite(digits: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{digits[:40]} is beyond the range of a float64")
     return number
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address, such as https://..., hf://... or data:..., and no file that is there."""
+    return ADDRESS.match(name) is not None and not os.path.lexists(name)
 
 
 # -------------------------------------------------------------------------------------------- records
@@ -254,6 +277,8 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
 
 
 def _hold(handle: int, lock: Path, what: str) -> None:
+    from filelock import lock_descriptor
+
     try:
         is_held = lock_descriptor(handle, blocking=False)
     except OSError as error:

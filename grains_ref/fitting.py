@@ -69,9 +69,10 @@ def checked_examples(
                 n_chosen=len(example.y_pos),
                 n_rejected=len(example.y_neg),
                 context=model.context,
+                same_answers=example.y_pos.equal(example.y_neg),
             )
         except ValueError as error:
-            problem = error if isinstance(error, RowError) else RowError(Path(pair.where), 0, "", str(error))
+            problem = error if isinstance(error, RowError) else pair.error("", str(error))
             if not skip_bad_rows:
                 raise problem from error
             skipped.append(problem)
@@ -110,7 +111,7 @@ def resumable_fit(
         "hyper_parameters": score_settings(hp),
         "versions": library_versions(),
     }
-    work.claim(record, names=[pair.where for pair in pairs])
+    work.claim(record, names=[str(pair.where) for pair in pairs])
     shifts, resumed = [], 0
     for i, (pair, example) in enumerate(zip(pairs, examples, strict=True)):
         try:

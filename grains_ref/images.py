@@ -9,7 +9,7 @@ What is done, so that every model sees the same pixels:
 | 16-bit greyscale | divided by 257 and rounded, so 0 stays 0 and 65535 becomes 255 |
 | 16-bit colour | the high byte of each channel, as Pillow decodes it |
 | greyscale, CMYK, YCbCr, HSV, LAB | Pillow's conversion to RGB; colour profiles are not applied |
-| several frames or pages, a cut-off file, more than `PIXEL_CAP` pixels | refused |
+| several frames or pages, a cut-off file, more than `PIXEL_CAP` pixels or `MAX_PICTURE_BYTES` bytes | refused |
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from grains_ref.files import MAX_PICTURE_BYTES, is_address, printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of files; none of them runs another program
 PIXEL_CAP = 50_000_000  # larger pictures are refused before they are decoded, from the size in the header
@@ -40,6 +42,9 @@ FIRST_BYTES = {  # what files that are no picture begin with; only used to word 
 
 class PictureError(ValueError):
     """A picture cannot be used; the message names the file and says what to do."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def read_picture(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
@@ -137,14 +142,18 @@ def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
 def _check_file(name: str) -> None:
     if os.path.isdir(name):
         raise PictureError(f"{name}: is a directory; name the picture in it.")
-    if name.startswith(("http://", "https://", "data:")):
+    if is_address(name):
         raise PictureError(f"{name[:80]}: is an address, not a file; download the picture and give its path.")
     if not os.path.exists(name):
         raise PictureError(f"{name}: no such file (looked in {os.path.dirname(os.path.abspath(name))})")
     if not os.path.isfile(name):  # a named pipe would block for ever
         raise PictureError(f"{name}: is not a regular file; save the picture as a file first.")
-    if os.path.getsize(name) == 0:
+    size = os.path.getsize(name)
+    if size == 0:
         raise PictureError(f"{name}: the file is empty (0 bytes); copy or download it again.")
+    if size > MAX_PICTURE_BYTES:
+        problem = f"the file has {size:,} bytes, and at most {MAX_PICTURE_BYTES:,} are read"
+        raise PictureError(f"{name}: {problem}; a picture of at most {PIXEL_CAP:,} pixels has fewer.")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from grains_ref import files
 from grains_ref.files import (
     FileError,
     check_target,
+    is_address,
     is_draft,
     json_depth,
     only_writer,
@@ -167,6 +168,38 @@ def test_json_is_bounded_in_depth_and_its_numbers_are_finite() -> None:
     assert parse_json("[" * 100 + "]" * 100)
 
 
+def test_a_key_given_twice_is_no_json_of_ours() -> None:
+    for text in ('{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', '{"\\u0061": 1, "a": 1}'):
+        with pytest.raises(ValueError, match="'a' is given twice in one object"):
+            parse_json(text)
+    assert parse_json('[{"a": 1}, {"a": 1}]') == [{"a": 1}, {"a": 1}]
+
+
+def test_what_a_terminal_would_act_on_is_shown_as_an_escape() -> None:
+    assert printable("\x1b[2J\x9b\r\n\t\0\u202e\u2028\ud800 \u00e9\U0001f642") == (
+        "\\x1b[2J\\x9b\\r\\n\\t\\x00\\u202e\\u2028\\ud800 \u00e9\U0001f642"
+    )
+    assert str(FileError("a\x1b[2J")) == "a\\x1b[2J"
+    assert [printable(chr(i)).isprintable() for i in range(0x3000)] == [True] * 0x3000
+
+
+def test_an_address_is_told_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data:a").touch()
+    names = {
+        "https://a": 1,
+        "https:/a": 1,
+        "hf://a/b": 1,
+        "data:b": 1,
+        "data:a": 0,
+        "C:/a": 0,
+        "C:\\a": 0,
+        "a/b:c": 0,
+        "": 0,
+    }
+    assert {name: int(is_address(name)) for name in names} == names
+
+
 @given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_the_depth_of_json_is_that_of_its_values(value: object) -> None:
     def depth(value: object) -> int:
@@ -246,7 +279,7 @@ def test_a_lock_whose_name_was_taken_away_meanwhile_is_no_lock(tmp_path: Path, m
         (tmp_path / files.LOCK).touch()
         return True
 
-    monkeypatch.setattr(files, "lock_descriptor", lock_after_the_holder_has_ended)
+    monkeypatch.setattr("filelock.lock_descriptor", lock_after_the_holder_has_ended)
     with pytest.raises(FileError, match="is in use"), only_writer(tmp_path, what="a fit"):
         pass
     assert names(tmp_path) == [files.LOCK]  # the third process's
@@ -263,7 +296,7 @@ def test_where_no_lock_can_be_there_is_one_sentence(tmp_path: Path, monkeypatch:
     def fail(handle: int, *, blocking: bool) -> bool:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(files, "lock_descriptor", fail)
+    monkeypatch.setattr("filelock.lock_descriptor", fail)
     with pytest.raises(FileError, match="disk without locks"), only_writer(tmp_path, what="a fit"):
         pass
 

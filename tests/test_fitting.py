@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from grains_ref import fitting, work_folder
 from grains_ref.cli import app
-from grains_ref.data import PreferencePair, RowError, content_digest
+from grains_ref.data import PreferencePair, RowError, Where, content_digest
 from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest
 from grains_ref.grains import DegenerateShiftsError, HyperParameters, attribute, fit, shift
 from grains_ref.models import HuggingFaceModel
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.cpu
 HP = HyperParameters(k=2, m=2)
 PROMPTS = ("The capital of France", "Is the earth flat?", "What do people say about the moon", "Tell me the truth, now")
 PAIRS = [
-    PreferencePair(f"{i}", prompt, "No, it is round.", "Rome.", where=f"pairs.jsonl:{i + 1}")
+    PreferencePair(f"{i}", prompt, "No, it is round.", "Rome.", where=Where("pairs.jsonl", i + 1))
     for i, prompt in enumerate(PROMPTS)
 ]
 
@@ -426,9 +426,9 @@ def test_a_folder_with_anything_else_in_it_is_refused_and_left_alone(llama: Hugg
 def bad_pairs() -> list[PreferencePair]:
     return [
         PAIRS[0],
-        PreferencePair("a", "Tell me ", "", "Rome.", where="pairs.jsonl:7"),
-        PreferencePair("b", "Tell me ", "Rome.", "", where="pairs.jsonl:8"),
-        PreferencePair("c", "Is the earth flat? " * 40, "No.", "Yes.", where="pairs.jsonl:9"),
+        PreferencePair("a", "Tell me ", "", "Rome.", where=Where("pairs.jsonl", 7)),
+        PreferencePair("b", "Tell me ", "Rome.", "", where=Where("pairs.jsonl", 8)),
+        PreferencePair("c", "Is the earth flat? " * 40, "No.", "Yes.", where=Where("pairs.jsonl", 9)),
         PAIRS[1],
     ]
 
@@ -463,7 +463,7 @@ def test_bad_rows_are_left_out_and_reported_when_asked_for(llama: HuggingFaceMod
 
 def test_a_row_that_just_fits_the_context_is_taken(llama: HuggingFaceModel) -> None:
     room = llama.context - 1 - len(llama.response_ids("?", "Rome."))  # 1 is BOS
-    fits = PreferencePair("x", "\x01" * room, "Rome.", "No", where="pairs.jsonl:1")  # one token for each byte
+    fits = PreferencePair("x", "\x01" * room, "Rome.", "No", where=Where("pairs.jsonl", 1))  # one token for each byte
     (_, (example,), _) = checked_examples(llama, [fits], skip_bad_rows=False)
     assert len(example.encoded.ids) + len(example.y_pos) == llama.context
     with pytest.raises(RowError, match=r"= 129, but the model takes 128"):

@@ -252,6 +252,31 @@ def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     refused(tmp_path / "pipe.png", "not a regular file")
 
 
+def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.write(png(2, 1, 8, 0, bytes([0, 1, 2])))
+        file.truncate(12 << 30)
+    refused(tmp_path / "sparse.png", "12,884,901,888 bytes", "536,870,912 are read", "50,000,000 pixels")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_picture(name: str) -> None:
+    refused(name, f"{name}: is not a regular file")
+
+
+@pytest.mark.parametrize(
+    "name", ["data:image/png;base64,iVBORw0KGgo", "file:///a.png", "s3://bucket/a.png", "http:/a.org/b"]
+)
+def test_an_address_is_called_one(name: str) -> None:
+    refused(name, "is an address, not a file; download the picture")
+
+
+def test_control_characters_of_a_name_reach_no_message(tmp_path: Path) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07\u202e.png"
+    for source in (tmp_path / evil, written(tmp_path, f"a{evil}", b"\x1b[31mtext")):
+        assert refused(source, "\\x1b[2J").isprintable()
+
+
 def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, "secret.png", quarters())
 

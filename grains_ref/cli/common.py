@@ -188,10 +188,12 @@ def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:
 
 # ------------------------------------------------------------------------------------- files
 def read_pair_file(path: Path, *, skip_bad_rows: bool) -> PairFile:
-    """Preference pairs; rows that were skipped are reported."""
+    """Preference pairs; rows that were skipped are reported, and columns that nothing reads."""
     from grains_ref.data import read_pairs
 
     file = read_pairs(path, skip_bad_rows=skip_bad_rows)
+    for remark in file.remarks:
+        err.print(remark, style="yellow")
     report_skipped(file.skipped)
     return file
 

@@ -25,6 +25,11 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> str:
     """
     if not pairs:
         raise ValueError("no pairs to write")
+    ids: set[str] = set()
+    for pair in pairs:
+        if pair.id in ids:
+            raise pair.error("id", f"{pair.id!r} already names an earlier pair; ids must be unique.")
+        ids.add(pair.id)
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / "pairs.jsonl"
         draft.write_text(_json_lines(pairs, folder=Path(scratch)), encoding="utf-8", newline="\n")

@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from grains_ref.data import PreferencePair, Prompt, RowError, content_digest
+from grains_ref.data import PreferencePair, Prompt, RowError, Where, content_digest
 from grains_ref.files import digest_of
 
 Item = TypeVar("Item")
@@ -22,19 +22,9 @@ class DatasetError(ValueError):
     """A dataset as a whole cannot be read; the message says what was looked for and what to do next."""
 
 
-class Where(NamedTuple):
-    """The place of a row, for messages to people: a file, or a split of the hub, and the row's number from 1."""
-
-    path: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
-
-
 @dataclass(frozen=True)
 class Row:
-    """One row of a dataset, its columns checked.
+    """One row of a dataset, its columns checked; the `path` of its place may be a split of the hub.
 
     A picture column holds the path of the picture, or None where the dataset has none.
     """
@@ -52,7 +42,7 @@ class Row:
         Raises:
             RowError: always.
         """
-        raise RowError(Path(self.where.path), self.where.line, column, problem)
+        raise RowError(*self.where, column, problem)
 
 
 @dataclass(frozen=True)

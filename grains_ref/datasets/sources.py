@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from grains_ref.data import Where
 from grains_ref.datasets.picture_cache import CACHE, keep_picture
-from grains_ref.datasets.records import DatasetError, Row, Where
+from grains_ref.datasets.records import DatasetError, Row
 from grains_ref.datasets.schema import PICTURE, Schema, check_columns, check_value
 from grains_ref.files import MAX_DEPTH, json_depth
 from grains_ref.images import PictureError

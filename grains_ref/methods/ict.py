@@ -15,14 +15,12 @@ image level is fitted, and the settings are named "ICT (image level)".
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +29,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from grains_ref.data import PreferencePair
+from grains_ref.data import PreferencePair, read_column
 from grains_ref.images import read_picture
 from grains_ref.methods.core import Edit, Setting, capture, edit_pixels, n_heads, unit
 from grains_ref.methods.iti import (
@@ -260,24 +258,20 @@ def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tupl
 
 
 def boxes_in_file(path: str | os.PathLike[str]) -> Boxes:
-    """Boxes from the field `boxes` of the pairs' own JSONL file: a list of [left, top, right, bottom] in pixels.
+    """Boxes from the field `boxes` of the pairs' own file: a list of [left, top, right, bottom] in pixels.
 
-    A row without the field has no boxes. Rows belong to pairs by their id, or their line number where they have none.
+    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them.
 
     Raises:
-        ValueError: `boxes` is not a list of lists; afterwards, when asked about a pair that is not in the file.
-        OSError: the file cannot be read.
+        ValueError: `boxes` is not a list of lists, or the file cannot be read (see `read_pairs`); later, when asked
+            about a pair that is not in the file.
     """
     boxes_of: dict[str, list[Box]] = {}
-    for line, text in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not text.strip():
-            continue
-        row = json.loads(text)
-        found = row.get("boxes") or []
+    for pair, value in read_column(path, "boxes"):
+        found = value or []
         if not isinstance(found, list) or not all(isinstance(box, list) for box in found):
-            raise ValueError(f"{path}:{line}: 'boxes' must be a list of [left, top, right, bottom]; found {found!r}")
-        name = row.get("id")
-        boxes_of[f"{line:06d}" if name is None else str(name)] = found
+            raise pair.error("boxes", f"must be a list of [left, top, right, bottom]; found {found!r}"[:200])
+        boxes_of[pair.id] = found
 
     def boxes(pair: PreferencePair) -> Sequence[Box]:
         if pair.id not in boxes_of:

@@ -171,7 +171,7 @@ def test_boxes_from_the_pairs_own_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no row 'other'"):
         boxes(PreferencePair("other", "p", "x", "y", where="elsewhere:1"))
     path.write_text(json.dumps(rows[0] | {"boxes": [1, 2, 3, 4]}))
-    with pytest.raises(ValueError, match=r"pairs.jsonl:1: 'boxes' must be a list"):
+    with pytest.raises(ValueError, match=r"pairs.jsonl:1: field 'boxes': must be a list"):
         boxes_in_file(path)
 
 

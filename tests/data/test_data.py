@@ -1,13 +1,15 @@
-"""data.py: what is read, what is refused, and in which words."""
+"""Our own fields in JSONL: what is read, what is refused, and in which words."""
 
 from __future__ import annotations
 
-import ast
 import codecs
 import hashlib
 import json
 import pickle
+import re
+import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import grains_ref.data
 from grains_ref.data import (
+    FieldError,
     PairFileError,
     PreferencePair,
     RowError,
+    Task,
+    Where,
+    check_texts,
     check_tokens,
+    content_digest,
+    read_column,
     read_pairs,
+    read_tasks,
     stream_pairs,
 )
 
@@ -29,7 +37,12 @@ pytestmark = pytest.mark.cpu
 
 GOOD = {"prompt": "Is it flat?", "chosen": "No.", "rejected": "Yes."}
 CHAT = [{"role": "system", "content": ""}, {"role": "user", "content": "Is it flat?"}]
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
+LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs"))
+TEXT = st.text(LETTERS, min_size=1, max_size=30).filter(str.strip)
+
+
+def as_settled(text: str) -> str:
+    return unicodedata.normalize("NFC", text.lstrip())
 
 
 def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -59,8 +72,9 @@ def error_of(folder: Path, *rows: Any) -> RowError:
 def test_a_plain_row_becomes_a_pair_and_its_line_number_the_default_id(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     assert read_pairs(path).pairs == (
-        PreferencePair(id="000001", prompt="Is it flat?", chosen="No.", rejected="Yes.", where=f"{path}:1"),
+        PreferencePair(id="000001", prompt="Is it flat?", chosen="No.", rejected="Yes.", where=Where(str(path), 1)),
     )
+    assert str(read_pairs(path).pairs[0].where) == f"{path}:1"
 
 
 def test_chat_messages_are_kept_as_turns_without_their_extra_keys(tmp_path: Path) -> None:
@@ -95,7 +109,9 @@ def test_null_counts_as_absent_and_other_fields_are_ignored(tmp_path: Path) -> N
         "label": None,
         "category": {"a": [1, 2.5]},
     }
-    assert read_pairs(write(tmp_path, row)).pairs == read_pairs(write(tmp_path, GOOD)).pairs
+    file = read_pairs(write(tmp_path, row))
+    assert file.pairs == read_pairs(write(tmp_path, GOOD)).pairs
+    assert file.ignored_columns == ("category",)
 
 
 def test_blank_lines_carriage_returns_and_a_byte_order_mark_are_accepted(tmp_path: Path) -> None:
@@ -103,7 +119,7 @@ def test_blank_lines_carriage_returns_and_a_byte_order_mark_are_accepted(tmp_pat
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + b"\r\n" + line + b"\r\n  \t\r\n\r\n" + line)
     file = read_pairs(path)
-    assert [pair.where for pair in file.pairs] == [f"{path}:2", f"{path}:5"]
+    assert [str(pair.where) for pair in file.pairs] == [f"{path}:2", f"{path}:5"]
     assert [pair.id for pair in file.pairs] == ["000002", "000005"]
     assert file.skipped == ()
 
@@ -122,7 +138,11 @@ def test_an_empty_system_turn_is_allowed_but_an_empty_question_is_not(tmp_path: 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.lists(st.tuples(TEXT, TEXT, TEXT).filter(lambda row: row[1] != row[2]), min_size=1, max_size=4),
+    rows=st.lists(
+        st.tuples(TEXT, TEXT, TEXT).filter(lambda row: as_settled(row[1]) != as_settled(row[2])),
+        min_size=1,
+        max_size=4,
+    ),
     ascii_only=st.booleans(),
 )
 def test_any_unicode_text_survives_the_file(tmp_path_factory: Any, rows: Any, ascii_only: bool) -> None:
@@ -147,16 +167,6 @@ def test_a_stream_yields_bad_rows_in_place_and_goes_on(tmp_path: Path) -> None:
     assert [type(item) for item in items] == [PreferencePair, RowError, RowError, PreferencePair]
     assert isinstance(items[2], RowError)
     assert (items[2].path, items[2].line, items[2].field) == (path, 3, "chosen")
-
-
-def test_a_stream_does_not_read_ahead(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD)
-    with path.open("ab") as file:
-        file.write(json.dumps(GOOD | {"prompt": "x" * 5_000_000}).encode() + b"\n")
-    stream = stream_pairs(path)
-    next(stream)
-    path.write_bytes(path.read_bytes()[:100_000])  # what the stream has not read yet is taken away
-    assert isinstance(next(stream), RowError)
 
 
 def test_without_skipping_the_first_bad_row_is_raised(tmp_path: Path) -> None:
@@ -202,29 +212,25 @@ def test_an_empty_file_is_called_empty(tmp_path: Path, content: bytes) -> None:
         read_pairs(path)
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_array_is_recognised_and_its_conversion_told(tmp_path: Path, indent: int | None) -> None:
-    path = tmp_path / "pairs.json"
-    path.write_text(json.dumps([GOOD, GOOD], indent=indent))
-    with pytest.raises(PairFileError, match=r"JSON array; expected one object.*jq -c '\.\[\]' pairs.json"):
-        read_pairs(path, skip_bad_rows=True)
-
-
 # --- bad rows
 
 ROW_ERRORS = {
     "not JSON": ('{"prompt": "a", chosen', "", ["not JSON", "column 17", '\'{"prompt": "a", chosen\'']),
-    "two rows on a line": ("{} {}", "", ["not JSON", "column 4", "one complete object on each line"]),
-    "NaN": ('{"prompt": NaN}', "", ["NaN is not JSON", "null"]),
-    "Infinity": ('{"a": [-Infinity]}', "", ["-Infinity is not JSON"]),
+    "two rows on a line": ("{} {}", "", ["not JSON", "column 4", "one complete object"]),
+    "NaN": ('{"prompt": NaN}', "", ["NaN is no JSON number, though Python writes it"]),
+    "Infinity": ('{"a": [-Infinity]}', "", ["-Infinity is no JSON number"]),
+    "endless float": ('{"a": 1e999}', "", ["beyond the range of a float64"]),
     "endless integer": ('{"a": 1' + "0" * 5000 + "}", "", ["cannot be read"]),
-    "deep nesting": ('{"a": ' + "[" * 100_000, "", ["cannot be read"]),
+    "deep nesting": ('{"a": ' + "[" * 100_000, "", ["nested 100001 deep; at most 100 levels are read"]),
+    "many fields": ({f"x{i}": 1 for i in range(1001)}, "", ["1,001 fields", "at most 1,000"]),
+    "a large row": (GOOD | {"prompt": "x" * (1 << 23)}, "", ["bytes; at most 8,388,608 are read"]),
+    "object over several lines": ("{", "", ["not JSON", "jq -c . OLD > NEW"]),
     "Latin-1": ('{"prompt": "caf\xe9"}'.encode("latin-1"), "", ["not UTF-8", "byte 16", "0xe9", "Latin-1"]),
     "UTF-16": ('{"prompt": 1}'.encode("utf-16"), "", ["not UTF-8", "UTF-16"]),
     "a string": ('"a"', "", ["expected an object", "a string ('a')"]),
     "a number": ("3", "", ["expected an object", "an integer (3)"]),
     "null": ("null", "", ["expected an object", "found null"]),
-    "repeated field": ('{"chosen": "a", "chosen": "b"}', "chosen", ["given twice"]),
+    "repeated field": ('{"chosen": "a", "chosen": "b"}', "", ["'chosen' is given twice in one object"]),
     "no prompt": (without(GOOD, "prompt"), "prompt", ["missing", "either 'prompt'", "or 'messages'"]),
     "both prompts": (GOOD | {"messages": CHAT}, "messages", ["both 'prompt' and 'messages'"]),
     "prompt of blanks": (GOOD | {"prompt": " \n"}, "prompt", ["only white space"]),
@@ -234,7 +240,18 @@ ROW_ERRORS = {
     "blank rejected": (GOOD | {"rejected": "\t\u3000"}, "rejected", ["only white space; expected text"]),
     "same answers": (GOOD | {"rejected": "No."}, "rejected", ["the same text as 'chosen'", "'No.'"]),
     "chosen a number": (GOOD | {"chosen": 3}, "chosen", ["expected a string", "an integer (3)"]),
-    "chosen a chat": (GOOD | {"chosen": CHAT}, "chosen", ["found a list", "chat turns go in 'messages'"]),
+    "same answers after a space": (GOOD | {"rejected": " No."}, "rejected", ["but for white space before it"]),
+    "same answers after a line": (GOOD | {"rejected": "\n\tNo."}, "rejected", ["but for white space before it"]),
+    "same answers composed": (
+        GOOD | {"chosen": "caf\u00e9", "rejected": "cafe\u0301"},
+        "rejected",
+        ["composition of accents"],
+    ),
+    "invisible chosen": (GOOD | {"chosen": "\u200b\ufeff"}, "chosen", ["only invisible characters"]),
+    "chosen control characters": (GOOD | {"chosen": "\x1b\x00"}, "chosen", ["only invisible characters"]),
+    "chosen a chat": (GOOD | {"chosen": CHAT}, "chosen", ["a list of turns, but the prompt is plain text"]),
+    "a chat as text": (GOOD | {"prompt": str(CHAT)}, "prompt", ["a list of messages written out as text", "JSONL"]),
+    "a chat as JSON": (GOOD | {"chosen": json.dumps(CHAT)}, "chosen", ["a list of messages written out as text"]),
     "prompt a boolean": (GOOD | {"prompt": True}, "prompt", ["true/false (True)"]),
     "half an emoji": (GOOD | {"chosen": "\ud83d"}, "chosen", ["surrogate"]),
     "id a boolean": (GOOD | {"id": True}, "id", ["a string or an integer", "true/false"]),
@@ -244,8 +261,11 @@ ROW_ERRORS = {
     "image a folder": (GOOD | {"image": "."}, "image", ["is a directory"]),
     "image base64": (GOOD | {"image": "iVBORw0KGgo" * 500}, "image", ["does not exist", "..."]),
     "image NUL": (GOOD | {"image": "a\0b"}, "image", ["does not exist"]),
-    "image a list": (GOOD | {"image": ["a.png"]}, "image", ["found a list"]),
-    "label alone": (GOOD | {"label": 0}, "choices", ["the row has 'label'", "both or neither"]),
+    "image empty": (GOOD | {"image": ""}, "image", ["empty"]),
+    "image a number": (GOOD | {"image": 3}, "image", ["expected a string, found an integer (3)"]),
+    "image an address": (GOOD | {"image": "https://a.org/b.png"}, "image", ["is an address", "Download the picture"]),
+    "image in the row": (GOOD | {"image": "data:image/png;base64,iVBO"}, "image", ["is an address", "save it"]),
+    "two images": (GOOD | {"images": ["a.png", "b.png"]}, "images", ["expected one picture, found 2", "a row of each"]),
     "choices alone": (GOOD | {"choices": ["a", "b"]}, "label", ["the row has 'choices'"]),
     "one choice": (GOOD | {"choices": ["a"], "label": 0}, "choices", ["at least 2", "a list of 1"]),
     "choices text": (GOOD | {"choices": "ab", "label": 0}, "choices", ["at least 2", "a string ('ab')"]),
@@ -280,12 +300,9 @@ def test_every_bad_row_is_refused_in_its_own_words(tmp_path: Path, case: str) ->
         ("hello", "messages", ["expected a list", "a string ('hello')"]),
         (["hello"], "messages[0]", ["a string ('hello')"]),
         ([{"role": "user"}], "messages[0].content", ["missing"]),
-        ([{"from": "user", "value": "a"}], "messages[0].content", ["'value': was 'content' meant?"]),
-        (
-            [{"role": "user", "content": [{"type": "image"}]}],
-            "messages[0].content",
-            ["found a list", "'image'"],
-        ),
+        ([{"role": "user", "value": "a"}], "messages[0].content", ["'value': was 'content' meant?"]),
+        ([{"from": "observation", "value": "a"}], "messages[0].from", ["'observation' is not read", "'human'"]),
+        ([{"role": "user", "content": [{"type": "image"}]}], "messages[0].content", ["one part of text, found 0"]),
         (
             [*CHAT, {"role": "assistant", "content": "No."}],
             "messages",
@@ -326,10 +343,18 @@ def test_an_unrelated_field_is_no_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [("a", "a"), (7, "7"), ("000002", None)])
-def test_a_repeated_id_is_refused_with_the_line_that_had_it_first(tmp_path: Path, ids: tuple[Any, Any]) -> None:
-    error = error_of(tmp_path, *(GOOD | {"id": value} for value in ids))
-    assert (error.line, error.field) == (2, "id")
-    assert "already names line 1" in str(error)
+def test_a_repeated_id_becomes_another_and_is_remarked_on(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    file = read_pairs(write(tmp_path, *(GOOD | {"id": value} for value in ids)))
+    names = [pair.id for pair in file.pairs]
+    assert names[1] == f"{names[0]}#2"
+    assert file.renamed_ids == (names[1],)
+    assert file.remarks == (f"{tmp_path / 'pairs.jsonl'}: ids given more than once, made unique: {names[1]}",)
+
+
+def test_made_up_ids_meet_no_given_one(tmp_path: Path) -> None:
+    ids = ["a", "a#2", "a", "a", "a#2", "a"]
+    file = read_pairs(write(tmp_path, *(GOOD | {"id": name} for name in ids)))
+    assert [pair.id for pair in file.pairs] == ["a", "a#2", "a#3", "a#4", "a#2#2", "a#5"]
 
 
 def test_errors_survive_pickling_as_worker_processes_need(tmp_path: Path) -> None:
@@ -414,15 +439,15 @@ def test_the_digest_is_the_sha256_of_one_canonical_text(tmp_path: Path) -> None:
 
 
 def test_data_needs_nothing_but_the_standard_library() -> None:
-    tree = ast.parse(Path(grains_ref.data.__file__).read_text(encoding="utf-8"))
-    imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    imports |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {str(name).partition(".")[0] for name in imports} <= set(sys.stdlib_module_names)
+    code = "import sys; before = set(sys.modules); import grains_ref.data; print(*set(sys.modules) - before)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    roots = {name.partition(".")[0] for name in run.stdout.split()}
+    assert roots - set(sys.stdlib_module_names) == {"grains_ref"}
 
 
 # --- tokens
 
-PAIR = PreferencePair(id="a", prompt="p", chosen="c", rejected="r", where="some:dir/pairs.jsonl:12")
+PAIR = PreferencePair(id="a", prompt="p", chosen="c", rejected="r", where=Where("some:dir/pairs.jsonl", 12))
 FITTING = {"n_prompt": 10, "n_chosen": 3, "n_rejected": 6, "context": 16}
 
 
@@ -449,9 +474,112 @@ def test_what_does_not_tokenise_or_fit_is_refused(change: dict[str, int], field:
 
 
 @pytest.mark.parametrize("where", ["typed by hand", "pairs.jsonl", "a: b", ""])
-def test_a_pair_that_came_from_no_file_is_still_named(where: str) -> None:
+def test_a_pair_that_came_from_no_line_is_still_named(where: str) -> None:
     pair = PreferencePair(id="a", prompt=(), chosen="c", rejected="r", where=where)
     with pytest.raises(RowError) as caught:
         check_tokens(pair, **FITTING | {"n_prompt": 0})
     assert (caught.value.line, caught.value.field) == (0, "messages")
-    assert where in str(caught.value)
+    assert str(caught.value).startswith(f"{where or 'a'}: field 'messages'")
+
+
+def test_answers_that_become_the_same_tokens_are_refused_with_both_texts() -> None:
+    with pytest.raises(RowError, match=r"12: field 'rejected': the same tokens as 'chosen' \('c' and 'r'\)"):
+        check_tokens(PAIR, **FITTING, same_answers=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({}, ""),
+        ({"prompt": " "}, "prompt"),
+        ({"prompt": ()}, "messages"),
+        ({"prompt": (CHAT[1], {"role": "user", "content": ""})}, "messages[1].content"),
+        ({"chosen": ""}, "chosen"),
+        ({"rejected": "\u2060"}, "rejected"),
+        ({"rejected": " No."}, "rejected"),
+        ({"rejected": "No. "}, ""),  # what follows an answer is part of it
+        ({"rejected": "\u200bNo."}, ""),
+    ],
+)
+def test_texts_from_anywhere_are_held_to_what_rows_are(change: dict[str, Any], field: str) -> None:
+    if field:
+        with pytest.raises(FieldError, match=f"^'{re.escape(field)}': ") as caught:
+            check_texts(**GOOD | change)
+        assert caught.value.field == field
+    else:
+        check_texts(**GOOD | change)
+
+
+# --- messages, tasks, further columns
+
+
+def test_control_characters_of_a_file_reach_no_message_raw(tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r\n"
+    rows: list[Any] = [
+        GOOD | {"chosen": evil, "rejected": evil},
+        GOOD | {"id": f"{evil}a", "chosen": ""},
+        GOOD | {"image": f"{evil}.png"},
+        GOOD | {f"tools{evil}": [evil]},
+        GOOD | {"label": 9, "choices": [f"{evil}a", "b"]},
+        json.dumps(GOOD).replace("No.", "\x1b[2J"),
+        f'{{"{evil.strip()}',
+    ]
+    path = write(tmp_path, *rows)
+    items = list(stream_pairs(path))
+    assert all(isinstance(item, RowError) for item in items)
+    assert [str(item) for item in items if not str(item).isprintable()] == []
+    file = read_pairs(write(tmp_path, GOOD | {f"score{evil}": 1, "id": f"a{evil}"}, GOOD | {"id": f"a{evil}"}))
+    assert len(file.remarks) == 2
+    assert all(remark.isprintable() for remark in file.remarks)
+    for name in (f"{evil.strip()}.jsonl", f"https://a.org/{evil}"):
+        with pytest.raises(PairFileError) as caught:
+            read_pairs(tmp_path / name)
+        assert str(caught.value).isprintable()
+
+
+def test_tasks_have_an_answer_and_the_shapes_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    rows = [
+        {"id": "a", "prompt": "<image> 1 + 1?", "answer": "2", "images": ["a.png"], "score": 3},
+        {"messages": CHAT, "answer": "No."},
+        {"prompt": CHAT, "answer": "No.", "system": ""},
+        {"id": "a", "prompt": "p", "answer": "q"},
+    ]
+    assert read_tasks(write(tmp_path, *rows)) == (
+        Task("a", "<image> 1 + 1?", "2", tmp_path / "a.png"),
+        Task("000002", tuple(CHAT), "No."),
+        Task("000003", tuple(CHAT), "No."),
+        Task("a#2", "p", "q"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"answer": " "}, "field 'answer': only white space"),
+        ({"answer": None}, "field 'answer': missing"),
+        ({"answer": None, "solution": "4"}, "The row has 'solution': was 'answer' meant?"),
+        ({"prompt": None, "question": "p"}, "The row has 'question': was 'prompt' meant?"),
+        ({"tools": [{"name": "f"}]}, "field 'tools': holds content that would be lost"),
+        ({"answer": ["a"]}, "expected a string, found a list"),
+    ],
+)
+def test_bad_tasks_are_refused_like_bad_pairs(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RowError, match=re.escape(words)):
+        read_tasks(write(tmp_path, {"prompt": "p", "answer": "q"} | change))
+    with pytest.raises(PairFileError, match="the file is empty; expected tasks"):
+        read_tasks(write(tmp_path, ""))
+
+
+def test_a_further_column_comes_with_the_pair_it_belongs_to(tmp_path: Path) -> None:
+    rows = [GOOD | {"id": "a", "notes": "One sentence here."}, "{", GOOD | {"id": "a", "notes": [1]}, GOOD]
+    found = [(pair.id, value) for pair, value in read_column(write(tmp_path, *rows), "notes")]
+    assert found == [("a", "One sentence here."), ("a#2", [1]), ("000004", None)]
+
+
+def test_a_picture_that_is_gone_names_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (pair,) = read_pairs(write(tmp_path, GOOD | {"image": "a.png"})).pairs
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(RowError, match=r"pairs\.jsonl:1: field 'image': .*a\.png does not exist"):
+        content_digest([pair])
