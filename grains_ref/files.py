@@ -39,7 +39,7 @@ class FileError(ValueError):
     """A file that cannot be what it should be: missing, no regular file, too large, damaged."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(super().__str__(), keep="\n")
 
 
 # -------------------------------------------------------------------------------------------- writing

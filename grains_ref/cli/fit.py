@@ -58,7 +58,7 @@ def fit(
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
     from grains_ref.fitting import checked_examples, resumable_fit
-    from grains_ref.work_folder import open_work_folder
+    from grains_ref.fitting.work_folder import open_work_folder
 
     choose_hp = common.hyper_parameters(
         preset,

@@ -129,9 +129,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(
     data: Path, tmp_path: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import grains_ref.fitting
+    import grains_ref.fitting.resumable
 
-    whole, calls = grains_ref.fitting.attribute, []
+    whole, calls = grains_ref.fitting.resumable.attribute, []
 
     def interrupted(*args: Any) -> Any:
         calls.append(args)
@@ -141,7 +141,7 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(
 
     out = tmp_path / "v.safetensors"
     command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, "--aggregation", "mean"]
-    monkeypatch.setattr(grains_ref.fitting, "attribute", interrupted)
+    monkeypatch.setattr(grains_ref.fitting.resumable, "attribute", interrupted)
     result = run(*command)
     assert result.exit_code == 130
     work = tmp_path / "v.safetensors.work"

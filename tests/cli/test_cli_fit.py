@@ -11,12 +11,12 @@ from command import SIMPLE, bad, good, lines, parsed, run
 
 from grains_ref.demo import planted as demo
 from grains_ref.fitting import checked_examples
+from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
 from grains_ref.grains import attribute as attribute_example
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.worlds import build_world
 from grains_ref.vectors import SteeringVectors
-from grains_ref.work_folder import open_work_folder
 
 pytestmark = pytest.mark.cpu
 

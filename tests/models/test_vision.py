@@ -18,6 +18,7 @@ from toys import residual_of
 
 from grains_ref.data import PreferencePair, content_digest
 from grains_ref.fitting import FitRecord, checked_examples, resumable_fit
+from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
 from grains_ref.grains import (
     Encoded,
     Example,
@@ -39,7 +40,6 @@ from grains_ref.grains import (
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.families import Gemma3, Picture, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import noise_picture, random_gemma3
-from grains_ref.work_folder import WorkFolderError, open_work_folder
 
 pytestmark = pytest.mark.cpu
 

@@ -19,7 +19,7 @@ from typing import Any
 from robustness.work_folders import fit_in
 
 from grains_ref.files import is_draft
-from grains_ref.work_folder import open_work_folder
+from grains_ref.fitting.work_folder import open_work_folder
 
 OPERATIONS = ("open", "mkdir", "replace", "unlink", "rmdir", "fsync", "fchmod", "fdopen")
 KILLED = 9

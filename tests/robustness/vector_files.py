@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from grains_ref.files import record_bytes
-from grains_ref.header import Header, VectorError
-from grains_ref.tensor_files import METADATA_KEY, parse_tensor_file, tensor_file
 from grains_ref.vectors import SteeringVectors, VectorFileError, compose
+from grains_ref.vectors.header import Header, VectorError
+from grains_ref.vectors.tensor_files import METADATA_KEY, parse_tensor_file, tensor_file
 
 Record = dict[str, Any]
 

@@ -21,13 +21,13 @@ import torch
 from robustness.vector_files import STRANGE, cut, flip, layout, length, metadata, no_header
 from torch import Tensor, nn
 
-from grains_ref import fitting
 from grains_ref.data import PreferencePair
 from grains_ref.files import FileError, parse_record, record_bytes
 from grains_ref.fitting import FitRecord, resumable_fit
+from grains_ref.fitting import resumable as fitting
+from grains_ref.fitting.work_folder import WorkFolder, WorkFolderError, open_work_folder
 from grains_ref.grains import Encoded, Example, HyperParameters
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
-from grains_ref.work_folder import WorkFolder, WorkFolderError, open_work_folder
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 Folder = dict[str, bytes]  # names and contents
 

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from grains_ref import tensor_files
 from grains_ref.files import FileError
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
+from grains_ref.vectors import tensor_files
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 pytestmark = pytest.mark.cpu
 

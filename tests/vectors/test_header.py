@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from grains_ref.files import MAX_DEPTH
-from grains_ref.header import Header, VectorError, library_versions
+from grains_ref.vectors.header import Header, VectorError, library_versions
 
 pytestmark = pytest.mark.cpu
 

@@ -35,7 +35,7 @@ from grains_ref.files import (
     some_of,
     write_whole,
 )
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 RECORD = "fit.json"
 TOKENS = "tokens"  # the field of the record that has one digest for every example

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grains_ref.header import Header, VectorError, library_versions
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
 from grains_ref.vectors import MismatchError, SteeringVectors, VectorFileError, check_fits, compose
+from grains_ref.vectors.header import Header, VectorError, library_versions
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 pytestmark = pytest.mark.cpu
 

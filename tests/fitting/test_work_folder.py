@@ -16,12 +16,12 @@ import torch
 from robustness import work_folders
 from robustness.work_folders import HP, PAIRS, SmallModel, fit_in
 
-from grains_ref import fitting
 from grains_ref.files import FileError, write_record
 from grains_ref.fitting import FitRecord, score_settings
+from grains_ref.fitting import resumable as fitting
+from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
 from grains_ref.grains import HyperParameters
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
-from grains_ref.work_folder import WorkFolderError, open_work_folder
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 pytestmark = pytest.mark.cpu
 

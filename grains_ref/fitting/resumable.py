@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from grains_ref.data import PreferencePair, RowError, check_tokens, content_digest
 from grains_ref.files import digest_of
+from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
     Example,
     Fit,
@@ -34,7 +35,6 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.vectors import Header, SteeringVectors, library_versions
-from grains_ref.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from grains_ref.models import HuggingFaceModel

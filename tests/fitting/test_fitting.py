@@ -21,16 +21,16 @@ import torch
 from transformers.utils import chat_template_utils
 from typer.testing import CliRunner
 
-from grains_ref import fitting, work_folder
 from grains_ref.cli import app
 from grains_ref.data import PreferencePair, RowError, Where, content_digest
-from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest
+from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest, work_folder
+from grains_ref.fitting import resumable as fitting
+from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
 from grains_ref.grains import DegenerateShiftsError, HyperParameters, attribute, fit, shift
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
 from grains_ref.vectors import SteeringVectors
-from grains_ref.work_folder import WorkFolderError, open_work_folder
 
 pytestmark = pytest.mark.cpu
 

@@ -3,10 +3,10 @@
 `SteeringVectors` holds equation (6) per layer, v = v_pos - v_neg, with its two parts and a header that says
 where, how and from what they were made.
 
-The file is one safetensors file (`grains_ref.tensor_files`).  For each decoder block i = 0..L-1 it has three float32
-tensors (d,): `layer.{i}` (v), `layer.{i}.pos` (v_pos) and `layer.{i}.neg` (v_neg).  The header is the JSON object
-under the metadata key `grains_ref`, with two digests that make every change visible.  Any safetensors reader can use
-`layer.{i}` without this library.
+The file is one safetensors file (`grains_ref.vectors.tensor_files`).  For each decoder block i = 0..L-1 it has three
+float32 tensors (d,): `layer.{i}` (v), `layer.{i}.pos` (v_pos) and `layer.{i}.neg` (v_neg).  The header is the JSON
+object under the metadata key `grains_ref`, with two digests that make every change visible.  Any safetensors reader
+can use `layer.{i}` without this library.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from grains_ref.files import FileError, digest_of, printable, read_whole, some_of, write_whole
-from grains_ref.header import COMPOSED, Header, VectorError, is_finite_number, library_versions
-from grains_ref.tensor_files import parse_tensor_file, tensor_file
+from grains_ref.vectors.header import COMPOSED, Header, VectorError, is_finite_number, library_versions
+from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 TOLERANCE = 1e-5  # of |v_pos| + |v_neg|, for v = v_pos - v_neg: room for rounding, none for a swapped sign
 

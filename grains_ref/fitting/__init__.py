@@ -1,0 +1,29 @@
+"""A fit that survives interruption.
+
+| file | holds |
+|---|---|
+| `resumable` | the fit: finished examples are computed once, whatever ends the process |
+| `work_folder` | where they are kept until the vectors are written |
+"""
+
+from grains_ref.fitting.resumable import (
+    FitRecord,
+    checked_examples,
+    resumable_fit,
+    score_settings,
+    steering_vectors,
+    tokens_digest,
+)
+from grains_ref.fitting.work_folder import WorkFolder, WorkFolderError, open_work_folder
+
+__all__ = [
+    "FitRecord",
+    "WorkFolder",
+    "WorkFolderError",
+    "checked_examples",
+    "open_work_folder",
+    "resumable_fit",
+    "score_settings",
+    "steering_vectors",
+    "tokens_digest",
+]
