@@ -19,7 +19,6 @@ import json
 import os
 import re
 import stat
-import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -297,20 +296,16 @@ def _is_named(handle: int, path: Path) -> bool:
 
 # -------------------------------------------------------------------------------------------- for messages
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Text whose control characters are written out (as \x1b), so that a file cannot rewrite the screen.
+    r"""Text whose characters are all to be seen: others are written out (as \x1b), so that no file rewrites the screen.
 
-    Written out are the characters that move the cursor, colour, delete or ring (C0, C1), break lines, turn the
-    direction of reading, or are half a character; not those in `keep`, for instance "\n\t".
+    Written out is what moves the cursor, colours, deletes or rings, breaks lines, turns the direction of reading, has no
+    width, or is half a character; not what is in `keep`, for instance "\n\t".
     """
     return "".join(_shown(character) if character not in keep else character for character in text)
 
 
-_TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of reading
-
-
 def _shown(character: str) -> str:
-    is_control = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS
-    return character.encode("unicode_escape").decode() if is_control else character
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ PACKAGE = Path(grains_ref.__file__).parent
 # From the bottom up; a room may import rooms of lower floors, and other files of its own.
 FLOORS = (
     {"grains"},
-    {"data", "images", "files"},
+    {"files"},
+    {"data", "images"},
     {"models", "vectors", "fast", "authors"},
     {"fitting", "methods", "evaluation", "datasets"},
     {"report", "export", "demo"},
@@ -27,7 +28,7 @@ FLOORS = (
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms of one floor that may know each other, by direction.
-NEIGHBOURS = {("images", "files"), ("fitting", "evaluation"), ("demo", "report"), ("export", "report")}
+NEIGHBOURS = {("fitting", "evaluation"), ("demo", "report"), ("export", "report")}
 DATA_FILES = {"grains.py"}  # the reference is one module on purpose
 
 
