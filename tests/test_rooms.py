@@ -27,7 +27,13 @@ FLOORS = (
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms of one floor that may know each other, by direction.
-NEIGHBOURS = {("images", "files"), ("fitting", "evaluation"), ("demo", "report"), ("export", "report")}
+NEIGHBOURS = {
+    ("data", "files"),
+    ("images", "files"),
+    ("fitting", "evaluation"),
+    ("demo", "report"),
+    ("export", "report"),
+}
 DATA_FILES = {"grains.py"}  # the reference is one module on purpose
 
 
