@@ -60,7 +60,7 @@ JSON = st.recursive(
 )
 STARTS = (b"", b"{", b"[", b"\x1f\x8b", b"prompt,chosen,rejected\n")
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=30,
     derandomize=True,
     database=None,
     deadline=None,
