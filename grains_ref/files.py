@@ -305,7 +305,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def _shown(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    is_joiner = character in "\u200c\u200d"  # inside words of some languages, and inside emoji
+    return character if character.isprintable() or is_joiner else character.encode("unicode_escape").decode()
 
 
 def some_of(names: Sequence[str]) -> str:

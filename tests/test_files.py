@@ -175,14 +175,6 @@ def test_a_key_given_twice_is_no_json_of_ours() -> None:
     assert parse_json('[{"a": 1}, {"a": 1}]') == [{"a": 1}, {"a": 1}]
 
 
-def test_what_a_terminal_would_act_on_is_shown_as_an_escape() -> None:
-    assert printable("\x1b[2J\x9b\r\n\t\0\u202e\u2028\ud800 \u00e9\U0001f642") == (
-        "\\x1b[2J\\x9b\\r\\n\\t\\x00\\u202e\\u2028\\ud800 \u00e9\U0001f642"
-    )
-    assert str(FileError("a\x1b[2J")) == "a\\x1b[2J"
-    assert [printable(chr(i)).isprintable() for i in range(0x3000)] == [True] * 0x3000
-
-
 def test_an_address_is_told_from_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data:a").touch()

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grains_ref.files import some_of
+
 PAIR_FIELDS = ("prompt", "messages", "chosen", "rejected", "image", "id", "choices", "label")
 TASK_FIELDS = ("prompt", "messages", "answer", "image", "id")
 READ_ELSEWHERE = frozenset({"boxes"})  # where an object is, for a method that asks; never part of what a model reads
@@ -176,11 +178,10 @@ def content_problem(names: list[str], *, drop: str) -> tuple[str, str]:
 
     drop: what to type to leave them out.
     """
-    listed = ", ".join(repr(name[:60]) for name in names[:3])
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    listed = some_of([repr(name[:60]) for name in names])
     advice = next((f" {ADVICE[word]}" for word in _words(names[0]) if word in ADVICE), "")
     meant = OTHER_NAMES.get(names[0].lower()[:60])
     guess = f" Was {meant!r} meant?" if meant and not advice else ""
     lost = "content that would be lost, as nothing reads"
-    which = "a column of this name" if len(names) == 1 else f"columns of these names ({listed}{more})"
+    which = "a column of this name" if len(names) == 1 else f"columns of these names ({listed})"
     return names[0][:60], f"holds {lost} {which}.{advice}{guess} If it is not needed: {drop}"

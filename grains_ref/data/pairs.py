@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
-from grains_ref.files import MAX_PICTURE_BYTES, FileError, digest_of, printable, read_whole
+from grains_ref.files import MAX_PICTURE_BYTES, FileError, digest_of, printable, read_whole, some_of
 
 PICTURE_MARK = "<image>"  # the place of the picture in a plain-text prompt, whatever the model's own token for it
 
@@ -133,16 +133,14 @@ class PairFile:
         """What a caller should show of the file, one sentence each: nothing of it is an error."""
         sentences = []
         if self.ignored_columns:
-            sentences.append(f"{self.path}: not read, as it holds no content: {_listed(self.ignored_columns)}")
+            sentences.append(f"{self.path}: not read, as it holds no content: {_some_of(self.ignored_columns)}")
         if self.renamed_ids:
-            sentences.append(f"{self.path}: ids given more than once, made unique: {_listed(self.renamed_ids)}")
+            sentences.append(f"{self.path}: ids given more than once, made unique: {_some_of(self.renamed_ids)}")
         return tuple(printable(sentence) for sentence in sentences)
 
 
-def _listed(names: Sequence[str], *, most: int = 8) -> str:
-    """The first few names, each cut to a readable length, and how many more there are."""
-    listed = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:most])
-    return f"{listed} and {len(names) - most:,} more" if len(names) > most else listed
+def _some_of(names: Sequence[str]) -> str:
+    return some_of([name if len(name) <= 40 else f"{name[:37]}..." for name in names])
 
 
 # -------------------------------------------------------------------------------------------- digests

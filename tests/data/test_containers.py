@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from grains_ref.data import PairFileError, PreferencePair, RowError, containers, read_pairs, read_tasks, stream_pairs
+from grains_ref.files import printable
 
 pytestmark = pytest.mark.cpu
 
@@ -269,7 +270,7 @@ def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkey
 def test_other_files_are_named_with_the_next_step(tmp_path: Path, start: bytes, words: str) -> None:
     message = refused(written(tmp_path, start + b"...." * 3, "my pairs.bin"))
     assert words in message
-    assert message.isprintable()
+    assert printable(message) == message
 
 
 def test_a_latin_1_line_is_named_with_the_command_that_converts_it(tmp_path: Path) -> None:
@@ -344,8 +345,8 @@ def test_what_a_file_controls_costs_no_more_than_its_size(tmp_path: Path) -> Non
     twice = written(tmp_path, json.dumps(GOOD | {"choices": [*many, many[-1]], "label": 0}))
     with pytest.raises(RowError, match="'choice 60000' is listed more than once"):
         read_pairs(twice)
-    with pytest.raises(RowError, match=r"the row has 200,003 fields; at most 1,000"):
-        read_pairs(written(tmp_path, json.dumps(GOOD | {f"x{i}": i for i in range(200_000)})))
+    with pytest.raises(RowError, match=r"the row has 50,003 fields; at most 1,000"):
+        read_pairs(written(tmp_path, json.dumps(GOOD | {f"x{i}": i for i in range(50_000)})))
     with pytest.raises(RowError, match="'prompt': missing"):
         read_pairs(written(tmp_path, json.dumps({f"unlike{i}": 1 for i in range(900)} | {"y" * 1_000_000: 1})))
     same = read_pairs(written(tmp_path, jsonl([GOOD | {"id": "a"}] * 1_000)))

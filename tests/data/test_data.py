@@ -32,6 +32,7 @@ from grains_ref.data import (
     read_tasks,
     stream_pairs,
 )
+from grains_ref.files import printable
 
 pytestmark = pytest.mark.cpu
 
@@ -39,6 +40,10 @@ GOOD = {"prompt": "Is it flat?", "chosen": "No.", "rejected": "Yes."}
 CHAT = [{"role": "system", "content": ""}, {"role": "user", "content": "Is it flat?"}]
 LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs"))
 TEXT = st.text(LETTERS, min_size=1, max_size=30).filter(str.strip)
+
+
+def is_printable(text: str) -> bool:
+    return printable(text) == text
 
 
 def as_settled(text: str) -> str:
@@ -527,14 +532,14 @@ def test_control_characters_of_a_file_reach_no_message_raw(tmp_path: Path) -> No
     path = write(tmp_path, *rows)
     items = list(stream_pairs(path))
     assert all(isinstance(item, RowError) for item in items)
-    assert [str(item) for item in items if not str(item).isprintable()] == []
+    assert [str(item) for item in items if not is_printable(str(item))] == []
     file = read_pairs(write(tmp_path, GOOD | {f"score{evil}": 1, "id": f"a{evil}"}, GOOD | {"id": f"a{evil}"}))
     assert len(file.remarks) == 2
-    assert all(remark.isprintable() for remark in file.remarks)
+    assert all(is_printable(remark) for remark in file.remarks)
     for name in (f"{evil.strip()}.jsonl", f"https://a.org/{evil}"):
         with pytest.raises(PairFileError) as caught:
             read_pairs(tmp_path / name)
-        assert str(caught.value).isprintable()
+        assert is_printable(str(caught.value))
 
 
 def test_tasks_have_an_answer_and_the_shapes_of_a_prompt(tmp_path: Path) -> None:

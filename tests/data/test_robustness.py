@@ -33,7 +33,7 @@ def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return place
 
 
-@pytest.mark.parametrize(("fuzz", "n"), [(robustness.fuzz_pairs, 1500), (robustness.fuzz_tasks, 400)])
+@pytest.mark.parametrize(("fuzz", "n"), [(robustness.fuzz_pairs, 1000), (robustness.fuzz_tasks, 200)])
 def test_spoilt_files_of_every_shape_are_read_without_loss_or_refused(placed: Any, fuzz: Any, n: int) -> None:
     outcomes = Counter[str]()
     for seed in range(n):
@@ -43,14 +43,14 @@ def test_spoilt_files_of_every_shape_are_read_without_loss_or_refused(placed: An
         except Exception as error:
             error.add_note(f"{fuzz.__name__}(random.Random({seed})) gave {content[:1000]!r}")
             raise
-    assert min(outcomes["read"], outcomes["refused"]) > n / 5  # neither all right nor all wrong
+    assert min(outcomes["ok"], outcomes["typed error"]) > n / 5  # neither all right nor all wrong
 
 
 def test_flipped_bits_in_parquet_are_a_typed_error(placed: Any) -> None:
     pytest.importorskip("pyarrow", reason="comes with the extra eval")
-    for seed in range(40):
+    for seed in range(30):
         content, check = robustness.fuzz_parquet(random.Random(seed))
-        assert check(placed(content)) in ("read", "refused")
+        assert check(placed(content)) in ("ok", "typed error")
 
 
 JSON = st.recursive(
@@ -60,7 +60,7 @@ JSON = st.recursive(
 )
 STARTS = (b"", b"{", b"[", b"\x1f\x8b", b"prompt,chosen,rejected\n")
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=30,
     derandomize=True,
     database=None,
     deadline=None,
@@ -82,7 +82,7 @@ def test_any_object_is_a_pair_or_a_row_error(placed: Any, rows: list[dict[str, A
     content=st.binary(max_size=200), start=st.sampled_from([b"", b"{", b"[", b"\x1f\x8b", b"prompt,chosen,rejected\n"])
 )
 def test_any_bytes_are_refused_in_a_readable_sentence(placed: Any, content: bytes, start: bytes) -> None:
-    assert robustness.check_pairs(placed(start + content)) in ("read", "refused")
+    assert robustness.check_pairs(placed(start + content)) in ("ok", "typed error")
 
 
 def test_the_generators_are_the_same_for_a_seed() -> None:

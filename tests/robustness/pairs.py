@@ -2,7 +2,7 @@
 
     content, check = fuzz_pairs(random.Random(0))
     path.write_bytes(content)
-    check(path)  # "read" or "refused"; anything but a typed, readable refusal is an AssertionError, or passes through
+    check(path)  # "ok" or "typed error"; anything but a typed, readable refusal is an AssertionError, or passes through
 
 Every text in a file is a sentence of its own.  So it can be told whether a file that was read has lost one.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from grains_ref.data import PairFileError, PreferencePair, RowError, Task, check_texts, read_pairs, read_tasks
+from grains_ref.files import printable
 
 Row: TypeAlias = dict[str, Any]
 Check: TypeAlias = Callable[[Path], str]
@@ -297,18 +298,18 @@ def _fuzz(
 
 def check_whole(path: Path, made: list[Made], check: Check) -> str:
     """A valid file is read, and every text is where it belongs."""
-    assert check(path) == "read"
+    assert check(path) == "ok"
     for record, one in zip(_records(path, check), made, strict=True):
         prompt = (record.prompt,) if isinstance(record.prompt, str) else tuple(m["content"] for m in record.prompt)
         answers = (record.answer,) if isinstance(record, Task) else (record.chosen, record.rejected)
         assert (prompt, answers) == (one.prompt, one.answers)
-    return "read"
+    return "ok"
 
 
 def check_spoilt_rows(path: Path, rows: list[Row], check: Check) -> str:
     """What was read holds every sentence of the file."""
     outcome = check(path)
-    if outcome == "read":
+    if outcome == "ok":
         text = "\n".join(part for record in _records(path, check) for part in _texts(record))
         lost = [part for row in rows for part in _sentences(row) if part not in text]
         assert not lost, f"read, but lost: {lost}"
@@ -330,9 +331,9 @@ def check_pairs(path: Path) -> str:
         assert pair.label is None or 0 <= pair.label < len(pair.choices)
         assert pair.image is None or pair.image.is_file()
         assert isinstance(pair.prompt, str) or pair.prompt[-1]["role"] == "user"
-    assert all(remark.isprintable() for remark in file.remarks)
+    assert all(printable(remark) == remark for remark in file.remarks)
     assert read_pairs(path).digest == file.digest
-    return "read"
+    return "ok"
 
 
 def check_tasks(path: Path) -> str:
@@ -343,15 +344,15 @@ def check_tasks(path: Path) -> str:
         return _refused(error, path)
     assert len({one.id for one in tasks}) == len(tasks) > 0
     assert all(one.answer.strip() for one in tasks)
-    return "read"
+    return "ok"
 
 
 def _refused(error: Exception, path: Path) -> str:
     message = str(error)
     assert message.startswith(str(path)), message
-    assert message.isprintable(), message
+    assert printable(message) == message, message
     assert len(message) < 3 * len(str(path)) + LETTERS, message
-    return "refused"
+    return "typed error"
 
 
 def _records(path: Path, check: Check) -> tuple[PreferencePair, ...] | tuple[Task, ...]:
