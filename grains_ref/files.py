@@ -298,8 +298,8 @@ def _is_named(handle: int, path: Path) -> bool:
 def printable(text: str, *, keep: str = "") -> str:
     r"""Text whose characters are all to be seen: others are written out (as \x1b), so that no file rewrites the screen.
 
-    Written out is what moves the cursor, colours, deletes or rings, breaks lines, turns the direction of reading, has no
-    width, or is half a character; not what is in `keep`, for instance "\n\t".
+    Written out is what moves the cursor, colours, deletes or rings, breaks lines, turns the direction of reading, has
+    no width, or is half a character; not what is in `keep`, for instance "\n\t".
     """
     return "".join(_shown(character) if character not in keep else character for character in text)
 

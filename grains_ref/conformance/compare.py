@@ -206,10 +206,10 @@ def _distances(
 ) -> list[tuple[float, float]]:
     """How far a row is from everything that is right, and how far it may be."""
     pairs = []
-    if gap > 2 * budget:  # else errors of this size turn a component anywhere, and a span says where to
+    if gap > 2 * budget:  # else errors of this size exchange the components, and a span says which of them
         rows = [u, *(one.row for one in others if isinstance(one, OtherRow))]
         pairs += [(float(np.linalg.norm(w - row)), budget * (1 + 2 / gap)) for row in rows]
-    for span in (one for one in others if isinstance(one, Span)):
+    for span in (one for one in others if isinstance(one, Span) and one.gap > 2 * budget):
         if span.toward is None or w @ span.toward >= -2 * budget:
             outside = w - (span.basis @ w) @ span.basis
             pairs.append((float(np.linalg.norm(outside)), budget * (1 + 2 / span.gap)))

@@ -5,8 +5,8 @@ last bits of a linear algebra library.
 
 - **The sign**: what the dialect's rule rests on is a tie. Then u and -u are right (`OtherRow`).
 - **The direction**: the first r eigenvalues are equal, exactly or nearly. Then every unit vector of their span is right
-  (`Span`), once the allowed relative error is as large as half the gap. Under the paper's rule it must point along the
-  mean shift; the largest entry of `authors` says nothing in such a span.
+  (`Span`), once the allowed relative error is half as large as what separates each from the next. In `paper` it must
+  point along the mean shift; the largest entry of `authors` says nothing in such a span.
 
 **Canonical form**: a library returns any of these. What is stored is one of them, the same on every machine:
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from grains_ref.conformance.stages import Values
 
-WELL_SEPARATED = 0.05  # relative gap of the first two eigenvalues below which a component counts as ill-defined
+WELL_SEPARATED = 0.05  # relative gap of the first two eigenvalues below which no case counts as well-posed
 SIGN_DEFINED = 1e-3  # margin of a sign below which it counts as ill-defined
 SAME = 1e-9  # relative gap below which float64 does not tell two eigenvalues apart to the digits that are compared
 SIDES = ("pos", "neg")
@@ -69,7 +69,7 @@ class Span:
 class Spectrum:
     """The centred shifts D (N, d) of one side and layer, decomposed.
 
-    mean: (d,).  gaps: 1 - eigenvalue over the largest, first to last; 1 stands for those that do not exist.
+    mean: (d,).  gaps: 1 - eigenvalue over the largest, first to last.
     components: (r, d), one per gap.
     """
 
@@ -77,13 +77,14 @@ class Spectrum:
     gaps: np.ndarray
     components: np.ndarray
 
-    def gap_after(self, r: int) -> float:
-        """Of the first eigenvalue and the one after the first r; `gap_after(1)` is that of the first two."""
-        return float(self.gaps[r]) if r < len(self.gaps) else 1.0
+    def separation(self, r: int) -> float:
+        """Of the r-th eigenvalue and the next, counted from 1, as a share of the largest."""
+        following = self.gaps[r] if r < len(self.gaps) else 1.0
+        return rounded(following - self.gaps[r - 1])
 
-    def alike(self, below: float) -> int:
-        """How many of the first eigenvalues are closer to the largest than `below`."""
-        return int((self.gaps < below).sum())
+    def equal(self) -> int:
+        """How many of the first eigenvalues are one for float64."""
+        return int((self.gaps < SAME).sum())
 
 
 def spectra(inputs: Mapping[str, Any], side: str) -> list[Spectrum]:
@@ -108,7 +109,7 @@ def margins_of_components(dialect: str, inputs: Mapping[str, Any], want: Values)
     margins = {}
     for side in SIDES:
         layers = list(zip(spectra(inputs, side), want[f"v_{side}"], strict=True))
-        margins[f"gap_{side}"] = [spectrum.gap_after(1) for spectrum, _ in layers]
+        margins[f"gap_{side}"] = [spectrum.separation(1) for spectrum, _ in layers]
         margins[f"sign_{side}"] = [_sign_margin(dialect, spectrum.mean, u) for spectrum, u in layers]
     return margins
 
@@ -133,7 +134,7 @@ def canonical_components(dialect: str, inputs: Mapping[str, Any], want: Values) 
 
 
 def _canonical_row(dialect: str, spectrum: Spectrum, u: np.ndarray) -> np.ndarray:
-    if (same := spectrum.alike(SAME)) > 1:
+    if (same := spectrum.equal()) > 1:
         basis = basis_of(spectrum.components[:same])
         u = basis[0] if dialect == "authors" else _along_mean(basis, spectrum.mean, otherwise=basis[0])
     if _sign_margin(dialect, spectrum.mean, u) < SIGN_DEFINED:
@@ -177,12 +178,14 @@ def other_components(
 
 
 def _spans(dialect: str, of: str, layer: int, spectrum: Spectrum, widest: float) -> Iterator[Span]:
-    """The first r components for every r whose eigenvalues are alike; equal ones all or none."""
-    for r in range(2, spectrum.alike(WELL_SEPARATED) + 1):
-        begins = spectrum.gap_after(r - 1) / 2  # errors of this size exchange the first and the last of them
-        gap = spectrum.gap_after(r) - spectrum.gap_after(r - 1)
-        if begins <= widest and gap >= SAME:
+    """The first r components for every r, as long as errors of `widest` exchange each with the next."""
+    begins = 0.0
+    for r in range(2, len(spectrum.gaps) + 1):
+        begins = max(begins, spectrum.separation(r - 1) / 2)
+        if begins > widest:
+            return
+        if spectrum.separation(r) >= SAME:  # of equal eigenvalues all or none
             basis = basis_of(spectrum.components[:r])
             toward = None if dialect == "authors" else _along_mean(basis, spectrum.mean, otherwise=None)
             why = f"the first {r} components explain as much as each other"
-            yield Span(of, layer, basis, toward, rounded(gap), begins, why)
+            yield Span(of, layer, basis, toward, spectrum.separation(r), begins, why)

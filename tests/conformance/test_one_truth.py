@@ -20,8 +20,8 @@ from grains_ref.cli import app
 from grains_ref.conformance import vectors
 from grains_ref.conformance.budgets import allowed, load_budgets
 from grains_ref.conformance.cases import Case
-from grains_ref.conformance.cases.aggregation import with_gap
-from grains_ref.conformance.compare import Right, judge
+from grains_ref.conformance.cases.aggregation import HADAMARD, with_gap
+from grains_ref.conformance.compare import Right, judge, right_now
 from grains_ref.conformance.components import OtherRow, Span, basis_of, canonical_components
 from grains_ref.conformance.dialects import AUTHORS, DIALECTS, PAPER, Dialect
 from grains_ref.conformance.ports import encode_values
@@ -167,6 +167,19 @@ def test_one_free_sign_frees_no_other_layer() -> None:
             got["v"] = got["v_pos"] - got["v_neg"]
             found = judge("aggregation", case.inputs, got, budget=1e-6, right=right)
             assert found.ok == ((of, layer) == ("v_pos", 1)), (of, layer)
+
+
+@pytest.mark.parametrize(("budget", "right_ones"), [(0.01, 1), (0.02, 3), (0.2, 4)])
+def test_components_that_errors_exchange_with_their_neighbours_are_all_right(budget: float, right_ones: int) -> None:
+    """Eigenvalues 1, 0.97, 0.94 and 0.7: errors of 0.02 exchange the first with the second, and that with the third."""
+    axes, scores = np.eye(4, 9), HADAMARD[:8, 1:5]  # (4, 9) and (8, 4), columns without mean
+    D = scores @ (np.sqrt([[1.0], [0.97], [0.94], [0.7]]) * axes) + 0.1 * axes.sum(0)
+    inputs = {"delta_pos": D[:, None], "delta_neg": D[:, None]}
+    want = PAPER.run("aggregation", inputs)
+    for i, axis in enumerate(axes):
+        out = {"v_pos": axis[None], "v_neg": want["v_neg"], "v": axis[None] - want["v_neg"]}
+        right = right_now("paper", "aggregation", inputs, want, budget)
+        assert judge("aggregation", inputs, out, budget=budget, right=right).ok == (i < right_ones), i
 
 
 def test_a_float32_step_inside_a_float64_port_is_seen() -> None:

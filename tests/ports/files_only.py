@@ -83,7 +83,7 @@ def row_is_right(w: np.ndarray, stored: np.ndarray, gap: float, accepted: list[d
     rows = [stored, *(np.array(one["row"]) for one in accepted if "row" in one)]
     if gap > 2 * budget and min(np.linalg.norm(w - row) for row in rows) <= budget * (1 + 2 / gap):
         return True
-    for one in (one for one in accepted if "span" in one):
+    for one in (one for one in accepted if "span" in one and one["gap"] > 2 * budget):
         basis = np.array(one["span"])
         outside = np.linalg.norm(w - (basis @ w) @ basis)
         against = one["toward"] is not None and w @ np.array(one["toward"]) < -2 * budget
