@@ -540,9 +540,10 @@ def test_qwens_positions_are_those_of_transformers(
     n = len(qwen_vl.family.patches(size))
     is_image = torch.tensor([False] * before + [True] * n + [False] * after)
     ids = torch.where(is_image, qwen_vl.hf.config.image_token_id, 50)[None]
-    expected, _ = qwen_vl.hf.model.get_rope_index(
-        ids, is_image[None].int(), image_grid_thw=tensors["image_grid_thw"], attention_mask=torch.ones_like(ids)
-    )
+    rope_index = qwen_vl.hf.model.get_rope_index
+    grid, everything = tensors["image_grid_thw"], torch.ones_like(ids)
+    types = {} if TRANSFORMERS_4 else {"mm_token_type_ids": is_image[None].int()}  # transformers 4 finds them itself
+    expected, _ = rope_index(ids, image_grid_thw=grid, attention_mask=everything, **types)
     assert torch.equal(qwen_vl.family.replay(is_image, size)["position_ids"], expected[:, 0])
 
 

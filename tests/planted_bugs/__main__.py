@@ -2,7 +2,7 @@
 
 Each bug goes into a temporary copy of the checkout, never into the checkout itself. First the test file that its entry
 names is run on it, up to the first failure, and if that passes, all files that any entry names. The unchanged copy is
-run before all bugs: a suite that is red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
+run before all bugs: tests that are red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
 cannot be planted. Bugs of the adapter for lm-evaluation-harness are left out where that is not installed, since their
 tests are skipped then.
 """
@@ -40,7 +40,7 @@ def judge(bugs: Sequence[Bug], *, jobs: int) -> list[str]:
             copies.put(Copy(Path(folder) / f"copy-{i}"))
         unchanged = copies.get()
         print("the code as it is ...", file=sys.stderr, flush=True)
-        if failed := unchanged.test(SUITE):
+        if failed := unchanged.test(tuple(dict.fromkeys(bug.tests for bug in bugs))):
             raise PlantingError(f"the suite is red without any bug: {failed}")
         copies.put(unchanged)
 
