@@ -310,6 +310,6 @@ def _shown(character: str) -> str:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """A few names for a message, and how many more there are."""
+    """A few names for a message, printable, and how many more there are."""
     rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + rest or "none"
+    return ", ".join(printable(name) for name in names[:4]) + rest or "none"

@@ -321,4 +321,4 @@ def test_no_character_that_a_terminal_obeys_is_left() -> None:
 
 def test_a_few_of_many_names_are_told() -> None:
     assert (some_of([]), some_of(["a", "b"])) == ("none", "a, b")
-    assert some_of([f"{i}" for i in range(9)]) == "0, 1, 2, 3 and 5 more"
+    assert some_of(["\x1b", *(f"{i}" for i in range(8))]) == "\\x1b, 0, 1, 2 and 5 more"

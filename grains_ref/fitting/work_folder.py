@@ -30,6 +30,7 @@ from grains_ref.files import (
     is_draft,
     only_writer,
     parse_record,
+    printable,
     read_whole,
     record_bytes,
     some_of,
@@ -44,6 +45,9 @@ AGAIN = "delete this file and run the command again"
 
 class WorkFolderError(FileError):
     """The work folder belongs to another fit, or holds something that is damaged or not ours."""
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0]), keep="\n")
 
 
 class Finished(NamedTuple):
@@ -159,7 +163,7 @@ class WorkFolder:
 
         A file goes only if its content is what this fit wrote or read; one that has been replaced since stays.
         """
-        for name, digest in reversed(self._files.items()):  # the record last: without it a killed fit would be lost
+        for name, digest in reversed(self._files.items()):  # the record last: it tells what the rest belongs to
             with suppress(FileError, OSError):
                 if digest_of(read_whole(self.path / name)) == digest:
                     (self.path / name).unlink()

@@ -157,8 +157,9 @@ def _check_choice(choice: dict[str, Any]) -> None:
     lam, layers = choice.get("lam"), choice.get("layers")
     is_list = isinstance(layers, list) and bool(layers) and all(type(layer) is int and layer >= 0 for layer in layers)
     if not is_finite_number(lam) or not is_list:
+        found = f"{lam!r:.40}, {layers!r:.40}"
         raise VectorError(
-            f"header: 'choice' must be empty or name a finite 'lam' and a list of 'layers', found {lam!r}, {layers!r}."
+            f"header: 'choice' must be empty or name a finite 'lam' and a list of 'layers', found {found}."
         )
 
 

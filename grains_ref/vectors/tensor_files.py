@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from grains_ref.files import FileError, parse_json, parse_record, printable, record_bytes, some_of
+from grains_ref.files import FileError, parse_json, parse_record, record_bytes, some_of
 
 METADATA_KEY = "grains_ref"
 TENSORS_DIGEST = "tensors_sha256"
@@ -114,7 +114,7 @@ def _refuse_damaged(name: str, problem: object) -> NoReturn:
 
 
 def _refuse_foreign(names: Iterable[str], name: str) -> NoReturn:
-    found = sorted(printable(key) for key in names)
+    found = sorted(names)
     is_control_vector = any(re.fullmatch(r"direction\.[0-9]+", key) for key in found)
     guess = "a control vector as llama.cpp, repeng or EasySteer use?" if is_control_vector else "model weights?"
     raise FileError(f"{name} is a safetensors file, but has no '{METADATA_KEY}' metadata: {some_of(found)}; {guess}")

@@ -222,6 +222,22 @@ def test_a_record_that_lists_no_tokens_is_another_fits(half_done: Path) -> None:
         run(half_done)
 
 
+def test_examples_computed_on_another_kind_of_device_are_not_mixed_in(half_done: Path) -> None:
+    class Elsewhere(SmallModel):
+        device = torch.device("meta")
+
+    with pytest.raises(WorkFolderError, match=r"holds a fit with other device\."):
+        run(half_done, model=Elsewhere())
+
+
+def test_a_message_keeps_its_lines_and_shows_what_a_terminal_would_obey(half_done: Path) -> None:
+    with pytest.raises(WorkFolderError) as error:
+        run(half_done, model=SmallModel(fingerprint="\x1b[2J"))
+    first, there, now, _ = str(error.value).splitlines()
+    assert (first.count("\x1b"), there[:9], now[:9]) == (0, "  there: ", "  now:   ")
+    assert str(WorkFolderError("a\x1bb\nc")) == "a\\x1bb\nc"
+
+
 def test_scores_that_overflow_are_refused_with_their_row_and_not_kept(tmp_path: Path) -> None:
     class Overflowing(SmallModel):
         def residuals(self, encoded: Any, embeds: torch.Tensor) -> torch.Tensor:
@@ -242,6 +258,13 @@ def test_a_folder_of_something_else_is_refused_by_name_and_left_as_it_is(tmp_pat
         run(tmp_path)
     assert names(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "dear"
+
+
+def test_vectors_under_the_name_of_an_example_are_no_work_folder(tmp_path: Path, whole: FitRecord) -> None:
+    whole.vectors.save(tmp_path / "000000.safetensors")
+    with pytest.raises(WorkFolderError, match=r"it holds 000000\.safetensors"):
+        run(tmp_path)
+    assert names(tmp_path) == ["000000.safetensors"]
 
 
 def test_a_work_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:

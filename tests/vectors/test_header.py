@@ -47,8 +47,8 @@ def test_a_header_without_one_of_its_keys_is_refused(name: str) -> None:
 
 
 def test_a_header_with_an_unknown_key_is_refused() -> None:
-    with pytest.raises(VectorError, match="missing keys: none; unknown keys: lambda"):
-        Header.from_record(asdict(HEADER) | {"lambda": 2})
+    with pytest.raises(VectorError, match=r"missing keys: none; unknown keys: \\x1b, lambda"):
+        Header.from_record(asdict(HEADER) | {"lambda": 2, "\x1b": 3})
 
 
 @pytest.mark.parametrize(
