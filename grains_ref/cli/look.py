@@ -58,6 +58,8 @@ def attribute(
     as_json: JsonOption = False,
 ) -> None:
     """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
+    from grains_ref.data import PreferencePair, check_texts
+    from grains_ref.fitting import checked_examples
     from grains_ref.grains import attribute as attribute_example
     from grains_ref.grains import eligible_tokens, select
 
@@ -65,12 +67,14 @@ def attribute(
         raise ValueError("--overlay draws on a picture; give one with --image")
     if overlay:
         check_target(overlay)
+    check_texts(prompt=prompt, chosen=chosen, rejected=rejected)
     choose_hp = common.hyper_parameters(
         preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=eligible
     )
     wrapped = common.load_model(model, dtype, device, device_map)
     hp = choose_hp(wrapped)
-    example = wrapped.example(common.as_prompt(prompt, chat=chat), chosen, rejected, image)
+    pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", image)
+    _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
     attribution = attribute_example(wrapped, example, hp)
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     if overlay and image:

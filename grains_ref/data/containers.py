@@ -6,7 +6,7 @@
 | JSON array of objects | `[` | its place in the array |
 | CSV, with commas, tabs, semicolons or bars | a first line with names that are known here | the line it begins on |
 | Parquet (needs pyarrow) | `PAR1` | its place in the file |
-| any of them in gzip | 1f 8b | as above |
+| any of them but Parquet in gzip | 1f 8b | as above |
 """
 
 from __future__ import annotations
@@ -66,22 +66,30 @@ class Sheet:
 
     path: Path
     kind: str
-    in_gzip: bool
     rows: Iterator[Numbered]
+    in_gzip: bool = False
+    delimiter: str = ""
 
     def drop_command(self, columns: list[str]) -> str:
-        """What to type for a copy of the file without these columns."""
+        """What to type for a copy of the file without these columns: the first few, if there are many."""
         few = columns[:3]
-        file, copy = self.path.name, f"{self.path.name.split('.')[0]}_rows.jsonl"
-        if self.kind in ("JSONL", "JSON array"):
-            items = ".[]" if self.kind == "JSON array" else "."
-            paths = ", ".join(f".[{json.dumps(name)}]" for name in few)
-            unpack = f"gzip -dc {shlex.quote(file)} | " if self.in_gzip else ""
-            source = "" if self.in_gzip else f"{shlex.quote(file)} "
-            return f"{unpack}jq -c {shlex.quote(f'{items} | del({paths})')} {source}> {shlex.quote(copy)}"
-        read = f"read_csv({file!r}, sep=None, engine='python')" if self.kind == "CSV" else f"read_parquet({file!r})"
-        code = f"import pandas; pandas.{read}.drop(columns={few!r}).to_json({copy!r}, orient='records', lines=True)"
-        return f"python -c {shlex.quote(code)}"
+        file, copy = self.path.name, f"{self.path.name.split('.')[0]}_rows"
+        if self.kind == "Parquet":
+            code = f"pandas.read_parquet({file!r}).drop(columns={few!r}).to_parquet({f'{copy}.parquet'!r})"
+            return f"python -c {shlex.quote(f'import pandas; {code}')}"
+        if self.kind == "CSV":
+            options = f"sep={self.delimiter!r}, dtype=str, keep_default_na=False"
+            if self.in_gzip:
+                options += ", compression='gzip'"
+            code = f"pandas.read_csv({file!r}, {options}).drop(columns={few!r}).to_csv({f'{copy}.csv'!r}, index=False)"
+            return f"python -c {shlex.quote(f'import pandas; {code}')}"
+        items = ".[]" if self.kind == "JSON array" else "."
+        paths = ", ".join(f".[{json.dumps(name)}]" for name in few)
+        keep = shlex.quote(f"{items} | del({paths})")
+        target = shlex.quote(f"{copy}.jsonl")
+        if self.in_gzip:
+            return f"gzip -dc {shlex.quote(file)} | jq -c {keep} > {target}"
+        return f"jq -c {keep} {shlex.quote(file)} > {target}"
 
 
 def open_sheet(path: str | os.PathLike[str]) -> Sheet:
@@ -97,20 +105,21 @@ def open_sheet(path: str | os.PathLike[str]) -> Sheet:
     in_gzip = data.startswith(b"\x1f\x8b")
     if in_gzip:
         data = _gunzipped(data, file)
-        if data.startswith(b"\x1f\x8b"):
-            raise PairFileError(f"{file}: gzip inside of gzip. Unpack it once: gzip -d {shlex.quote(file.name)}")
+        if data.startswith((b"\x1f\x8b", b"PAR1")):
+            problem = "a packed file inside of gzip, which is not read"
+            raise PairFileError(f"{file}: {problem}. Unpack it once: gzip -d {shlex.quote(file.name)}")
     if data.startswith(b"PAR1"):
-        return Sheet(file, "Parquet", in_gzip, _parquet_rows(data, file))
+        return Sheet(file, "Parquet", _parquet_rows(data, file))
     _refuse_foreign(data, file)
     data = data.removeprefix(codecs.BOM_UTF8)
     start = re.search(rb"\S", data)
     first = start[0] if start else b""
     if first == b"[":
-        return Sheet(file, "JSON array", in_gzip, _array_rows(_decoded(data, file), file))
+        return Sheet(file, "JSON array", _array_rows(_decoded(data, file), file), in_gzip)
     delimiter = "" if first == b"{" else _delimiter(data, file)
     if delimiter:
-        return Sheet(file, "CSV", in_gzip, _csv_rows(_decoded(data, file), delimiter, file))
-    return Sheet(file, "JSONL", in_gzip, _json_lines(data, file))
+        return Sheet(file, "CSV", _csv_rows(_decoded(data, file), delimiter, file), in_gzip, delimiter)
+    return Sheet(file, "JSONL", _json_lines(data, file), in_gzip)
 
 
 # -------------------------------------------------------------------------------------------- the file

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from grains_ref.data import PreferencePair, Task
+from grains_ref.data import PreferencePair, Task, check_tokens
 from grains_ref.evaluation.metrics import BleuScores, Normalisation, Rate, bleu_scores, mc1, mc2, mc3, normalised, rate
 from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
 from grains_ref.models.families import PictureSource
@@ -25,10 +25,24 @@ def margins(
 
 
 def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
-    """Token rows of all chosen responses, then of all rejected ones, for `row_margins`."""
+    """Token rows of all chosen responses, then of all rejected ones, for `row_margins`.
+
+    Raises:
+        RowError: a pair whose answers are the same tokens, or that the model's context does not hold.
+    """
     _refuse_text("pairs", pairs)
     chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
-    return model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
+    rows = model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
+    for pair, good, bad in zip(pairs, rows[: len(pairs)], rows[len(pairs) :], strict=True):
+        check_tokens(
+            pair,
+            n_prompt=len(good.prompt),
+            n_chosen=len(good.response),
+            n_rejected=len(bad.response),
+            context=model.context,
+            same_answers=good.response == bad.response,
+        )
+    return rows
 
 
 def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow], *, normalise: Normalisation = "sum") -> list[float]:

@@ -87,6 +87,21 @@ def test_attribute_sends_a_chat_through_the_template(other_model: Path) -> None:
     assert "has no chat template, so it cannot take chat messages" in message
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--rejected": " eel ."}, "'rejected': the same text as 'chosen' but for white space before it"),
+        ({"--chosen": "\u200b"}, "'chosen': only invisible characters"),
+        ({"--prompt": " "}, "'prompt': only white space"),
+        ({"--prompt": "eel " * 200}, "command line: field 'prompt': 2"),
+    ],
+)
+def test_attribute_holds_its_texts_to_what_a_fit_holds_pairs_to(change: dict[str, str], words: str) -> None:
+    texts = {"--prompt": PROMPT, "--chosen": "eel .", "--rejected": "leek ."} | change
+    message = bad("attribute", *SIMPLE, *(part for option in texts.items() for part in option))
+    assert words in message
+
+
 # --- inspect
 
 

@@ -76,7 +76,6 @@ CONTAINERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "array in gzip": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "CSV in gzip": lambda rows: gzip.compress(table(rows)),
     "two gzip files in one": lambda rows: gzip.compress(jsonl(rows[:1])) + gzip.compress(jsonl(rows[1:])),
-    "Parquet in gzip": lambda rows: gzip.compress(parquet(rows)),
 }
 
 
@@ -239,7 +238,8 @@ def test_a_damaged_gzip_file_is_never_read_in_part(tmp_path: Path) -> None:
     content = gzip.compress(jsonl(ROWS))
     for bad in (content[:-1], content[:30], content[:-8] + bytes(8), content + b"\1", b"\x1f\x8b"):
         assert "the gzip file is cut off or damaged" in refused(written(tmp_path, bad))
-    assert "gzip inside of gzip" in refused(written(tmp_path, gzip.compress(content)))
+    for packed in (content, b"PAR1"):
+        assert "a packed file inside of gzip" in refused(written(tmp_path, gzip.compress(packed)))
 
 
 def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,8 @@ def test_the_command_that_drops_a_column_works_as_it_is_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = "my pairs.gz" if "gzip" in container else "my pairs.x"
-    rows = [row | {"a tool's\"": "uses this, and that, and more."} for row in ROWS]
+    odd = {"chosen": "007", "rejected": "NA", "a tool's\"": "uses this, and that, and more."}
+    rows = [row | odd for row in ROWS]
     written(tmp_path, CONTAINERS[container](rows), name)
     with pytest.raises(RowError) as caught:
         read_pairs(name)
@@ -373,4 +374,6 @@ def test_the_command_that_drops_a_column_works_as_it_is_given(
         pytest.skip("jq is not installed")
     else:
         subprocess.run(command, shell=True, check=True)
-    assert read_pairs("my pairs_rows.jsonl").digest == read_pairs(written(tmp_path, jsonl(ROWS))).digest
+    (copy,) = tmp_path.glob("my pairs_rows.*")
+    pairs = read_pairs(copy).pairs
+    assert [(pair.id, pair.chosen, pair.rejected) for pair in pairs] == [(name, "007", "NA") for name in "abc"]

@@ -33,6 +33,7 @@ class LeaningModel:
     """
 
     blocks: Sequence[nn.Module] = field(default_factory=lambda: [nn.Identity()])
+    context: int = 8
 
     def tokenise(self, items: Any) -> list[TokenRow]:
         return [TokenRow((int(prompt.split()[0]),), (int(response),)) for prompt, response, *_ in items]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from grains_ref.data import PreferencePair, Task
+from grains_ref.data import PreferencePair, RowError, Task
 from grains_ref.evaluation.measures import (
     capability,
     exact_matches,
@@ -49,11 +49,13 @@ PAIRS = [
 class FakeModel:
     """Scores are written into the rows: a row's first response token says whether greedy decoding gives it."""
 
+    context = 8
+
     def __init__(self) -> None:
         self.scored = 0
 
     def tokenise(self, items: Any) -> list[TokenRow]:
-        return [TokenRow((0,), (int(response),)) for _, response, *_ in items]
+        return [TokenRow((0,), tuple(int(word) for word in response.split())) for _, response, *_ in items]
 
     def score(self, items: Any) -> list[SimpleNamespace]:
         return self.score_rows(self.tokenise(items))
@@ -157,9 +159,21 @@ def test_margins_are_differences_of_log_probabilities_in_nats(model: HuggingFace
 
 
 def test_a_tie_is_not_a_success() -> None:
-    pairs = [pair("?", "3", "2"), pair("?", "2", "2"), pair("?", "1", "2")]
+    pairs = [pair("?", "3", "2"), pair("?", "2", "2 9"), pair("?", "1", "2")]
     assert margins(FakeModel(), pairs) == [1.0, 0.0, -1.0]
     assert preference_accuracy(FakeModel(), pairs) == rate([True, False, False])
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (("2", "2"), r"pairs\.jsonl:1: field 'rejected': the same tokens as 'chosen'"),
+        (("2 " * 8, "2"), r":1: field 'prompt': 1 prompt tokens \+ 8 of 'chosen' = 9, but the model takes 8"),
+    ],
+)
+def test_pairs_are_held_to_what_a_fit_holds_them_to(answers: tuple[str, str], words: str) -> None:
+    with pytest.raises(RowError, match=words):
+        margins(FakeModel(), [pair("?", *answers)])
 
 
 @pytest.mark.parametrize(
