@@ -336,7 +336,7 @@ def test_the_command_shows_and_writes_what_was_measured(
     monkeypatch.setattr(workers, "run", run)
     monkeypatch.setattr(show, "facts", lambda prompts: small.lab.facts)
     folder = tmp_path / "a" / "b"
-    command = ["demo", "--world", "graded", "--seeds", "0, 0", "--out", str(folder)]
+    command = ["demo", "--world", "graded", "--seeds", "0", "--out", str(folder)]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert asked == [(text.DEMO, "graded", folder, [0])]
