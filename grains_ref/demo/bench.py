@@ -110,7 +110,7 @@ class Bench:
 
 def tried(choice: Choice[Setting]) -> tuple[tuple[str, float, float], ...]:
     """What a setting was chosen from: label, strength and dev accuracy of every setting."""
-    return tuple((one.setting.label, one.setting.strength, one.accuracy) for one in choice.tried)
+    return tuple((t.setting.label, t.setting.strength, t.accuracy) for t in choice.tried)
 
 
 def _key(setting: Setting) -> object:

@@ -19,7 +19,7 @@ from grains_ref.fitting import steering_vectors
 from grains_ref.grains import Encoded, Selection
 from grains_ref.vectors import SteeringVectors
 
-Found = Callable[[Encoded, Tensor, Selection], dict[str, float]]
+Detection = Callable[[Encoded, Tensor, Selection], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Demo:
     """What a demo runs and shows: a view on the rows of `rows`."""
 
     rows: Mapping[str, str]  # row -> what the demo's table calls it
-    found: Found  # how well one example's scores (T,) find its planted causes
-    n_shown: int  # steering examples to look at
+    detection: Detection  # how well one example's scores (T,) find its planted causes
+    n_exhibits: int  # steering examples to look at
     further: Callable[[Lab], Any]  # what else is measured of a lab, for the demo's own figures
 
 
 @dataclass(frozen=True)
-class Shown:
+class Exhibit:
     """One steering example to look at: its scores by Integrated Gradients, and the causes that were planted."""
 
     pair: PreferencePair
@@ -48,8 +48,8 @@ class SeedResult:
 
     seed: int
     outcomes: dict[str, tuple[Outcome, ...]]  # row -> one outcome, or one for each draw
-    found: dict[str, dict[str, float]]  # attribution method -> how well it found the planted causes
-    shown: tuple[Shown, ...]
+    detection: dict[str, dict[str, float]]  # attribution method -> how well it finds the planted causes
+    exhibits: tuple[Exhibit, ...]
     vectors: SteeringVectors  # by the paper's setting
     further: Any
 
@@ -67,12 +67,12 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
 
     lab.bench.note = note
     examples = range(len(lab.steer))
-    found = {}
+    detection = {}
     for method, hp in attribution_settings(lab.paper).items():
         note(f"attribution: {method}")
         scores = [lab.attribution(hp, i).a for i in examples]
-        of_examples = [demo.found(lab.example(i).encoded, scores[i], lab.causes[i]) for i in examples]
-        found[method] = _means(of_examples)
+        of_examples = [demo.detection(lab.example(i).encoded, scores[i], lab.causes[i]) for i in examples]
+        detection[method] = _means(of_examples)
     rows = VISUAL if lab.is_visual else TEXT
     outcomes = {}
     for row in demo.rows:
@@ -81,10 +81,10 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
     return SeedResult(
         seed=seed,
         outcomes=outcomes,
-        found=found,
-        shown=tuple(
-            Shown(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i).a, lab.causes[i])
-            for i in examples[: demo.n_shown]
+        detection=detection,
+        exhibits=tuple(
+            Exhibit(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i).a, lab.causes[i])
+            for i in examples[: demo.n_exhibits]
         ),
         vectors=_vectors(lab),
         further=demo.further(lab),
@@ -99,4 +99,4 @@ def _vectors(lab: Lab) -> SteeringVectors:
 
 def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of several examples with the same figures."""
-    return {name: sum(one[name] for one in figures) / len(figures) for name in figures[0]}
+    return {name: sum(of_example[name] for of_example in figures) / len(figures) for name in figures[0]}

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from grains_ref.demo import text, vision, workers
 from grains_ref.demo.centring import centring_figure
-from grains_ref.demo.experiment import Demo, SeedResult, Shown, run_seed
+from grains_ref.demo.experiment import Demo, Exhibit, SeedResult, run_seed
 from grains_ref.demo.planted import PICTURES, build, facts, write_data
-from grains_ref.demo.summary import SummaryRow, found_means, record, summarise
+from grains_ref.demo.summary import SummaryRow, detection_means, record, summarise
 from grains_ref.grains import Selection, eligible_tokens, select
 from grains_ref.images import read_picture
 from grains_ref.models import EncodedPicture
@@ -50,13 +50,13 @@ def show_text_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: b
     out.print(f"  World '{world}', training seed {results[0].seed}.")
     out.print(f"Green pushes toward the truth, red toward the myth; underlined tokens are selected (k = {TEXT_K}).")
     out.print("The planted words are marked: [R] rumour, [T] trust.  Scores in nats.\n")
-    for shown in results[0].shown:
-        selection, tokens = _selection(shown, k=TEXT_K), shown.encoded.tokens
-        marks = dict.fromkeys(shown.causes.neg, "R") | dict.fromkeys(shown.causes.pos, "T")
-        out.print(coloured_tokens(tokens, shown.a, selection, marks))
-        out.print(strongest_tokens(tokens, shown.a, selection) + "\n")
+    for exhibit in results[0].exhibits:
+        selection, tokens = _selection(exhibit, k=TEXT_K), exhibit.encoded.tokens
+        marks = dict.fromkeys(exhibit.causes.neg, "R") | dict.fromkeys(exhibit.causes.pos, "T")
+        out.print(coloured_tokens(tokens, exhibit.a, selection, marks))
+        out.print(strongest_tokens(tokens, exhibit.a, selection) + "\n")
     title = f"Are the planted rumour words found?  ({_seeds(results)})"
-    out.print(found_table(results, title=title, columns=("recall@3", "precision@1")))
+    out.print(detection_table(results, title=title, columns=("recall@3", "precision@1")))
     out.print("(The entity asked about carries the myth too, so it is often the strongest token.)", style="dim")
     title = f"What does steering change?  ({_sizes(results)}; {_mean_of(results)})"
     summary = summarise(results, of_prompts)
@@ -72,7 +72,7 @@ def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json:
     results, of_prompts, out = _run(vision.DEMO, world, seeds, output, terminal), _facts(world), terminal.out
     content = record(world, results, of_prompts) | {"embedding_norms": [result.further for result in results]}
     _write(content, results, output)
-    overlays = [_overlay(shown, output) for shown in results[0].shown]
+    overlays = [_overlay(exhibit, output) for exhibit in results[0].exhibits]
     if as_json:
         out.print_json(data=content)
         return
@@ -84,21 +84,21 @@ def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json:
     )
     out.print("Marked are the planted causes: [L] lure, [G] ground word, [O] a patch of the object. Scores in nats.\n")
     prompts = {prompt.id: prompt for prompt in build(world).split("steer")}
-    for shown in results[0].shown:
-        prompt = prompts[shown.pair.id]
+    for exhibit in results[0].exhibits:
+        prompt = prompts[exhibit.pair.id]
         assert isinstance(prompt, VisualPrompt)
         seen = ", ".join(f"{thing.colour} {thing.shape} {thing.place}" for thing in prompt.scene)
         out.print(f"In the picture: {seen}.", style="dim")
-        selection, tokens = _selection(shown, k=VISION_K), named_tokens(shown.encoded)
-        patches = vision.object_patches(shown.encoded, shown.causes)
-        marks = dict.fromkeys(shown.causes.neg, "L") | dict.fromkeys(shown.causes.pos, "G")
+        selection, tokens = _selection(exhibit, k=VISION_K), named_tokens(exhibit.encoded)
+        patches = vision.object_patches(exhibit.encoded, exhibit.causes)
+        marks = dict.fromkeys(exhibit.causes.neg, "L") | dict.fromkeys(exhibit.causes.pos, "G")
         marks |= dict.fromkeys(patches, "O")
-        image = {j for j, kind in enumerate(shown.encoded.kinds) if kind == "image"}
+        image = {j for j, kind in enumerate(exhibit.encoded.kinds) if kind == "image"}
         hidden = image - patches - {*selection.pos, *selection.neg}
-        out.print(coloured_tokens(tokens, shown.a, selection, marks, hidden=hidden))
-        out.print(strongest_tokens(tokens, shown.a, selection) + "\n")
+        out.print(coloured_tokens(tokens, exhibit.a, selection, marks, hidden=hidden))
+        out.print(strongest_tokens(tokens, exhibit.a, selection) + "\n")
     columns = ("object's patch first", "lure recall@3", "lure recall@5")
-    out.print(found_table(results, title=f"Are the planted causes found?  ({_seeds(results)})", columns=columns))
+    out.print(detection_table(results, title=f"Are the planted causes found?  ({_seeds(results)})", columns=columns))
     out.print("(First among the image tokens; 2 of 21 show the object, so chance is .10.)", style="dim")
     title = f"What does steering change?  ({_sizes(results)}; {_mean_of(results)})"
     summary = summarise(results, of_prompts)
@@ -151,10 +151,10 @@ def demo_table(rows: Sequence[SummaryRow], *, title: str, names: Mapping[str, st
     return table
 
 
-def found_table(results: Sequence[SeedResult], *, title: str, columns: Sequence[str]) -> Table:
+def detection_table(results: Sequence[SeedResult], *, title: str, columns: Sequence[str]) -> Table:
     """How well each attribution method finds the planted causes."""
     table = _table(title, columns, padding=1)
-    for method, figures in found_means(results).items():
+    for method, figures in detection_means(results).items():
         table.add_row(method, *(f"{figure:.2f}" for figure in figures.values()))
     return table
 
@@ -189,17 +189,17 @@ def _sizes(results: Sequence[SeedResult]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- pictures
-def _selection(shown: Shown, *, k: int) -> Selection:
-    return select(shown.a, k=k, eligible=eligible_tokens(shown.encoded, ()))
+def _selection(exhibit: Exhibit, *, k: int) -> Selection:
+    return select(exhibit.a, k=k, eligible=eligible_tokens(exhibit.encoded, ()))
 
 
-def _overlay(shown: Shown, output: Path) -> Path:
+def _overlay(exhibit: Exhibit, output: Path) -> Path:
     """Draw one example's scores on its picture; the file."""
-    encoded, pair, selection = shown.encoded, shown.pair, _selection(shown, k=VISION_K)
+    encoded, pair, selection = exhibit.encoded, exhibit.pair, _selection(exhibit, k=VISION_K)
     assert isinstance(encoded, EncodedPicture)
     assert isinstance(pair.prompt, str)
-    strongest = strongest_tokens(named_tokens(encoded), shown.a, selection)
-    panel = Panel("Integrated Gradients", encoded.patches, shown.a.tolist(), selection.pos, selection.neg, strongest)
+    strongest = strongest_tokens(named_tokens(encoded), exhibit.a, selection)
+    panel = Panel("Integrated Gradients", encoded.patches, exhibit.a.tolist(), selection.pos, selection.neg, strongest)
     path = output / f"overlay-{pair.id}.png"
     question = pair.prompt.removeprefix("<image> ")
     picture = read_picture(output / PICTURES / f"{pair.id}.png")

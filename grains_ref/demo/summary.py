@@ -72,11 +72,11 @@ def chosen(outcomes: Sequence[Outcome]) -> str:
     return "; ".join(names)
 
 
-def found_means(results: Sequence[SeedResult]) -> dict[str, dict[str, float]]:
+def detection_means(results: Sequence[SeedResult]) -> dict[str, dict[str, float]]:
     """Attribution method -> its figures, means over training seeds."""
     return {
-        method: {name: sum(result.found[method][name] for result in results) / len(results) for name in figures}
-        for method, figures in results[0].found.items()
+        method: {name: sum(result.detection[method][name] for result in results) / len(results) for name in figures}
+        for method, figures in results[0].detection.items()
     }
 
 
@@ -91,12 +91,12 @@ def record(world: str, results: Sequence[SeedResult], facts: Sequence[str]) -> d
         "steered_accuracy": paper.accuracy.value,
         "capability_loss": paper.capability_loss,
         "rows": [asdict(row) for row in rows.values()],
-        "attribution": [{"method": method, **figures} for method, figures in found_means(results).items()],
+        "attribution": [{"method": method, **figures} for method, figures in detection_means(results).items()],
         "per_seed": [
             {
                 "seed": result.seed,
                 "rows": [_outcome(row, outcome) for row, outcomes in result.outcomes.items() for outcome in outcomes],
-                "attribution": result.found,
+                "attribution": result.detection,
             }
             for result in results
         ],

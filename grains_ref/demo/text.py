@@ -30,4 +30,4 @@ def recall(encoded: Encoded, a: Tensor, causes: Selection) -> dict[str, float]:
     }
 
 
-DEMO = Demo(rows=ROWS, found=recall, n_shown=3, further=centring)
+DEMO = Demo(rows=ROWS, detection=recall, n_exhibits=3, further=centring)

@@ -31,7 +31,7 @@ def object_patches(encoded: Encoded, causes: Selection) -> set[int]:
     return {j for j in causes.pos if encoded.kinds[j] == "image"}
 
 
-def found(encoded: Encoded, a: Tensor, causes: Selection) -> dict[str, float]:
+def recall(encoded: Encoded, a: Tensor, causes: Selection) -> dict[str, float]:
     """Whether the strongest image token shows the object, and how many lure words are among the most negative ones."""
     first = select(a, k=1, eligible=eligible_tokens(encoded, ("image",))).pos
     figures = {"object_patch_first": float(bool(first) and first[0] in object_patches(encoded, causes))}
@@ -44,9 +44,9 @@ def found(encoded: Encoded, a: Tensor, causes: Selection) -> dict[str, float]:
 def embedding_norms(lab: Lab) -> dict[str, float]:
     """Mean norms of image tokens' embeddings and of all others, over the steering examples."""
     encoded = [lab.example(i).encoded for i in range(len(lab.steer))]
-    norms = torch.cat([one.embeds.norm(dim=1) for one in encoded])
-    is_image = torch.tensor([kind == "image" for one in encoded for kind in one.kinds])
+    norms = torch.cat([prompt.embeds.norm(dim=1) for prompt in encoded])
+    is_image = torch.tensor([kind == "image" for prompt in encoded for kind in prompt.kinds])
     return {"image": norms[is_image].mean().item(), "other": norms[~is_image].mean().item()}
 
 
-DEMO = Demo(rows=ROWS, found=found, n_shown=4, further=embedding_norms)
+DEMO = Demo(rows=ROWS, detection=recall, n_exhibits=4, further=embedding_norms)

@@ -165,7 +165,7 @@ def _outcomes(lab: Lab, choice: Choice[Setting]) -> Cell:
     if lab.judged:
         with setting.steering():
             measured["rejected"] = lab.judged()
-    outcomes = {name: "".join("1" if one else "0" for one in values) for name, values in measured.items()}
+    outcomes = {name: "".join("1" if bit else "0" for bit in bits) for name, bits in measured.items()}
     if setting is UNSTEERED:
         lab.unsteered = outcomes
     return outcomes

@@ -73,7 +73,7 @@ def geometry(lab: Lab) -> list[dict[str, Any]]:
     """
     truth = lab.planted_shifts()
     shifts = [lab.shift(lab.paper, i) for i in range(len(lab.steer))]
-    found = []
+    layers = []
     for sign in ("pos", "neg"):
         deltas = torch.stack([getattr(s, f"delta_{sign}") for s in shifts]).double()  # (N, L, d)
         true_mean = torch.stack([getattr(s, f"delta_{sign}") for s in truth]).double().mean(0)  # (L, d)
@@ -84,7 +84,7 @@ def geometry(lab: Lab) -> list[dict[str, Any]]:
         for layer in range(deltas.shape[1]):
             d = deltas[:, layer]
             scores = (d - d.mean(0)) @ directions["pca"][layer]
-            found.append(
+            layers.append(
                 {
                     "sign": sign,
                     "layer": layer,
@@ -97,7 +97,7 @@ def geometry(lab: Lab) -> list[dict[str, Any]]:
                     "explained_by_last_token": _explained(scores, last),
                 }
             )
-    return found
+    return layers
 
 
 def _explained(scores: Tensor, groups: Tensor) -> float:
@@ -115,7 +115,7 @@ def margins(lab: Lab) -> dict[str, dict[str, float]]:
     """
     rows = rows_of(is_visual=lab.is_visual)
     before = torch.tensor(row_margins(lab.model, lab.bench.test_rows), dtype=torch.float64)
-    found = {}
+    effects = {}
     for name in MOVERS:
         settings = rows[name](lab)[0]
         strongest = next((s for s in reversed(settings) if lab.bench.keeps_capability(s)), None)
@@ -123,8 +123,8 @@ def margins(lab: Lab) -> dict[str, dict[str, float]]:
         if strongest:
             with strongest.steering():
                 change = torch.tensor(row_margins(lab.model, lab.bench.test_rows), dtype=torch.float64) - before
-        found[name] = {"strength": strongest.strength if strongest else 0.0} | moved(before, change)
-    return found
+        effects[name] = {"strength": strongest.strength if strongest else 0.0} | moved(before, change)
+    return effects
 
 
 def moved(before: Tensor, change: Tensor) -> dict[str, float]:

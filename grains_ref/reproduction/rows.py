@@ -61,8 +61,8 @@ def _without_planted_part(**changes: Any) -> Row:
 def planted_plane(lab: Lab) -> Tensor:
     """An orthonormal basis (L, d, 2) of the mean shifts, positive and negative, of the planted tokens."""
     shifts = lab.planted_shifts()
-    pos = torch.stack([one.delta_pos for one in shifts]).double().mean(0)
-    neg = torch.stack([one.delta_neg for one in shifts]).double().mean(0)
+    pos = torch.stack([of_example.delta_pos for of_example in shifts]).double().mean(0)
+    neg = torch.stack([of_example.delta_neg for of_example in shifts]).double().mean(0)
     return torch.linalg.qr(torch.stack([pos, neg], dim=2)).Q
 
 
@@ -89,11 +89,12 @@ def _greedy_layers(lab: Lab) -> Draws:
     while len(chosen) < len(v):
         tried = []
         for layer in sorted(set(range(len(v))) - set(chosen)):
-            label = "layers " + ", ".join(str(one) for one in sorted([*chosen, layer]))
-            grid = lab.strengths(label, v, layers=sorted([*chosen, layer]))
+            layers = sorted([*chosen, layer])
+            label = "layers " + ", ".join(str(i) for i in layers)
+            grid = lab.strengths(label, v, layers=layers)
             choice = lab.bench.choose(grid)
             tried.append((choice.accuracy, -layer, grid))
-        accuracy, layer, grid = max(tried, key=lambda one: one[:2])
+        accuracy, layer, grid = max(tried, key=lambda candidate: candidate[:2])
         if accuracy <= best:
             break
         best, settings = accuracy, grid

@@ -171,9 +171,9 @@ def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_mo
         worst = [j for j in sorted(range(len(a)), key=a.__getitem__)[:3] if a[j] < 0]
         hits.append(sum(j in p.rumour for j in worst) / min(3, len(p.rumour)))
         first.append(worst[0] in p.rumour)
-    found = small.result.found["integrated gradients"]
+    found = small.result.detection["integrated gradients"]
     assert found == {"recall_at_3": pytest.approx(sum(hits) / 6), "precision_at_1": sum(first) / 6}
-    assert list(small.result.found) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
+    assert list(small.result.detection) == ["integrated gradients", "SmoothGrad", "gradient", "random"]
 
 
 def test_recall_at_three_of_more_than_three_planted_words_can_be_whole(small: Small) -> None:
@@ -353,7 +353,7 @@ def test_the_command_shows_and_writes_what_was_measured(
         assert name in words
     assert "What does steering change? (10 test prompts, 10 tasks; seed 0)" in words
     assert "The planted words are marked: [R] rumour, [T] trust." in words
-    for example, planted in zip(small.result.shown, build_world("graded").split("steer"), strict=False):
+    for example, planted in zip(small.result.exhibits, build_world("graded").split("steer"), strict=False):
         tokens, a = example.encoded.tokens, example.a
         selection = select(a, k=3, eligible=eligible_tokens(example.encoded, ()))
         assert " ".join(strongest_tokens(tokens, a, selection).split()) in words

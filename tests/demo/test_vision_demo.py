@@ -178,14 +178,14 @@ def test_the_command_shows_and_writes_what_was_measured(
         assert vision.ROWS[row["row"]] in done.output
         assert f"{100 * row['accuracy']['value']:.1f} %" in done.output
     overlays = sorted(tmp_path.glob("overlay-*.png"))
-    assert len(overlays) == vision.DEMO.n_shown
+    assert len(overlays) == vision.DEMO.n_exhibits
     for path in overlays:
         with Image.open(path) as drawn:
             assert drawn.width > 800
     words = " ".join(done.output.split())
     for mark in ("[O]", "[L]", "[G]"):
         assert mark in words
-    for prompt in small_world("graded-visual").split("steer")[: vision.DEMO.n_shown]:
+    for prompt in small_world("graded-visual").split("steer")[: vision.DEMO.n_exhibits]:
         for j in prompt.lure:  # 21 image tokens stand in the place of one word
             assert f"{prompt.prompt.split()[j - 21]}[L]" in words
     assert (tmp_path / "vectors.safetensors").is_file()
@@ -200,7 +200,7 @@ def test_integrated_gradients_find_objects_and_lures_and_random_scores_do_not(wo
     for method in ("integrated gradients", "random"):
         hp = attribution_settings(PAPER)[method]
         found = [
-            vision.found(x.encoded, attribute(model, x, hp).a, causes(p))
+            vision.recall(x.encoded, attribute(model, x, hp).a, causes(p))
             for x, p in zip(examples, prompts, strict=True)
         ]
         means[method] = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
@@ -218,10 +218,10 @@ def test_what_was_found_is_counted_among_the_strongest_of_its_kind(lab: Lab) -> 
     a = torch.zeros(len(encoded.ids))
     a[image[4]], a[other[-1]], a[other[5]] = 1.0, 2.0, -9.0  # a stronger word is no image token
     a[list(planted_causes.neg)] = torch.tensor([-4.0, -3.0, -2.0, -1.0])
-    found = vision.found(encoded, a, planted_causes)
+    found = vision.recall(encoded, a, planted_causes)
     assert found == {"object_patch_first": 1.0, "lure_recall_at_3": 2 / 4, "lure_recall_at_5": 1.0}
     a[image[5]] = 1.5
-    assert vision.found(encoded, a, planted_causes)["object_patch_first"] == 0.0
+    assert vision.recall(encoded, a, planted_causes)["object_patch_first"] == 0.0
 
 
 def test_planted_tokens_can_steer_the_simple_world() -> None:
