@@ -319,6 +319,8 @@ def test_a_picture_is_a_regular_file_of_bounded_size(tmp_path: Path, name: str, 
     with pytest.raises(RowError, match=words) as caught:
         read_pairs(written(tmp_path, json.dumps(GOOD | {"image": name})))
     assert caught.value.field == "image"
+    file = read_pairs(written(tmp_path, jsonl([GOOD | {"image": name}, GOOD])), skip_bad_rows=True)
+    assert [error.line for error in file.skipped] == [1]  # the other rows are not lost with it
 
 
 def test_deep_nesting_is_refused_in_every_container(tmp_path: Path) -> None:

@@ -360,6 +360,9 @@ def test_made_up_ids_meet_no_given_one(tmp_path: Path) -> None:
     ids = ["a", "a#2", "a", "a", "a#2", "a"]
     file = read_pairs(write(tmp_path, *(GOOD | {"id": name} for name in ids)))
     assert [pair.id for pair in file.pairs] == ["a", "a#2", "a#3", "a#4", "a#2#2", "a#5"]
+    ids = ["a", "a", "a#2"]  # the given one comes after the made-up one
+    file = read_pairs(write(tmp_path, *(GOOD | {"id": name} for name in ids)))
+    assert [pair.id for pair in file.pairs] == ["a", "a#2", "a#2#2"]
 
 
 def test_errors_survive_pickling_as_worker_processes_need(tmp_path: Path) -> None:
