@@ -67,11 +67,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     Raises:
         FileError: as `check_target`.
-        OSError: the disk refuses (full, read-only, ...).
+        OSError: the disk refuses (full, read-only, ...); the message names the file.
     """
     check_target(path)
-    target = _resolved(path)
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _replace(_resolved(path), data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{path} could not be written: {reason}") from error
+
+
+def _replace(target: Path, data: bytes) -> None:
     draft = target.with_name(f"{DRAFT}{uuid.uuid4().hex}.tmp")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the user's umask takes away
     try:

@@ -100,7 +100,7 @@ def fit(
         left = [] if keep_work else work_folder.discard()
     strangers = [path.name for path in left if path.resolve() != output.resolve()]
     if strangers:
-        console.err.print(f"left in {folder}, for it is not of this fit: {some_of(strangers)}")
+        console.err.print(f"left in {folder}, as not of this fit or not to be removed: {some_of(strangers)}")
     facts = _facts(examples, record, hp)
     if as_json:
         places = {"vectors": str(output), "skipped": len(file.skipped) + len(skipped)}

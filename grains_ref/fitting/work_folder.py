@@ -155,7 +155,7 @@ class WorkFolder:
         try:
             write_whole(path, content)
         except OSError as error:
-            raise OSError(f"{path} could not be written ({error}); the examples finished so far are kept") from error
+            raise OSError(f"{error}; the examples finished so far are kept") from error
         self._files[path.name] = digest_of(content)
 
     def discard(self) -> list[Path]:
@@ -169,7 +169,8 @@ class WorkFolder:
                     (self.path / name).unlink()
         for path in self.path.iterdir():
             if is_draft(path):
-                path.unlink()
+                with suppress(OSError):
+                    path.unlink()
         return sorted(path for path in self.path.iterdir() if path.name != LOCK)
 
     def _refuse_strangers(self) -> None:

@@ -125,7 +125,7 @@ def test_what_else_is_in_the_work_folder_stays_and_is_told(data: Path, tmp_path:
     (tmp_path / "v.work" / "notes [1].txt").write_text("the user's own")
     result = run(*command)
     assert result.exit_code == 0
-    assert "v.work, for it is not of this fit: notes [1].txt" in " ".join(result.stderr.split())
+    assert "v.work, as not of this fit or not to be removed: notes [1].txt" in " ".join(result.stderr.split())
     assert [path.name for path in (tmp_path / "v.work").iterdir()] == ["notes [1].txt"]
 
 

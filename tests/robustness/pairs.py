@@ -379,3 +379,26 @@ def _sentences(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _sentences(inner)
+
+
+# -------------------------------------------------------------------------------------------- one input of a campaign
+def campaign_pairs(rng: random.Random, folder: Path) -> str:
+    """ "ok" or "typed error" for one file of pairs."""
+    return _placed(fuzz_pairs(rng), folder)
+
+
+def campaign_tasks(rng: random.Random, folder: Path) -> str:
+    """The same for tasks."""
+    return _placed(fuzz_tasks(rng), folder)
+
+
+def campaign_parquet(rng: random.Random, folder: Path) -> str:
+    """The same for pairs in a Parquet file."""
+    return _placed(fuzz_parquet(rng), folder)
+
+
+def _placed(made: tuple[bytes, Check], folder: Path) -> str:
+    content, check = made
+    path = folder / "file"
+    path.write_bytes(content)
+    return check(path)

@@ -255,3 +255,8 @@ def _file(header: str, content: bytes) -> bytes:
     """The tensors of a file after another header."""
     data = content[8 + int.from_bytes(content[:8], "little") :]
     return len(header.encode()).to_bytes(8, "little") + header.encode() + data
+
+
+def campaign(rng: random.Random, folder: Path) -> str:
+    """One damaged input of a campaign; the folder is not needed."""
+    return check(mutations(rng))

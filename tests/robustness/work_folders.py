@@ -183,3 +183,8 @@ def _follow(message: str, folder: Path) -> None:
         assert "delete the folder" in message
         for path in folder.iterdir():
             path.unlink()
+
+
+def campaign(rng: random.Random, folder: Path) -> str:
+    """One damaged input of a campaign; the folder is not needed."""
+    return check(mutations(rng))
