@@ -147,18 +147,20 @@ def run_chunk(row: Row, start: int, end: int, folder: Path) -> dict[str, Any]:
     while ranges:
         first, last = ranges.pop()
         with tempfile.TemporaryDirectory() as scratch:
-            progress, part = Path(scratch) / "progress", Path(scratch) / "part.json"
+            progress, part, errors = (Path(scratch) / name for name in ("progress", "part.json", "errors"))
             command = [sys.executable, __file__, "--worker", row.name, str(first), str(last)]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": scratch}
-            process = subprocess.Popen([*command, str(progress), str(part)], env=environment)
-            hung = _watch(process, progress, row.seconds + GRACE)
+            with errors.open("wb") as stream:
+                process = subprocess.Popen([*command, str(progress), str(part)], env=environment, stderr=stream)
+                hung = _watch(process, progress, row.seconds + GRACE)
             if part.exists():
                 parts.append(read_record(part))
                 continue
             number = _number(progress)
+            said = errors.read_text(errors="replace")[-1000:]
             if number is None:
-                raise SystemExit(f"{row.name}: the process of a chunk ended before it drew anything")
-        message = f"exit status {process.returncode}"
+                raise SystemExit(f"{row.name}: the process of a chunk ended before it drew anything\n{said}")
+        message = f"exit status {process.returncode} {said}"
         failures.append({"number": number, "kind": "hang" if hung else "crash", "message": message})
         ranges += [(a, b) for a, b in ((first, number), (number + 1, last)) if a < b]  # the rest, without that input
     merged: Counter[str] = Counter()
