@@ -169,10 +169,9 @@ def campaign_disk_errors(rng: random.Random, folder: Path) -> str:
     first, last = rng.randrange(60), rng.choice([1, 2, 10**9])
     number = rng.choice(ERRORS)
     try:
-        with _failing_disk(range(first, first + last), number):
-            with open_work_folder(folder / "v.work") as work:
-                work_folders.fit_in(work).vectors.save(folder / "v")
-                left = work.discard()
+        with _failing_disk(range(first, first + last), number), open_work_folder(folder / "v.work") as work:
+            work_folders.fit_in(work).vectors.save(folder / "v")
+            left = work.discard()
     except (FileError, OSError) as error:
         message = str(error)
         outcome = "refused"
