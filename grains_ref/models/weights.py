@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,18 +43,18 @@ def fingerprint(model: HuggingFaceModel) -> str:
         for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     }
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    ((_, embeddings),) = _parameters(model.embed)
+    (embeddings,) = _parameters(model.embed)
     for rows in embeddings.split(4096):
         digest.update(_bfloat16_bytes(rows))
     for block in model.blocks:
-        for _, parameter in _parameters(block):
+        for parameter in _parameters(block):
             digest.update(_bfloat16_bytes(parameter.flatten()[:4096]))
     if model.family.marker:
         decoder = {id(parameter) for parameter in model.hf.get_decoder().parameters()}
         decoder.add(id(model.embed.weight))
         if model.text_config.tie_word_embeddings:  # offloading makes two place-holders of one matrix
             decoder.add(id(model.hf.get_output_embeddings().weight))
-        others = [parameter for own, parameter in _parameters(model.hf) if id(own) not in decoder]
+        others = _parameters(model.hf, but=decoder)
         for start in sorted(_bfloat16_bytes(parameter.flatten()[:4096]) for parameter in others):
             digest.update(start)
     return digest.hexdigest()
@@ -71,11 +71,12 @@ def execution_device(module: nn.Module, weight: Tensor) -> torch.device:
     return torch.device("cpu")
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every parameter once, in the order of `module.parameters()`, with its whole value."""
+def _parameters(module: nn.Module, *, but: Set[int] = frozenset()) -> Iterator[Tensor]:
+    """The whole value of every parameter but those with these ids, once, in the order of `module.parameters()`."""
     for path, parameter in module.named_parameters():
-        owner, _, name = path.rpartition(".")
-        yield parameter, _whole(module.get_submodule(owner), name, parameter)
+        if id(parameter) not in but:  # what is left out is not read from the disk either
+            owner, _, name = path.rpartition(".")
+            yield _whole(module.get_submodule(owner), name, parameter)
 
 
 def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
