@@ -116,10 +116,10 @@ def fill(module: nn.Module, seed: str) -> None:
 TOKENIZER_OPTIONS: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
 
 
-def common_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def common_sizes(tokenizer: PreTrainedTokenizerFast, *, context: int = 128) -> dict[str, Any]:
     """What the configurations have in common."""
     return {
-        "max_position_embeddings": 128,
+        "max_position_embeddings": context,
         "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -34,6 +34,8 @@ from grains_ref.tiny_models.random_models import (
     common_sizes,
 )
 
+CONTEXT = 256  # tokens: a picture with its tiles or crops takes 160
+
 VICUNA_TEMPLATE = (  # pictures first, then text; no line break before the answer, but a space after the colon
     "{%- for message in messages %}{{- message['role'] | upper + ': ' }}"
     "{%- for part in message['content'] %}{%- if part['type'] == 'image' %}{{- '<image>\n' }}{%- endif %}{%- endfor %}"
@@ -79,7 +81,7 @@ def random_llava(seed: int = 0, dtype: torch.dtype = torch.float32) -> HuggingFa
             "num_key_value_heads": 2,
             "head_dim": 6,
             "rms_norm_eps": 1e-5,
-            **common_sizes(tokenizer),
+            **common_sizes(tokenizer, context=CONTEXT),
         },
         vision_config={
             "model_type": "clip_vision_model",
@@ -123,7 +125,7 @@ def random_qwen_vl(seed: int = 0, dtype: torch.dtype = torch.float32) -> Hugging
             "num_key_value_heads": 3,
             "rms_norm_eps": 1e-6,
             "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]},
-            **common_sizes(tokenizer),
+            **common_sizes(tokenizer, context=CONTEXT),
         },
         vision_config={
             "depth": 6,
@@ -145,7 +147,7 @@ def random_gemma3(seed: int = 0, dtype: torch.dtype = torch.float32, *, pan_and_
     """A Gemma 3 of 7 decoder blocks (the sixth attends to everything) and 8 vision blocks; 9 tokens per view."""
     tokenizer = _gemma_tokenizer()
     config = Gemma3Config(
-        text_config=_gemma_text_config(tokenizer),
+        text_config=_gemma_text_config(tokenizer, context=CONTEXT),
         vision_config={
             "model_type": "siglip_vision_model",
             "hidden_size": 24,
@@ -178,9 +180,9 @@ def random_gemma3_text(seed: int = 0, dtype: torch.dtype = torch.float32) -> Hug
     return build(config, tokenizer, "random-gemma3-text", seed, dtype)
 
 
-def _gemma_text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _gemma_text_config(tokenizer: PreTrainedTokenizerFast, *, context: int = 128) -> dict[str, Any]:
     return {
-        **common_sizes(tokenizer),
+        **common_sizes(tokenizer, context=context),
         "tie_word_embeddings": True,  # as in the real one
         "vocab_size": 379,
         "hidden_size": 28,

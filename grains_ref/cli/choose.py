@@ -12,6 +12,7 @@ import typer
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    DateOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -61,6 +62,7 @@ def sweep(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,7 +92,7 @@ def sweep(
         raise ValueError(f"{shared} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors")
     task_list = read_tasks(tasks) if tasks else ()
 
-    wrapped = common.load_model(model, dtype, device, device_map)
+    wrapped = common.load_model(model, dtype, device, device_map, date)
     layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
     grid = Grid(
         lams=tuple(lams), hps=tuple(choose_hp(wrapped) for choose_hp in choose_hps), layer_sets=tuple(layer_names)
@@ -205,12 +207,13 @@ def eval_(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
     from grains_ref.data import read_tasks
-    from grains_ref.evaluation import exact_matches, pair_choices, pair_rows, row_margins, task_rows
+    from grains_ref.evaluation import choice_rows, exact_matches, pair_rows, row_choices, row_margins, task_rows
     from grains_ref.evaluation.metrics import mcnemar, rate
 
     if vectors is None and (lam is not None or layers):
@@ -218,18 +221,21 @@ def eval_(
     file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
     task_list = read_tasks(tasks) if tasks else ()
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
-    wrapped = common.load_model(model, dtype, device, device_map)
+    wrapped = common.load_model(model, dtype, device, device_map, date)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
     if in_use:
-        ways["steered"] = in_use.steering(wrapped, force=force)
+        has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
+        ways["steered"] = in_use.steering(wrapped, force=force, chat=has_chats)
 
     rows, rows_of_tasks = pair_rows(wrapped, file.pairs), task_rows(wrapped, task_list)
+    has_choices = all(pair.choices for pair in file.pairs)
+    rows_of_choices = choice_rows(wrapped, file.pairs) if has_choices else []
     outcomes: dict[str, dict[str, Sequence[bool]]] = {}
     for way, steering in ways.items():
         with console.err.status(f"scoring, {way}"), steering:
             outcomes[way] = {"preference accuracy": [margin > 0 for margin in row_margins(wrapped, rows)]}
-            if all(pair.choices for pair in file.pairs):
-                outcomes[way]["multiple-choice accuracy"] = pair_choices(wrapped, file.pairs).mc1
+            if has_choices:
+                outcomes[way]["multiple-choice accuracy"] = row_choices(wrapped, rows_of_choices, file.pairs).mc1
             if task_list:
                 outcomes[way]["task accuracy"] = exact_matches(wrapped, rows_of_tasks)
     rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}

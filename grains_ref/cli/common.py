@@ -34,6 +34,14 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DeviceMapOption = Annotated[
     str, typer.Option(help="'auto' spreads the model over several devices (needs accelerate).", show_default=False)
 ]
+DateOption = Annotated[
+    str,
+    typer.Option(
+        "--date",
+        help="What chat templates that write today's date write: 2024-07-26. (default: today)",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
 PresetOption = Annotated[
@@ -78,7 +86,7 @@ def model_path(model: str) -> str:
     return str(path)
 
 
-def load_model(model: str, dtype: str, device: str, device_map: str) -> HuggingFaceModel:
+def load_model(model: str, dtype: str, device: str, device_map: str, date: str = "") -> HuggingFaceModel:
     """A model by folder, hub id, or the name of an embedded tiny one.
 
     Only a download has a progress bar; the bars of transformers itself are switched off.
@@ -97,7 +105,7 @@ def load_model(model: str, dtype: str, device: str, device_map: str) -> HuggingF
         err.print(f"loading {model}; what is not in the hub's cache is downloaded")
         waiting = nullcontext()
     with waiting:
-        return load(path, dtype=dtype, device=device, device_map=device_map or None)
+        return load(path, dtype=dtype, device=device, device_map=device_map or None, date=date or None)
 
 
 def as_prompt(text: str, *, chat: bool) -> Prompt:
@@ -140,8 +148,10 @@ class VectorsInUse:
     lam: float
     layers: Layers
 
-    def steering(self, model: HuggingFaceModel, *, force: bool) -> Steering:
+    def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool) -> Steering:
         """Equation (7) for this model.
+
+        force: accept another fingerprint.  chat: whether prompts go through the model's chat template.
 
         Raises:
             ValueError: the vectors belong to another model, or a layer does not exist.
@@ -157,6 +167,8 @@ class VectorsInUse:
             fingerprint=model.fingerprint(),
             model_name=model.name,
             force=force,
+            chat_template=model.prompts.template_digest if chat else "",
+            date=model.prompts.date if chat else "",
         )
         return Steering(model.blocks, self.vectors.v, lam=self.lam, layers=self.layers.of(n_layers))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -60,6 +61,11 @@ def table_of(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) 
     return table
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """A warning as a sentence; the line of code that gave it is of no use here."""
+    err.print(f"warning: {message}", style="yellow")
+
+
 def guarded(function: _F) -> _F:
     """A command whose errors end in one message and an exit code, not a traceback.
 
@@ -69,7 +75,9 @@ def guarded(function: _F) -> _F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                function(*args, **kwargs)
         except KeyboardInterrupt as interruption:
             err.print("interrupted", style="bold", end="")
             err.print(f"; {interruption}" if str(interruption) else "")

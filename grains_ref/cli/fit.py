@@ -12,6 +12,7 @@ import typer
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
     BaselineOption,
+    DateOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -53,6 +54,7 @@ def fit(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +78,7 @@ def fit(
     with open_work_folder(folder) as work_folder:
         check_target(output)  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
-        wrapped = common.load_model(model, dtype, device, device_map)
+        wrapped = common.load_model(model, dtype, device, device_map, date)
         hp = choose_hp(wrapped)
         fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
         common.report_skipped(skipped)

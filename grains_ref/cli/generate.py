@@ -11,6 +11,7 @@ from rich.table import Table
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
     ChatOption,
+    DateOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -39,6 +40,7 @@ def generate(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    date: DateOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Continue prompts greedily, unsteered beside steered."""
@@ -48,8 +50,8 @@ def generate(
     if images and len(images) != len(prompt):
         raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
     in_use = common.read_vectors(vectors, lam, layers)
-    wrapped = common.load_model(model, dtype, device, device_map)
-    steering = in_use.steering(wrapped, force=force)  # refuses other vectors before the work
+    wrapped = common.load_model(model, dtype, device, device_map, date)
+    steering = in_use.steering(wrapped, force=force, chat=chat)  # refuses other vectors before the work
     prompts = [common.as_prompt(text, chat=chat) for text in prompt]
     unsteered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
     with steering:

@@ -15,6 +15,7 @@ from grains_ref.cli import common, console
 from grains_ref.cli.common import (
     BaselineOption,
     ChatOption,
+    DateOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -55,6 +56,7 @@ def attribute(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    date: DateOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
@@ -62,6 +64,7 @@ def attribute(
     from grains_ref.fitting import checked_examples
     from grains_ref.grains import attribute as attribute_example
     from grains_ref.grains import eligible_tokens, select
+    from grains_ref.models.diagnosis import explained
 
     if overlay and not image:
         raise ValueError("--overlay draws on a picture; give one with --image")
@@ -71,11 +74,11 @@ def attribute(
     choose_hp = common.hyper_parameters(
         preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=eligible
     )
-    wrapped = common.load_model(model, dtype, device, device_map)
+    wrapped = common.load_model(model, dtype, device, device_map, date)
     hp = choose_hp(wrapped)
     pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", image)
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
-    attribution = attribute_example(wrapped, example, hp)
+    attribution = explained(wrapped, lambda: attribute_example(wrapped, example, hp))
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     if overlay and image:
         from grains_ref.images import read_picture

@@ -37,10 +37,15 @@ from grains_ref.data.pairs import (
     RowError,
     Task,
     Where,
+    check_list,
+    check_prompt,
     check_texts,
     check_tokens,
+    check_visible,
     content_digest,
+    excess_tokens,
     picture_bytes,
+    warn_of_repetition,
 )
 from grains_ref.data.reading import read_column, read_pairs, read_tasks, stream_pairs
 
@@ -55,12 +60,17 @@ __all__ = [
     "RowError",
     "Task",
     "Where",
+    "check_list",
+    "check_prompt",
     "check_texts",
     "check_tokens",
+    "check_visible",
     "content_digest",
+    "excess_tokens",
     "picture_bytes",
     "read_column",
     "read_pairs",
     "read_tasks",
     "stream_pairs",
+    "warn_of_repetition",
 ]

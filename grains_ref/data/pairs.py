@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import NamedTuple, TypeAlias, TypedDict
 from grains_ref.files import MAX_PICTURE_BYTES, FileError, digest_of, printable, read_whole, some_of
 
 PICTURE_MARK = "<image>"  # the place of the picture in a plain-text prompt, whatever the model's own token for it
+
+_NO_CHANCE = 16  # characters that no answer shares with its prompt by accident
 
 
 class Message(TypedDict):
@@ -192,12 +195,7 @@ def check_texts(*, prompt: Prompt, chosen: str, rejected: str) -> None:
     Raises:
         FieldError: a text is empty or cannot be seen, or both answers are the same.
     """
-    if isinstance(prompt, str):
-        check_visible(prompt, "prompt")
-    elif not prompt:
-        raise FieldError("messages", "no turn; expected at least one of role 'user'.")
-    else:
-        check_visible(prompt[-1]["content"], f"messages[{len(prompt) - 1}].content")
+    check_prompt(prompt)
     check_visible(chosen, "chosen")
     check_visible(rejected, "rejected")
     if _settled(chosen) == _settled(rejected):
@@ -205,6 +203,20 @@ def check_texts(*, prompt: Prompt, chosen: str, rejected: str) -> None:
         if chosen != rejected:
             same += " but for white space before it or the composition of accents, which a tokenizer undoes"
         raise FieldError("rejected", f"{same}, {shortened(chosen)}; a pair needs two answers.")
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Refuse a prompt without a text, or a chat without a turn or with an empty last one.
+
+    Raises:
+        FieldError: nothing of it can be seen.
+    """
+    if isinstance(prompt, str):
+        check_visible(prompt, "prompt")
+    elif not prompt:
+        raise FieldError("messages", "no turn; expected at least one of role 'user'.")
+    else:
+        check_visible(prompt[-1]["content"], f"messages[{len(prompt) - 1}].content")
 
 
 def _settled(response: str) -> str:
@@ -247,10 +259,49 @@ def check_tokens(
         both = f"{shortened(pair.chosen)} and {shortened(pair.rejected)}"
         raise pair.error("rejected", f"the same tokens as 'chosen' ({both}), so there is no preference; leave it out.")
     longer, count = ("chosen", n_chosen) if n_chosen >= n_rejected else ("rejected", n_rejected)
-    if n_prompt + count > context:
+    if excess_tokens(n_prompt, count, context) > 0:
         counts = f"{n_prompt} prompt tokens + {count} of '{longer}' = {n_prompt + count}"
         problem = f"{counts}, but the model takes {context}. Shorten the row, or leave it out."
         raise pair.error(pair.prompt_field, problem)
+
+
+def excess_tokens(n_prompt: int, n_after: int, context: int) -> int:
+    """How many tokens a prompt and what follows it have too many for a model; they fit if it is 0 or less.
+
+    n_after: tokens of an answer, or new tokens that may be generated.  context: the most tokens that the model takes.
+    """
+    return n_prompt + n_after - context
+
+
+def warn_of_repetition(pairs: Sequence[PreferencePair]) -> None:
+    """Warn of answers that begin with their own prompt, which is put in front of them anyway."""
+    repeating = [pair for pair in pairs if _repeats_prompt(pair)]
+    if repeating:
+        warnings.warn(
+            f"{len(repeating)} of {len(pairs)} pairs have an answer that repeats its prompt, the first is "
+            f"{repeating[0].where}. The prompt is put in front of an answer anyway: leave it out of the answers.",
+            stacklevel=3,
+        )
+
+
+def _repeats_prompt(pair: PreferencePair) -> bool:
+    """Whether an answer begins with the prompt, or with the last message of a chat; a word or two may be chance."""
+    asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
+    asked = asked.strip()
+    answers = (pair.chosen.lstrip(), pair.rejected.lstrip())
+    return len(asked) >= _NO_CHANCE and any(answer.startswith(asked) for answer in answers)
+
+
+def check_list(name: str, given: object) -> None:
+    """Refuse one text where a list of things is expected: a text is a sequence too, of its letters.
+
+    Raises:
+        ValueError: it is a string, bytes or a path.
+    """
+    if isinstance(given, str | bytes | bytearray | Path):
+        raise ValueError(
+            f"{name} is one {type(given).__name__}, {shortened(given)}; give a list, also of a single one: [...]"
+        )
 
 
 def shortened(value: object) -> str:

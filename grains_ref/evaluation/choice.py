@@ -15,6 +15,7 @@ The file is not called `sweep`: a package cannot offer a function by the name of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from grains_ref.grains import (
     vectors,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.models.diagnosis import explained
 
 Setting = TypeVar("Setting")
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is in work, how much of it is done, how much there is
@@ -349,8 +351,9 @@ def _fits(
         attributed, shifted = _as_attributed(hp), _as_shifted(hp)
         if attributed not in scores:
             scores[attributed] = []
-            for example in examples:
-                scores[attributed].append(attribute(model, example, hp).a)
+            for i, example in enumerate(examples):
+                compute = functools.partial(attribute, model, example, hp)
+                scores[attributed].append(explained(model, compute, where=f"example {i}").a)
                 on_progress("attribution", sum(len(finished) for finished in scores.values()), total)
         if shifted not in shifts:
             scored = zip(examples, scores[attributed], strict=True)

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from grains_ref.data import excess_tokens
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.models.scoring import score_rows
 
 try:
     from lm_eval.api.instance import Instance
@@ -81,22 +83,23 @@ class HarnessModel(LM):
         """log P(text) in nats for each request; long texts in disjoint windows, each with one token before it."""
         answers = []
         for request in tqdm(requests, desc="Scoring", disable=disable_tqdm):
-            ids = self._prompt_ids(request.args[0])
+            ids = self._prompt_ids(request.args[0]) if request.args[0] else []
             windows = get_rolling_token_windows(ids, self._prefix, max_seq_len=self.model.context, context_len=1)
             rows = [TokenRow(tuple(before), tuple(said)) for before, said in map(make_disjoint_window, windows)]
-            answers.append(sum(one.log_prob for one in self.model.score_rows(rows, batch_size=self.batch_size)))
+            # Past the check of `model.score_rows`: the harness counts what is fed, and a window's last token is not.
+            answers.append(sum(one.log_prob for one in score_rows(self.model, rows, batch_size=self.batch_size)))
         self._remember("loglikelihood_rolling", requests, answers)
         return answers
 
     def _row(self, context: str, continuation: str) -> TokenRow:
         bare = context.rstrip(" ")
         continuation = context[len(bare) :] + continuation
+        if not continuation:
+            raise ValueError(f"the continuation {continuation!r} has no tokens; nothing can be scored")
         # Behind a prompt that ends in white space nothing is put between prompt and response.
         response = self.model.response_ids("\n", continuation).tolist()
         prompt = self._prompt_ids(bare) if bare else [self._prefix]
-        if not response:
-            raise ValueError(f"the continuation {continuation!r} has no tokens; nothing can be scored")
-        excess = len(prompt) + len(response) - self.model.context
+        excess = excess_tokens(len(prompt), len(response), self.model.context)
         if excess > 0 and not self.truncate:
             raise ValueError(
                 f"a context of {len(prompt)} tokens and a continuation of {len(response)} are {excess} more than the "
@@ -158,7 +161,7 @@ class HarnessModel(LM):
         if generation.get("num_beams", 1) > 1:
             raise ValueError(f"num_beams={generation['num_beams']}: beam search is not supported; generate greedily")
         longest = max(len(self._prompt_ids(context)) for context in contexts)
-        if longest + n > self.model.context:
+        if excess_tokens(longest, n, self.model.context) > 0:
             raise ValueError(
                 f"a context of {longest} tokens and {n} new ones are more than the {self.model.context} that "
                 f"{self.model.name} takes; use fewer shots (num_fewshot), or a smaller max_gen_toks in the task"
@@ -177,6 +180,7 @@ class HarnessModel(LM):
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.model.prompts.template_options,
             )
         )
 

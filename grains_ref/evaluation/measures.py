@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from grains_ref.data import PreferencePair, Task, check_tokens
+from grains_ref.data import (
+    FieldError,
+    PreferencePair,
+    RowError,
+    Task,
+    check_list,
+    check_texts,
+    check_tokens,
+    warn_of_repetition,
+)
 from grains_ref.evaluation.metrics import BleuScores, Normalisation, Rate, bleu_scores, mc1, mc2, mc3, normalised, rate
 from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
 from grains_ref.models.families import PictureSource
@@ -31,9 +40,17 @@ def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[
         RowError: a pair whose answers are the same tokens, or that the model's context does not hold.
     """
     _refuse_text("pairs", pairs)
-    chosen = [(p.prompt, p.chosen, p.image) for p in pairs]
-    rows = model.tokenise(chosen + [(p.prompt, p.rejected, p.image) for p in pairs])
-    for pair, good, bad in zip(pairs, rows[: len(pairs)], rows[len(pairs) :], strict=True):
+    all_chosen, all_rejected = [], []
+    for pair in pairs:
+        try:
+            check_texts(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected)
+            good, bad = model.tokenise([(pair.prompt, answer, pair.image) for answer in (pair.chosen, pair.rejected)])
+        except FieldError as error:
+            raise pair.error(error.field, error.problem) from error
+        except RowError:
+            raise
+        except ValueError as error:
+            raise pair.error("", str(error)) from error
         check_tokens(
             pair,
             n_prompt=len(good.prompt),
@@ -42,7 +59,10 @@ def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[
             context=model.context,
             same_answers=good.response == bad.response,
         )
-    return rows
+        all_chosen.append(good._replace(where=f"{pair.where} (chosen)"))
+        all_rejected.append(bad._replace(where=f"{pair.where} (rejected)"))
+    warn_of_repetition(pairs)
+    return all_chosen + all_rejected
 
 
 def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow], *, normalise: Normalisation = "sum") -> list[float]:
@@ -114,8 +134,12 @@ def multiple_choice(
         ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
     """
     _refuse_text("records", records)
-    questions = [(r.prompt, r.choices, _only_picture(r.images)) for r in records]
-    return _choice_scores(model, questions, [r.labels for r in records], normalise)
+    questions = []
+    for i, record in enumerate(records):
+        check_list("choices", record.choices)
+        questions.append(_Question(record.prompt, record.choices, _only_picture(record.images), f"question {i}"))
+    rows = _question_rows(model, questions)
+    return _choice_scores(model, rows, [len(q.choices) for q in questions], [r.labels for r in records], normalise)
 
 
 def multiple_choice_accuracy(
@@ -137,24 +161,72 @@ def pair_choices(
     Raises:
         ValueError: a pair has no choices.
     """
+    return row_choices(model, choice_rows(model, pairs), pairs, normalise=normalise)
+
+
+def choice_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[TokenRow]:
+    """Token rows of all choices of all pairs, for `row_choices`.
+
+    Raises:
+        ValueError: a pair has no choices, or a choice that cannot be scored.
+    """
     _refuse_text("pairs", pairs)
     without = [p.where for p in pairs if p.label is None]
     if without:
         raise ValueError(f"{len(without)} rows have no 'choices' and 'label', the first is {without[0]}")
+    return _question_rows(model, [_Question(p.prompt, p.choices, p.image, str(p.where)) for p in pairs])
+
+
+def row_choices(
+    model: HuggingFaceModel,
+    rows: Sequence[TokenRow],
+    pairs: Sequence[PreferencePair],
+    *,
+    normalise: Normalisation = "sum",
+) -> ChoiceScores:
+    """`pair_choices` of the rows that `choice_rows` made of these pairs."""
     labels = [[int(i == p.label) for i in range(len(p.choices))] for p in pairs]
-    return _choice_scores(model, [(p.prompt, p.choices, p.image) for p in pairs], labels, normalise)
+    return _choice_scores(model, rows, [len(p.choices) for p in pairs], labels, normalise)
+
+
+class _Question(NamedTuple):
+    prompt: Prompt
+    choices: Sequence[str]
+    image: PictureSource | None
+    where: str
+
+
+def _question_rows(model: HuggingFaceModel, questions: Sequence[_Question]) -> list[TokenRow]:
+    """All choices of all questions as responses."""
+    rows: list[TokenRow] = []
+    for question in questions:
+        items = [(question.prompt, choice, question.image) for choice in question.choices]
+        for i, row in enumerate(_named(model, items, where=question.where)):
+            rows.append(row._replace(where=f"{question.where} (choice {i})"))
+    model.check_rows(rows)
+    return rows
+
+
+def _named(
+    model: HuggingFaceModel, items: Sequence[tuple[Prompt, str, PictureSource | None]], *, where: str
+) -> list[TokenRow]:
+    """`HuggingFaceModel.tokenise`, whose errors say where the items are from."""
+    try:
+        return model.tokenise(items)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _choice_scores(
     model: HuggingFaceModel,
-    questions: Sequence[tuple[Prompt, Sequence[str], PictureSource | None]],
+    rows: Sequence[TokenRow],
+    n_choices: Sequence[int],
     labels: Sequence[Sequence[int]],
     normalise: Normalisation,
 ) -> ChoiceScores:
-    rows = model.tokenise((prompt, choice, image) for prompt, choices, image in questions for choice in choices)
     scores = iter(_scores(model, rows, normalise))
     return ChoiceScores(
-        scores=tuple(tuple(next(scores) for _ in choices) for _, choices, _ in questions),
+        scores=tuple(tuple(next(scores) for _ in range(n)) for n in n_choices),
         labels=tuple(tuple(int(label) for label in of_question) for of_question in labels),
         normalise=normalise,
     )
@@ -209,13 +281,13 @@ def generations(
 
 def _refuse_one(name: str, given: Sequence[Any]) -> None:
     """A text is a sequence of letters, and a conversation one of messages: neither is a list of prompts."""
-    if isinstance(given, str | Path) or any(isinstance(item, Mapping) for item in given):
+    if isinstance(given, str | bytes | Path) or any(isinstance(item, Mapping) for item in given):
         raise ValueError(f"{name} must be a list, one entry per prompt; got a single one: put it in brackets")
 
 
 def _refuse_text(name: str, given: object) -> None:
     """The name of a file is not what the file holds."""
-    if isinstance(given, str | Path):
+    if isinstance(given, str | bytes | Path):
         raise ValueError(f"{name} must be a list; got {str(given)!r}: read the file first, with `grains_ref.data`")
 
 
@@ -265,6 +337,16 @@ def capability(model: HuggingFaceModel, tasks: Sequence[Task]) -> Rate:
 
 
 def task_rows(model: HuggingFaceModel, tasks: Sequence[Task]) -> list[TokenRow]:
-    """Token rows of tasks, for `exact_matches`."""
+    """Token rows of tasks, for `exact_matches`.
+
+    Raises:
+        ValueError: a task that cannot be scored, or that the model's context does not hold.
+    """
     _refuse_text("tasks", tasks)
-    return model.tokenise((task.prompt, task.answer, task.image) for task in tasks)
+    rows = []
+    for task in tasks:
+        where = f"task {task.id}"
+        (row,) = _named(model, [(task.prompt, task.answer, task.image)], where=where)
+        rows.append(row._replace(where=where))
+    model.check_rows(rows)
+    return rows

@@ -16,9 +16,12 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import binomtest, bootstrap, permutation_test
 
+from grains_ref.data import check_list
+
 Normalisation: TypeAlias = Literal["sum", "token"]
 RESAMPLES = 2000
 HALLUCINATION_BELOW = 3  # MMHal-Bench's scale: 0 to 2 is a hallucination, 3 to 6 is none
+_NOT_FINITE = "a steered model that overflows needs a smaller lam"
 _AT_ONCE = 1 << 24  # numbers that a resampling holds in memory
 
 
@@ -48,11 +51,14 @@ def rate(successes: Iterable[bool]) -> Rate:
     """The share of True with its Wilson interval.
 
     Raises:
-        ValueError: nothing to count.
+        ValueError: nothing to count, or something that is neither True nor False: a NaN is no failure.
     """
+    check_list("successes", successes)
     outcomes = list(successes)
     if not outcomes:
         raise ValueError("no outcomes to count; is the evaluation set empty?")
+    if strange := [outcome for outcome in outcomes if outcome not in (True, False)]:
+        raise ValueError(f"an outcome is {strange[0]!r}; expected True or False (1 or 0)")
     interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
     return Rate(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
 
@@ -65,7 +71,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str] = ()) -> Rat
     Convention: the mean of the clusters' means, so every cluster weighs the same, however many values it has.
 
     Raises:
-        ValueError: fewer than two clusters, or values and clusters differ in number.
+        ValueError: fewer than two clusters, values and clusters differ in number, or a value is not finite.
     """
     means = _cluster_means(values, clusters)
     if np.ptp(means) == 0:
@@ -87,6 +93,7 @@ def by_group(successes: Sequence[bool], groups: Sequence[str]) -> dict[str, Rate
     Raises:
         ValueError: outcomes and groups differ in number.
     """
+    check_list("groups", groups)
     inside: dict[str, list[bool]] = {name: [] for name in sorted(set(groups))}
     for success, group in zip(successes, groups, strict=True):
         inside[group].append(success)
@@ -95,6 +102,10 @@ def by_group(successes: Sequence[bool], groups: Sequence[str]) -> dict[str, Rate
 
 def _cluster_means(values: Sequence[float], clusters: Sequence[str]) -> np.ndarray:
     """(clusters,), in alphabetical order, or the values themselves."""
+    check_list("values", values)
+    check_list("clusters", clusters)
+    if strange := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f"a value is {strange[0]}, which has no mean; {_NOT_FINITE}")
     inside: dict[str, list[float]] = {name: [] for name in sorted(set(clusters))}
     n = len(inside) if clusters else len(values)
     if n < 2 or len(values) != len(clusters or values):
@@ -115,9 +126,15 @@ def normalised(log_prob: float, *, n_tokens: int, by: Normalisation) -> float:
     """The score of one choice: its log-probability in nats ("sum"), or that divided by its tokens ("token").
 
     Sums favour short choices, means per token favour long ones; say which one a table used.
+
+    Raises:
+        ValueError: `by` is unknown.
+        FloatingPointError: the log-probability is NaN or infinite.
     """
     if by not in ("sum", "token"):
         raise ValueError(f"normalise {by!r} is unknown; expected 'sum' or 'token'")
+    if not math.isfinite(log_prob):
+        raise FloatingPointError(f"a log-probability is {log_prob}, which is no score; {_NOT_FINITE}")
     return log_prob / n_tokens if by == "token" else log_prob
 
 
@@ -177,8 +194,8 @@ def _sides(scores: Sequence[float], labels: Sequence[int]) -> tuple[list[float],
             f"need one label, 0 or 1, for each of {len(scores)} choices; got {list(labels)}. "
             "(An index of the right choice is not a list of labels.)"
         )
-    if any(math.isnan(score) for score in scores):
-        raise ValueError("the score of a choice is NaN; a steered model that overflows needs a smaller lam")
+    if any(math.isnan(score) or score == math.inf for score in scores):
+        raise ValueError(f"the score of a choice is NaN or infinite; {_NOT_FINITE}")
     true = [score for score, label in zip(scores, labels, strict=True) if label]
     false = [score for score, label in zip(scores, labels, strict=True) if not label]
     if not true or not false:
@@ -224,8 +241,8 @@ def bleu_scores(
         ValueError: a reply without right or without wrong references, or the three differ in number.
         ImportError: sacrebleu is not installed.
     """
-    if isinstance(replies, str):
-        raise ValueError(f"replies must be a list, also of one reply; got the text {replies[:40]!r}")
+    for name, given in (("replies", replies), ("true", true), ("false", false)):
+        check_list(name, given)
     closest_right, closest_wrong = [], []
     for reply, right, wrong in zip(replies, true, false, strict=True):
         if not right or not wrong or isinstance(right, str) or isinstance(wrong, str):
@@ -284,6 +301,8 @@ def rating_summary(ratings: Sequence[int | None], kinds: Sequence[str] = ()) -> 
     Raises:
         ValueError: no rating at all, a rating outside 0 to 6, or ratings and kinds differ in number.
     """
+    check_list("ratings", ratings)
+    check_list("kinds", kinds)
     rated = [rating for rating in ratings if rating is not None]
     if not rated:
         raise ValueError(f"no rating in {len(ratings)} replies; look at what the judge wrote")
@@ -370,6 +389,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    check_list("first", first)
+    check_list("second", second)
     if len(first) != len(second):
         raise ValueError(f"a paired comparison needs the same questions; got {len(first)} and {len(second)} outcomes")
     return [float(a) - float(b) for a, b in zip(first, second, strict=True)]

@@ -14,12 +14,13 @@ aggregation nothing but eq. (5).
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grains_ref.data import PreferencePair, RowError, check_tokens, content_digest
+from grains_ref.data import FieldError, PreferencePair, RowError, content_digest, warn_of_repetition
 from grains_ref.files import digest_of
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
@@ -34,6 +35,7 @@ from grains_ref.grains import (
     shift,
     vectors,
 )
+from grains_ref.models.diagnosis import explained
 from grains_ref.vectors import Header, SteeringVectors, library_versions
 
 if TYPE_CHECKING:
@@ -62,23 +64,25 @@ def checked_examples(
     for pair in pairs:
         try:
             example = model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
-            check_tokens(
-                pair,
-                n_prompt=len(example.encoded.ids),
-                n_chosen=len(example.y_pos),
-                n_rejected=len(example.y_neg),
-                context=model.context,
-                same_answers=example.y_pos.equal(example.y_neg),
-            )
         except ValueError as error:
-            problem = error if isinstance(error, RowError) else pair.error("", str(error))
+            problem = _row_error(pair, error)
             if not skip_bad_rows:
                 raise problem from error
             skipped.append(problem)
         else:
             kept.append(pair)
             examples.append(example)
+    warn_of_repetition(kept)
     return kept, examples, skipped
+
+
+def _row_error(pair: PreferencePair, error: ValueError) -> RowError:
+    """The error with the place of its pair."""
+    if isinstance(error, RowError):
+        return error
+    if isinstance(error, FieldError):
+        return pair.error(error.field, error.problem)
+    return pair.error("", str(error))
 
 
 def resumable_fit(
@@ -109,14 +113,13 @@ def resumable_fit(
         "device": model.device.type,
         "hyper_parameters": score_settings(hp),
         "versions": library_versions(),
+        **_template_inputs(model, examples),
     }
     work.claim(record, names=[str(pair.where) for pair in pairs])
     shifts, resumed = [], 0
     for i, (pair, example) in enumerate(zip(pairs, examples, strict=True)):
-        try:
-            finished, had_scores = _finished_shift(model, example, hp, work=work, i=i)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{pair.where}: {error}") from error
+        compute = functools.partial(_finished_shift, model, example, hp, work=work, i=i)
+        finished, had_scores = explained(model, compute, where=str(pair.where))
         shifts.append(finished)
         if had_scores:
             resumed += 1
@@ -150,6 +153,13 @@ def tokens_digest(examples: Sequence[Example]) -> str:
     return digest_of(json.dumps([_token_digest(example) for example in examples]).encode())
 
 
+def _template_inputs(model: HuggingFaceModel, examples: Sequence[Example]) -> dict[str, Any]:
+    """What a chat template adds that stands in no pair: its own words, and the date; nothing for plain texts."""
+    if not any("template" in example.encoded.kinds for example in examples):
+        return {"chat_template": "", "date": ""}
+    return {"chat_template": model.prompts.template_digest, "date": model.prompts.date}
+
+
 def _token_digest(example: Example) -> str:
     x = example.encoded
     seen = [x.ids.tolist(), list(x.kinds), x.picture, example.y_pos.tolist(), example.y_neg.tolist()]
@@ -164,6 +174,7 @@ def steering_vectors(
     data_digest: of the pairs (`grains_ref.data.content_digest`) that became these examples.
     """
     v_pos, v_neg = fit.pos.v.float(), fit.neg.v.float()
+    inputs: dict[str, Any] = _template_inputs(model, examples)
     return SteeringVectors(
         v=v_pos - v_neg,
         v_pos=v_pos,
@@ -175,6 +186,7 @@ def steering_vectors(
             fingerprint=model.fingerprint(),
             data_digest=data_digest,
             tokens_digest=tokens_digest(examples),
+            **inputs,
             n_examples=len(examples),
             versions=library_versions(),
             diagnostics={
@@ -205,6 +217,6 @@ def _finished_shift(
     tensors = {"a": computed.a, "delta_pos": computed.delta_pos, "delta_neg": computed.delta_neg}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FloatingPointError(f"{name} is not finite: half precision overflowed? Try bfloat16 or float32")
+            raise FloatingPointError(f"{name} is not finite.")
     work.write(i, tensors, {"masked": masked})
     return computed, kept is not None

@@ -40,6 +40,7 @@ from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 RECORD = "fit.json"
 TOKENS = "tokens"  # the field of the record that has one digest for every example
+INPUTS = {TOKENS, "chat_template", "date"}  # fields that say how the pairs became tokens
 AGAIN = "delete this file and run the command again"
 
 
@@ -185,13 +186,14 @@ class WorkFolder:
     def _refuse_other_fit(self, found: dict[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> None:
         changed = [key for key in sorted({*found, *record}) if found.get(key) != record.get(key)]
         old, new = found.get(TOKENS), record[TOKENS]
-        if changed == [TOKENS] and isinstance(old, list) and len(old) == len(new):
+        if TOKENS in changed and set(changed) <= INPUTS and isinstance(old, list) and len(old) == len(new):
             rows = [name for i, name in enumerate(names) if old[i] != new[i]]
+            cause = "Have the chat template or the tokenizer changed? Put back what they were"
+            if "date" in changed:
+                cause = f"The chat template writes the date: give --date {found.get('date')}"
             raise WorkFolderError(
                 f"{self.path} holds a fit of the same pairs, but their tokens were others: look at {some_of(rows)}. "
-                "Does the chat template write today's date, or have the template or the tokenizer changed? Put back "
-                "what it was (a date: write it into the template, in place of strftime_now) and run the command "
-                "again; or delete the folder, or name another one with --work."
+                f"{cause}, and run the command again; or delete the folder, or name another one with --work."
             )
         there = json.dumps({key: found.get(key) for key in changed if key != TOKENS}, sort_keys=True)
         now = json.dumps({key: record.get(key) for key in changed if key != TOKENS}, sort_keys=True)

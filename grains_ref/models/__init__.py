@@ -2,22 +2,28 @@
 
 | file | holds |
 |---|---|
-| `huggingface` | loading, and the model as a whole: embeddings, logits, residual streams |
+| `loading` | from a folder or the hub, and why not |
+| `huggingface` | the model as a whole: embeddings, logits, residual streams |
+| `weights` | whether the weights are finite, and their fingerprint, wherever they lie |
 | `proof` | where the decoder's blocks are, and the proof at load that hooks on them work |
 | `prompts` | text and pictures in: chat templates, tokens and their kinds |
-| `scoring` | answers out: scores of many responses, generated text |
+| `scoring` | answers out: scores of many responses |
+| `generation` | answers out: generated text |
+| `diagnosis` | where numbers stop being finite |
 | `families` | what differs between model families |
 | `pixels` | how vision towers take a picture, for methods that change it |
 """
 
 from grains_ref.data import Prompt
 from grains_ref.models.families import Patch, Picture, PictureSource, UnsupportedModelError
-from grains_ref.models.huggingface import FEATURE_BYTES, EncodedPicture, HuggingFaceModel, load
-from grains_ref.models.scoring import BATCH_TOKENS, Item, Scored, TokenRow
+from grains_ref.models.huggingface import FEATURE_BYTES, EncodedPicture, HuggingFaceModel
+from grains_ref.models.loading import load
+from grains_ref.models.scoring import BATCH_TOKENS, LOGIT_MEMORY, Item, Scored, TokenRow
 
 __all__ = [
     "BATCH_TOKENS",
     "FEATURE_BYTES",
+    "LOGIT_MEMORY",
     "EncodedPicture",
     "HuggingFaceModel",
     "Item",

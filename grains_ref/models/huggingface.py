@@ -11,21 +11,20 @@ treated like any other.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import datetime
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from grains_ref.data import Prompt
+from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
 from grains_ref.grains import Encoded, Example, Kind
-from grains_ref.models import scoring
+from grains_ref.models import generation, scoring, weights
 from grains_ref.models.families import (
     Family,
     Patch,
@@ -36,7 +35,7 @@ from grains_ref.models.families import (
 )
 from grains_ref.models.prompts import Prompts
 from grains_ref.models.proof import decoder_blocks, hooked, prove_hooks
-from grains_ref.models.scoring import Item, Scored, TokenRow
+from grains_ref.models.scoring import LOGIT_MEMORY, Item, Scored, TokenRow
 
 FEATURE_BYTES = 2 << 30  # image features kept in main memory, so that a sweep runs the vision tower once per picture
 
@@ -53,39 +52,6 @@ class EncodedPicture(Encoded):
     patches: tuple[Patch | None, ...]  # T
 
 
-def load(
-    path_or_hub_id: str | Path,
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "cpu",
-    device_map: str | dict[str, Any] | None = None,
-) -> HuggingFaceModel:
-    """Load a model, its tokenizer and its image processor from a folder or the hub; check that it can be steered.
-
-    dtype "auto" is the type the weights are stored in.  device_map spreads a model over several devices (needs the
-    accelerate package) and then `device` is not used.  Weights are read from safetensors only; code from the hub is
-    never run.
-
-    Raises:
-        UnsupportedModelError: another family, or its decoder blocks do not behave as expected.
-        OSError: nothing was found there.
-    """
-    config = transformers.AutoConfig.from_pretrained(path_or_hub_id, trust_remote_code=False)
-    family = family_class(config)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path_or_hub_id, trust_remote_code=False)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _older_chat_template(path_or_hub_id)
-    image_processor = family.load_image_processor(str(path_or_hub_id))
-    model = family.auto_class.from_pretrained(
-        path_or_hub_id, dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False
-    )
-    if device_map is None:
-        model.to(device)
-    folder = Path(path_or_hub_id)
-    name = folder.resolve().name if folder.is_dir() else str(path_or_hub_id)
-    return HuggingFaceModel(model, tokenizer, name=name, image_processor=image_processor)
-
-
 class HuggingFaceModel:
     """A Hugging Face model behind the interface of `grains_ref.grains.Model`.
 
@@ -98,9 +64,11 @@ class HuggingFaceModel:
         tokenizer: a fast one, which knows the characters that a token covers.
         name: what messages and saved vectors call the model.
         image_processor: a vision-language model's (PIL) image processor.
+        date: what chat templates that write today's date write; default: the day on which the model is wrapped.
 
     Raises:
         UnsupportedModelError: see `load`.
+        ValueError: a weight is NaN or infinite, or the date is none.
     """
 
     def __init__(
@@ -110,6 +78,7 @@ class HuggingFaceModel:
         *,
         name: str,
         image_processor: Any = None,
+        date: str | datetime.date | None = None,
     ) -> None:
         family = family_class(hf.config)
         if not tokenizer.is_fast:
@@ -127,9 +96,18 @@ class HuggingFaceModel:
         image_id = _image_token_id(hf.config)
         image_token = str(tokenizer.convert_ids_to_tokens(image_id)) if family.marker else ""
         self.family: Family = family(hf.config, image_processor, image_token)
-        self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name)
+        self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name, date=_as_date(date))
+        self.told_of_settings = False  # of stored settings of generation that are not used
         self._features: OrderedDict[str, Tensor] = OrderedDict()  # picture digest -> (n, d), least recent first
+        weights.check_finite(hf, name=name)
         prove_hooks(self)
+        if self.prompts.opens_thinking:
+            warnings.warn(
+                f"{name}: the chat template begins every answer with <think>, so that answers are scored and generated "
+                "as the beginning of a thought, not behind it. Begin the answers with the thoughts and </think>, or "
+                "give the prompts as plain text.",
+                stacklevel=2,
+            )
 
     # ------------------------------------------------------------------ sizes and identity
 
@@ -151,7 +129,7 @@ class HuggingFaceModel:
     @property
     def device(self) -> torch.device:
         """Where embeddings live; inputs go there."""
-        return self.embed.weight.device
+        return weights.execution_device(self.embed, self.embed.weight)
 
     def fingerprint(self) -> str:
         """A hash of the architecture, the embedding weights and the first values of every block's parameters.
@@ -160,20 +138,7 @@ class HuggingFaceModel:
         tell a fine-tune from its base without reading 16 GB.  Weights are rounded to bfloat16 first, so that a model
         loaded as bfloat16, float32 or float64 has one fingerprint.
         """
-        shape = {
-            key: getattr(self.text_config, key)
-            for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        }
-        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-        starts = (parameter.flatten()[:4096] for block in self.blocks for parameter in block.parameters())
-        for values in (*self.embed.weight.detach().split(4096), *starts):
-            digest.update(_bfloat16_bytes(values))
-        if self.family.marker:
-            decoder = {id(parameter) for parameter in self.hf.get_decoder().parameters()}
-            others = [p for p in self.hf.parameters() if id(p) not in decoder and p is not self.embed.weight]
-            for start in sorted(_bfloat16_bytes(parameter.flatten()[:4096]) for parameter in others):
-                digest.update(start)
-        return digest.hexdigest()
+        return weights.fingerprint(self)
 
     # ------------------------------------------------------------------ text and picture in
 
@@ -225,11 +190,27 @@ class HuggingFaceModel:
         """One preference pair, tokenised.
 
         Raises:
+            FieldError: a text is empty, both answers are the same text or the same tokens, or the pair is longer than
+                the model's context.
             ValueError: see `encode`.
         """
-        return Example(
+        check_texts(prompt=prompt, chosen=chosen, rejected=rejected)
+        example = Example(
             self.encode(prompt, image), self.response_ids(prompt, chosen), self.response_ids(prompt, rejected)
         )
+        pair = PreferencePair("", prompt, chosen, rejected, "")
+        try:
+            check_tokens(
+                pair,
+                n_prompt=len(example.encoded.ids),
+                n_chosen=len(example.y_pos),
+                n_rejected=len(example.y_neg),
+                context=self.context,
+                same_answers=example.y_pos.equal(example.y_neg),
+            )
+        except RowError as error:  # which row this is only the caller knows
+            raise FieldError(error.field, error.problem) from None
+        return example
 
     def baseline(self, encoded: Encoded, name: str) -> Tensor:
         """The (T, d) embeddings for "nothing here": `zero`, `mean` or `token:WORD`.
@@ -263,7 +244,19 @@ class HuggingFaceModel:
     # ------------------------------------------------------------------ the model's answers
 
     def logits(self, encoded: Encoded, embeds: Tensor, response_ids: Tensor) -> Tensor:
-        """See `grains_ref.grains.Model.logits`."""
+        """See `grains_ref.grains.Model.logits`.
+
+        Raises:
+            ValueError: an id that the vocabulary has not, or more tokens than the model's context.
+        """
+        scoring.check_ids(self, response_ids.tolist(), where="the response")
+        n_prompt = int(encoded.replay["attention_mask"].sum())
+        n_fed = len(response_ids) - 1  # the last one is only predicted
+        if excess_tokens(n_prompt, n_fed, self.context) > 0:
+            raise ValueError(
+                f"{n_prompt} prompt tokens and {n_fed} of the response are more than the {self.context} that "
+                f"{self.name} takes"
+            )
         fed = self.embed(response_ids[:-1].to(self.device)).to(embeds)  # (R-1, d): nothing follows the last token
         inputs = torch.cat([embeds, fed.expand(len(embeds), *fed.shape)], dim=1)  # (B, T + R - 1, d)
         out = self.hf(
@@ -295,28 +288,41 @@ class HuggingFaceModel:
         """Token ids of many (prompt, response) or (prompt, response, image), for `score_rows`.
 
         Raises:
-            ValueError: a prompt or a response has no tokens, or see `encode`.
+            ValueError: a prompt or a response is empty, or see `encode`.
         """
         return scoring.tokenise(self, items)
 
-    def score(self, items: Iterable[Item], *, batch_size: int = 128) -> list[Scored]:
+    def check_rows(self, rows: Sequence[TokenRow]) -> None:
+        """Refuse, before any work, rows that `score_rows` would refuse."""
+        scoring.check_rows(self, rows)
+
+    def score(self, items: Iterable[Item], *, batch_size: int = 128, memory: int = LOGIT_MEMORY) -> list[Scored]:
         """Score many (prompt, response) or (prompt, response, image) in left-padded batches; order is kept.
 
         Raises:
-            ValueError: a prompt or a response has no tokens, or see `encode`.
+            ValueError: a prompt or a response is empty, or see `encode` and `score_rows`.
+            FloatingPointError: see `score_rows`.
         """
-        return self.score_rows(self.tokenise(items), batch_size=batch_size)
+        return self.score_rows(self.tokenise(items), batch_size=batch_size, memory=memory)
 
-    def score_rows(self, rows: Sequence[TokenRow], *, batch_size: int = 128) -> list[Scored]:
+    def score_rows(
+        self, rows: Sequence[TokenRow], *, batch_size: int = 128, memory: int = LOGIT_MEMORY
+    ) -> list[Scored]:
         """`score` for items that are tokenised already, as sweeps score the same ones again and again.
 
         A prompt that several rows share is computed once: prompts first, then the responses on their cache.  A batch
         holds at most `batch_size` prompts, and at most `BATCH_TOKENS` prompt tokens, whatever batch_size says.
 
+        memory: bytes for logits; longer or more responses are scored in several goes.  A fixed number, so that scores
+        do not depend on what else runs on the machine.
+
         Raises:
-            ValueError: batch_size is less than 1.
+            ValueError: batch_size is less than 1; or a row has no tokens, an id that the vocabulary has not, or more
+                tokens than the model takes.
+            FloatingPointError: a score is not finite; the message names the row and the decoder block where it begins.
         """
-        return scoring.score_rows(self, rows, batch_size=batch_size)
+        self.check_rows(rows)
+        return scoring.score_rows(self, rows, batch_size=batch_size, memory=memory)
 
     def generate(
         self,
@@ -330,10 +336,15 @@ class HuggingFaceModel:
 
         images: none at all, or one (or None) per prompt.  options: more arguments of transformers' `generate`.
 
+        Settings that are stored with the weights (`generation_config.json`: a repetition penalty, suppressed tokens,
+        ...) are not used, and told in a warning; only the end-of-text ids are.
+
         Raises:
-            ValueError: a string instead of a list of prompts; another number of images than of prompts; see `encode`.
+            ValueError: a string instead of a list of prompts; another number of images than of prompts; prompt and new
+                tokens longer than the model's context; see `encode`.
+            FloatingPointError: the logits are not finite; the message names the prompt and the decoder block.
         """
-        return scoring.generate(self, prompts, max_new_tokens=max_new_tokens, images=images, **options)
+        return generation.generate(self, prompts, max_new_tokens=max_new_tokens, images=images, **options)
 
     # ------------------------------------------------------------------ pictures and what a run needs
 
@@ -420,21 +431,18 @@ def _repeated(replay: dict[str, Tensor], *, batch: int, response: int, device: t
     return repeated
 
 
+def _as_date(date: str | datetime.date | None) -> datetime.date | None:
+    if not isinstance(date, str):
+        return date
+    try:
+        return datetime.date.fromisoformat(date)
+    except ValueError:
+        raise ValueError(f"the date is {date!r}; expected year-month-day, for instance 2024-07-26") from None
+
+
 def _image_token_id(config: transformers.PretrainedConfig) -> int:
     """The id that stands for one piece of a picture; -1 for a text model."""
     for name in ("image_token_id", "image_token_index"):  # transformers 5, 4
         if (found := getattr(config, name, None)) is not None:
             return int(found)
     return -1
-
-
-def _older_chat_template(path_or_hub_id: str | Path) -> str | None:
-    """The chat template of a repository that keeps it with the processor (chat_template.json), or None."""
-    found = transformers.utils.cached_file(
-        str(path_or_hub_id), "chat_template.json", _raise_exceptions_for_missing_entries=False
-    )
-    return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"]) if found else None
-
-
-def _bfloat16_bytes(values: Tensor) -> bytes:
-    return values.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()

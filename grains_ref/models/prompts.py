@@ -11,14 +11,18 @@ Nothing here runs the model.
 
 from __future__ import annotations
 
+import datetime
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import transformers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from grains_ref.data import PICTURE_MARK, Message, Prompt
+from grains_ref.files import digest_of
 from grains_ref.grains import Kind
 from grains_ref.models.families import Family, Picture, UnsupportedModelError
 
@@ -26,6 +30,8 @@ from grains_ref.models.families import Family, Picture, UnsupportedModelError
 # has them in its own words.
 _STAND_IN = "\ue000{}\ue001"
 _ANY_STAND_IN = re.compile("(\ue000[0-9]+\ue001)")
+_STRIPPINGS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)  # of a message, by its role
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # in the pieces of byte-level BPE
 
 
 class _Span(NamedTuple):
@@ -45,16 +51,75 @@ class _Rendered(NamedTuple):
 class Prompts:
     """How one tokenizer and one family turn prompts and responses into tokens, and tokens into text.
 
-    image_id: the id of the token that stands for one piece of a picture; -1 for a text model.
+    image_id: the id of the token that stands for one piece of a picture; -1 for a text model.  date: what a chat
+    template is told that today is.
     """
 
     def __init__(
-        self, tokenizer: transformers.PreTrainedTokenizerBase, family: Family, *, image_id: int, name: str
+        self,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        family: Family,
+        *,
+        image_id: int,
+        name: str,
+        date: datetime.date | None = None,
     ) -> None:
         self.tokenizer, self.family, self.image_id, self.name = tokenizer, family, image_id, name
+        self._date = date or datetime.date.today()
         # `all_special_ids` alone leaves out tokens such as Llama 3's <|start_header_id|>.
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = added | set(tokenizer.all_special_ids)
+        self._n_behind = self._count_behind()
+
+    # ------------------------------------------------------------------ what is written unasked
+
+    @property
+    def template_digest(self) -> str:
+        """SHA-256 of the chat template; "" where there is none."""
+        template = self.tokenizer.chat_template
+        return digest_of(str(template).encode()) if template else ""
+
+    @property
+    def date(self) -> str:
+        """The date that the chat template writes, as 2024-07-26; "" if it writes none."""
+        return self._date.isoformat() if self.template_options else ""
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Options of `apply_chat_template`: the template with the date in it, if it asks for one."""
+        if "strftime_now" not in str(self.tokenizer.chat_template):
+            return {}
+        return {"chat_template": _strftime_macro(self._date) + str(self.tokenizer.get_chat_template())}
+
+    @property
+    def opens_thinking(self) -> bool:
+        """Whether the chat template begins the answer with <think>, so that answers are scored as thoughts."""
+        if "<think>" not in str(self.tokenizer.chat_template):
+            return False
+        return self._apply_template([{"role": "user", "content": "x"}], ["x"]).rstrip().endswith("<think>")
+
+    def _count_behind(self) -> int:
+        """How many tokens, an end-of-text token for instance, the tokenizer puts behind every text by itself.
+
+        Raises:
+            UnsupportedModelError: it also does so where no special tokens are asked for, or inside the text.
+        """
+        bare = self._ids_of("x")
+        says_it = self.text(bare).strip() == "x" or self.tokenizer.unk_token_id in bare
+        if not bare or not says_it:
+            raise UnsupportedModelError(
+                f"{self.name}: the tokenizer turns 'x' into {self.tokenizer.convert_ids_to_tokens(bare)} although no "
+                "special tokens are asked for, so that answers cannot be told from what it adds. Change its "
+                "normalizer or post-processor (tokenizer.json)"
+            )
+        whole = list(self.tokenizer("x", add_special_tokens=True)["input_ids"])
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return len(whole) - len(bare) - start
+        raise UnsupportedModelError(
+            f"{self.name}: the tokenizer turns 'x' into {self.tokenizer.convert_ids_to_tokens(whole)} with special "
+            f"tokens and into {self.tokenizer.convert_ids_to_tokens(bare)} without: not only around the text"
+        )
 
     # ------------------------------------------------------------------ prompts
 
@@ -65,6 +130,8 @@ class Prompts:
             ValueError: an empty prompt, a missing chat template, a picture without a place, or the reverse.
             UnsupportedModelError: the tokenizer or the chat template does not know pictures.
         """
+        if not (prompt if isinstance(prompt, str) else any(message["content"] for message in prompt)):
+            raise ValueError("the prompt has no tokens; give at least one word")
         rendered = self._render(prompt, with_picture=picture is not None)
         rendered = self._insert_picture(rendered, picture, is_plain=isinstance(prompt, str))
         # As transformers does it: tokenizers take a rendered chat as it is, processors add BOS where it is missing.
@@ -106,11 +173,10 @@ class Prompts:
         pieces = _ANY_STAND_IN.split(self._apply_template(messages, stand_ins, with_picture=with_picture))
         template_words, seen_stand_ins = pieces[0::2], pieces[1::2]  # they alternate, template's words at both ends
         if seen_stand_ins == stand_ins:
-            stripped = [content.strip() for content in contents]  # many templates strip
-            for written in (contents, stripped):
+            roles = [message["role"] for message in messages]
+            for written in _strippings(roles, contents):  # many templates strip the messages of some roles, or of all
                 joined, spans = _join(template_words, written)
                 if joined == text:
-                    roles = [message["role"] for message in messages]
                     return _Rendered(text, [span for span, role in zip(spans, roles, strict=True) if role == "user"])
         raise ValueError(f"the chat template of {self.name} changed, moved or dropped the words of a message")
 
@@ -137,7 +203,7 @@ class Prompts:
                 picture_is_placed = True
             chat.append({"role": message["role"], "content": parts if self.family.marker else content})
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
-        return str(self.tokenizer.apply_chat_template(chat, **options))
+        return str(self.tokenizer.apply_chat_template(chat, **options, **self.template_options))
 
     def _insert_picture(self, rendered: _Rendered, picture: Picture | None, *, is_plain: bool) -> _Rendered:
         """The placeholder replaced by the picture's tokens; the user's words behind it move along."""
@@ -162,12 +228,14 @@ class Prompts:
         return _Rendered(before + inserted + after, user)
 
     def _tokenise(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[_Span]]:
-        """Ids and character spans of a rendered prompt; BOS never doubled, never empty."""
+        """Ids and character spans of a rendered prompt; BOS never doubled, nothing behind the text, never empty."""
         batch = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
         ids = list(batch["input_ids"])
         spans = [_Span(start, stop) for start, stop in batch["offset_mapping"]]
+        if add_special_tokens and self._n_behind:  # the answer goes on where the prompt ends
+            ids, spans = ids[: -self._n_behind], spans[: -self._n_behind]
         bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
+        while bos is not None and ids[:2] == [bos, bos]:
             ids, spans = ids[1:], spans[1:]
         if not ids:
             raise ValueError("the prompt has no tokens; give at least one word")
@@ -185,6 +253,8 @@ class Prompts:
 
     def response_ids(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids of a response that follows `prompt`; see `HuggingFaceModel.response_ids`."""
+        if not response:  # before a space is put in front of it
+            raise ValueError("the response has no tokens; nothing can be scored")
         if response[:1].isspace():
             return self._tokenise_response(response)
         if not isinstance(prompt, str):
@@ -224,8 +294,13 @@ class Prompts:
     # ------------------------------------------------------------------ back to text
 
     def token_text(self, token: int) -> str:
-        """One token for people; SentencePiece's leading space would be lost in decoding it alone."""
+        """One token for people; SentencePiece's leading space would be lost in decoding it alone.
+
+        Bytes that are only a part of a character are written as <0xE2>.
+        """
         text, piece = self.text([token]), str(self.tokenizer.convert_ids_to_tokens(token))
+        if "\ufffd" in text:
+            return _bytes_in_words(piece)
         return " " + text if piece.startswith("\u2581") and not text[:1].isspace() else text
 
     def text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -251,6 +326,32 @@ def _join(template_words: Sequence[str], contents: Sequence[str]) -> tuple[str, 
         spans.append(_Span(len(text), len(text) + len(content)))
         text += content + words_behind
     return text, spans
+
+
+def _strftime_macro(date: datetime.date) -> str:
+    """Jinja that gives a template a `strftime_now` of its own, since transformers' own always takes today."""
+    replaced = ["format"]
+    for directive in "aAbBdefFjmuUVwWyYHIMpScxX":
+        for code in (f"%{directive}", f"%-{directive}"):  # the second: without a zero in front
+            replaced.append(f"replace({code!r}, {date.strftime(code)!r})")
+    return "{%- macro strftime_now(format) -%}{{ " + " | ".join(replaced) + " }}{%- endmacro %}{{ '' }}"
+
+
+def _strippings(roles: Sequence[str], contents: Sequence[str]) -> Iterator[list[str]]:
+    """The contents as they are, and with the white space around those of some roles taken off, in every way."""
+    names = sorted(set(roles))
+    for ways in itertools.product(_STRIPPINGS, repeat=len(names)):
+        way_of = dict(zip(names, ways, strict=True))
+        yield [way_of[role](content) for role, content in zip(roles, contents, strict=True)]
+
+
+def _bytes_in_words(piece: str) -> str:
+    """A token's piece, whole characters as they are and other bytes as <0xE2>."""
+    if not all(character in _BYTE_OF for character in piece):
+        return piece  # no byte-level BPE; SentencePiece writes <0xE2> itself
+    text = bytes(_BYTE_OF[character] for character in piece).decode(errors="surrogateescape")
+    # a byte that is no part of a whole character was read as a surrogate, U+DC00 + the byte
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def _refuse_places(places: int, *, has_picture: bool, is_plain: bool) -> NoReturn:

@@ -56,7 +56,7 @@ def prove_hooks(model: HuggingFaceModel) -> None:
     """Each block runs once and in order; a zero vector changes no bit of the logits, a unit vector changes them.
 
     Raises:
-        UnsupportedModelError: one of the three does not hold.
+        UnsupportedModelError: one of the three does not hold, or the logits are not finite.
     """
     not_ordinary = model.prompts.special_ids | {model.prompts.image_id}
     ordinary = (i for i in range(model.embed.num_embeddings) if i not in not_ordinary)
@@ -71,6 +71,11 @@ def prove_hooks(model: HuggingFaceModel) -> None:
     if [id(block) for block in ran] != [id(block) for block in model.blocks]:
         raise UnsupportedModelError(
             f"{model.name}: one forward pass ran {len(ran)} hooked blocks, not each of {len(model.blocks)} once"
+        )
+    if not plain.isfinite().all():
+        raise UnsupportedModelError(
+            f"{model.name}: the logits of three ordinary tokens are not finite, although every weight is: "
+            f"{model.hf.dtype} overflows. Load the model with dtype bfloat16 or float32"
         )
     v = torch.zeros(len(model.blocks), model.width)
     with Steering(model.blocks, v, lam=1.0):

@@ -1,21 +1,27 @@
-"""Answers out: teacher-forced scores of many responses, and generated text, in left-padded batches with a cache.
+"""Answers out: teacher-forced scores of many responses, in left-padded batches with a cache.
 
 A response is scored in two passes, so that a prompt that many responses share is computed once:
 
 1. all prompts of a batch, left-padded: (B, T, d) -> the logits of every response's first token, and a cache;
-2. all responses behind the cache of their prompt, right-padded: (rows, R - 1) -> the logits of their other tokens.
+2. the responses behind the cache of their prompt, right-padded: (rows, R - 1) -> the logits of their other tokens.
+
+Logits are the largest tensors here, rows x R x V numbers.  The second pass takes as many rows at once, and of a long
+response as many tokens, as `memory` allows; of their logits only the scores are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from grains_ref.data import Prompt
+from grains_ref.data import Prompt, check_list, check_prompt, check_visible, excess_tokens
+from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSource
 
 if TYPE_CHECKING:
@@ -23,22 +29,33 @@ if TYPE_CHECKING:
 
 Item: TypeAlias = tuple[Prompt, str] | tuple[Prompt, str, PictureSource | None]  # prompt, response, image
 BATCH_TOKENS = 1 << 14  # prompt tokens scored at once; with 524 kB of cache per token (LLaVA-1.6-7B) that is 8.6 GB
+LOGIT_MEMORY = 512 << 20  # bytes of logits, and of what is computed from them, that are in memory at once
+_BYTES_PER_LOGIT = 12  # the logit itself, and float32 copies of it and of its log-probability
 
 
 class TokenRow(NamedTuple):
-    """Token ids of one prompt, its picture if it has one, and one response."""
+    """Token ids of one prompt, its picture if it has one, and one response; `where` it is from, for messages."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     picture: Picture | None = None
+    where: str = ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Teacher-forced score of one response: its log-probability in nats and whether greedy decoding would give it."""
+    """Teacher-forced score of one response: its log-probability in nats and whether greedy decoding would give it.
+
+    Raises:
+        FloatingPointError: the log-probability is NaN or infinite, which is no score.
+    """
 
     log_prob: float
     is_greedy: bool
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.log_prob):
+            raise FloatingPointError(f"the log-probability of a response is {self.log_prob}.")
 
 
 class _TokenPrompt(NamedTuple):
@@ -58,28 +75,71 @@ class _PromptPass(NamedTuple):
     position_axes: tuple[int, ...]  # what a family's positions have in front of (B, T)
 
 
-# ------------------------------------------------------------------------------------------- scoring
+# ------------------------------------------------------------------------------------------- rows
 def tokenise(model: HuggingFaceModel, items: Iterable[Item]) -> list[TokenRow]:
     """See `HuggingFaceModel.tokenise`."""
+    check_list("items", items)
     rows: list[TokenRow] = []
     pictures: dict[str | None, Picture | None] = {}
-    for prompt, response, *rest in items:
+    for item in items:
+        if isinstance(item, str | bytes | Mapping) or len(item) not in (2, 3):
+            raise ValueError(f"expected (prompt, response) or (prompt, response, image); got {item!r:.60}")
+        prompt, response, *rest = item
+        check_prompt(prompt)
+        check_visible(response, "response")
         image = rest[0] if rest else None
         key = None if image is None else str(image)  # a path; for a picture in memory what it is and its address
         if key not in pictures:
             pictures[key] = model.checked_picture(image)
         picture = pictures[key]
         ids, _ = model.prompts.encode(prompt, picture)
-        response_ids = model.prompts.response_ids(prompt, response)
-        if not response_ids:
-            raise ValueError(f"the response {response!r} has no tokens; nothing can be scored")
-        rows.append(TokenRow(tuple(ids), tuple(response_ids), picture))
+        rows.append(TokenRow(tuple(ids), tuple(model.prompts.response_ids(prompt, response)), picture))
     return rows
 
 
+def check_rows(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> None:
+    """Refuse, before the work, rows that cannot be scored.
+
+    Raises:
+        ValueError: a row without tokens, with ids that the vocabulary has not, or longer than the model's context.
+    """
+    check_list("rows", rows)
+    for i, row in enumerate(rows):
+        where = row.where or f"row {i}"
+        for what, ids in (("prompt", row.prompt), ("response", row.response)):
+            if not ids:
+                raise ValueError(f"{where}: the {what} has no tokens; nothing can be scored")
+            check_ids(model, ids, where=f"{where}: the {what}", also=model.prompts.image_id if row.picture else 0)
+        if excess_tokens(len(row.prompt), len(row.response), model.context) > 0:
+            total = len(row.prompt) + len(row.response)
+            raise ValueError(
+                f"{where}: {len(row.prompt)} prompt tokens + {len(row.response)} of the response = {total}, but the "
+                f"model takes {model.context}. Shorten the row, or leave it out."
+            )
+
+
+def check_ids(model: HuggingFaceModel, ids: Sequence[int], *, where: str, also: int = 0) -> None:
+    """Refuse ids that no embedding belongs to: negative ones would count from the end of the vocabulary.
+
+    also: an id that is allowed wherever it lies, as that of an image token.
+    """
+    size = model.embed.num_embeddings
+    if min(ids) >= 0 and max(ids) < size:
+        return
+    strange = [token for token in ids if not 0 <= token < size and token != also]
+    if strange:
+        raise ValueError(
+            f"{where} has the token id {strange[0]}; the vocabulary of {model.name} has the ids 0 to {size - 1}. "
+            "Was it tokenised for another model?"
+        )
+
+
+# ------------------------------------------------------------------------------------------- scoring
 @torch.no_grad()
-def score_rows(model: HuggingFaceModel, rows: Sequence[TokenRow], *, batch_size: int) -> list[Scored]:
-    """See `HuggingFaceModel.score_rows`."""
+def score_rows(
+    model: HuggingFaceModel, rows: Sequence[TokenRow], *, batch_size: int, memory: int = LOGIT_MEMORY
+) -> list[Scored]:
+    """See `HuggingFaceModel.score_rows`; the rows have been checked."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1, the number of prompts scored at once")
     rows_of: dict[_TokenPrompt, list[int]] = {}
@@ -93,9 +153,27 @@ def score_rows(model: HuggingFaceModel, rows: Sequence[TokenRow], *, batch_size:
             for i in rows_of[prompt]:
                 numbers.append(i)
                 owners.append(owner)
-        results = _score_batch(model, prompts, owners, [rows[i].response for i in numbers])
+        try:
+            results = _score_batch(model, prompts, owners, [rows[i].response for i in numbers], memory)
+        except FloatingPointError as error:
+            _refuse_batch(model, rows, numbers, memory, error)
         scored.update(zip(numbers, results, strict=True))
     return [scored[i] for i in range(len(rows))]
+
+
+def _refuse_batch(
+    model: HuggingFaceModel, rows: Sequence[TokenRow], numbers: Sequence[int], memory: int, error: FloatingPointError
+) -> NoReturn:
+    """Say which row of a batch is not finite, by scoring each of them alone."""
+    for i in numbers:
+        row = rows[i]
+        prompt = _TokenPrompt(row.prompt, row.picture)
+
+        def alone(prompt: _TokenPrompt = prompt, row: TokenRow = row) -> list[Scored]:
+            return _score_batch(model, [prompt], [0], [row.response], memory)
+
+        explained(model, alone, where=row.where or f"row {i}")
+    raise FloatingPointError(only_together(model, str(error), what="row")) from error
 
 
 def _batches(prompts: Iterable[_TokenPrompt], batch_size: int) -> Iterator[list[_TokenPrompt]]:
@@ -119,23 +197,66 @@ def _score_batch(
     prompts: Sequence[_TokenPrompt],
     owners: Sequence[int],
     responses: Sequence[tuple[int, ...]],
+    memory: int,
 ) -> list[Scored]:
     """Score each response behind the prompt that owns it; no response is empty."""
-    owner = torch.tensor(owners, device=model.device)  # (rows,)
-    longest = max(len(response) for response in responses)
-    padded = [[*response] + [0] * (longest - len(response)) for response in responses]
-    target = torch.tensor(padded).to(model.device)  # (rows, R); what follows a response cannot change its scores
     after_prompts = _run_prompts(model, prompts)
-    logits = after_prompts.logits[owner]  # (rows, 1, V): each response's first token
-    if longest > 1:
-        logits = torch.cat([logits, _run_responses(model, after_prompts, owner, target)], dim=1)  # (rows, R, V)
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    log_p_of_target = log_p.gather(2, target[..., None])[..., 0]  # (rows, R)
-    is_argmax = logits.argmax(-1) == target  # (rows, R)
+    longest = max(len(response) for response in responses)
+    bytes_per_token = after_prompts.logits.shape[-1] * _BYTES_PER_LOGIT
+    room = BATCH_TOKENS // (after_prompts.mask.shape[1] + longest)  # each row has a copy of its prompt's cache
+    rows_at_once = max(1, min(memory // (longest * bytes_per_token), room))
+    results: list[Scored] = []
+    for start in range(0, len(responses), rows_at_once):
+        stop = start + rows_at_once
+        owner = torch.tensor(owners[start:stop], device=model.device)  # (rows,)
+        cache = after_prompts.cache
+        if stop < len(responses):  # others will need the cache as it is
+            cache = _another_view(cache)
+        cache.batch_select_indices(owner)
+        chunk = _Chunk(owner, responses[start:stop], cache, tokens_at_once=max(1, memory // bytes_per_token))
+        results += _score_chunk(model, after_prompts, chunk)
+    return results
+
+
+class _Chunk(NamedTuple):
+    """Responses that are scored at once."""
+
+    owner: Tensor  # (rows,), which of the batch's prompts each belongs to
+    responses: Sequence[tuple[int, ...]]
+    cache: Any  # of each row's prompt
+    tokens_at_once: int  # of all rows together
+
+
+def _another_view(cache: Any) -> Any:
+    """A cache that can be changed without changing the first; the keys and values of the prompts are not copied."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
+
+
+def _score_chunk(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk) -> list[Scored]:
+    """The second pass: of every response as many tokens at once as there is room for, but the last predicts nothing."""
+    longest = max(len(response) for response in chunk.responses)
+    padded = [[*response] + [0] * (longest - len(response)) for response in chunk.responses]
+    target = torch.tensor(padded).to(model.device)  # (rows, R); what follows a response cannot change its scores
+    log_p_of_target, is_argmax = [], []  # of each slice, (rows, tokens)
+    step = max(1, chunk.tokens_at_once // len(chunk.responses))
+    start, stop = 0, 1
+    while start < longest:
+        if start == 0:
+            logits = after.logits[chunk.owner]  # (rows, 1, V): each response's first token
+        else:
+            logits = _run_responses(model, after, chunk, target[:, :stop], start=start)  # (rows, stop - start, V)
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        log_p_of_target.append(log_p.gather(2, target[:, start:stop, None])[..., 0])
+        is_argmax.append(logits.argmax(-1) == target[:, start:stop])
+        del logits, log_p  # before the next slice takes as much
+        start, stop = stop, min(stop + step, longest)
+    scores, greedy = torch.cat(log_p_of_target, dim=1), torch.cat(is_argmax, dim=1)  # (rows, R)
     results = []
-    for row, response in enumerate(responses):
+    for row, response in enumerate(chunk.responses):
         n = len(response)
-        results.append(Scored(log_p_of_target[row, :n].sum().item(), bool(is_argmax[row, :n].all())))
+        results.append(Scored(scores[row, :n].sum().item(), bool(greedy[row, :n].all())))
     return results
 
 
@@ -158,59 +279,24 @@ def _run_prompts(model: HuggingFaceModel, prompts: Sequence[_TokenPrompt]) -> _P
     return _PromptPass(out.logits, out.past_key_values, replay["attention_mask"], last_position + 1, tuple(axes))
 
 
-def _run_responses(model: HuggingFaceModel, after: _PromptPass, owner: Tensor, target: Tensor) -> Tensor:
-    """The second pass: all tokens of the responses but the last, which predicts nothing, (rows, R - 1, V)."""
-    fed = target[:, :-1]  # (rows, R - 1)
-    after.cache.batch_select_indices(owner)
-    steps = torch.arange(fed.shape[1], device=model.device)
-    positions = after.next_position[owner][:, None] + steps  # (rows, R - 1)
+def _run_responses(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk, target: Tensor, *, start: int) -> Tensor:
+    """The logits of tokens start, start + 1, ... of the responses, (rows, stop - start, V).
+
+    target: (rows, stop) tokens up to the last one that is to be predicted; those before `start` - 1 are in the cache.
+    """
+    fed = target[:, start - 1 : -1]  # (rows, stop - start)
+    behind_prompt = torch.arange(start - 1, target.shape[1] - 1, device=model.device)
+    positions = after.next_position[chunk.owner][:, None] + behind_prompt  # (rows, stop - start)
+    seen = after.mask.new_ones(len(fed), target.shape[1] - 1)
     out = model.hf(
         input_ids=fed,
-        attention_mask=torch.cat([after.mask[owner], after.mask.new_ones(fed.shape)], dim=1),
+        attention_mask=torch.cat([after.mask[chunk.owner], seen], dim=1),
         position_ids=positions.expand(*after.position_axes, -1, -1),
-        past_key_values=after.cache,
+        past_key_values=chunk.cache,
         use_cache=True,
     )
     logits: Tensor = out.logits
     return logits
-
-
-# ---------------------------------------------------------------------------------------- generation
-@torch.no_grad()
-def generate(
-    model: HuggingFaceModel,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    images: Sequence[PictureSource | None],
-    **options: Any,
-) -> list[str]:
-    """See `HuggingFaceModel.generate`."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is one string, {prompts!r}; give a list of prompts, with one in it: [prompt]")
-    if not prompts:
-        return []
-    if images and len(images) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts but {len(images)} images; give one (or None) for every prompt")
-    pictures = [model.checked_picture(image) for image in images or [None] * len(prompts)]
-    rows = []
-    for prompt, picture in zip(prompts, pictures, strict=True):
-        ids, _ = model.prompts.encode(prompt, picture)
-        rows.append(torch.tensor(ids))
-    pad_id = model.prompts.pad_id()
-    batch = left_pad(rows, value=pad_id)  # (B, T)
-    inputs = {"input_ids": batch, "attention_mask": left_pad([torch.ones_like(row) for row in rows], value=0)}
-    seen = [picture for picture in pictures if picture]
-    if seen:
-        inputs |= model.family.generation(batch == model.prompts.image_id) | model.family.tensors(seen)
-    out = model.hf.generate(
-        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad_id,
-        **{"do_sample": False, **options},
-    )
-    new = out[:, batch.shape[1] :].tolist()
-    return [model.prompts.text(ids, skip_special_tokens=True).strip() for ids in new]
 
 
 def left_pad(rows: Sequence[Tensor], *, value: int) -> Tensor:

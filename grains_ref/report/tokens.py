@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from rich.text import Text
 from torch import Tensor
 
+from grains_ref.files import printable
 from grains_ref.grains import Encoded, Selection
 
 POSITIVE, NEGATIVE = (46, 125, 80), (190, 60, 50)  # towards chosen, towards rejected
@@ -30,7 +31,7 @@ def coloured_tokens(
         red, green, blue = (round(255 + (c - 255) * abs(score)) for c in (POSITIVE if score > 0 else NEGATIVE))
         style = f"{'rgb(255,255,255)' if abs(score) > 0.6 else 'rgb(20,20,20)'} on rgb({red},{green},{blue})"
         chosen = j in selection.pos or j in selection.neg
-        text.append(token.strip() or repr(token)[1:-1], style=f"underline {style}" if chosen else style)
+        text.append(_visible(token), style=f"underline {style}" if chosen else style)
         if j in marks:
             text.append(f"[{marks[j]}]", style="bold")
         text.append(" ")
@@ -50,6 +51,15 @@ def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection) -> 
     """The selected tokens and their scores in words, so that nothing is said by colour alone."""
 
     def words(indices: Sequence[int]) -> str:
-        return ", ".join(f"{tokens[j].strip() or repr(tokens[j])} {float(a[j]):+.2f}" for j in indices) or "none"
+        return ", ".join(f"{_named(tokens[j])} {float(a[j]):+.2f}" for j in indices) or "none"
 
     return f"toward rejected: {words(selection.neg)}\ntoward chosen:   {words(selection.pos)}"
+
+
+def _visible(token: str) -> str:
+    """A token without the white space around it; what cannot be seen, or moves the cursor, is written out."""
+    return printable(token.strip() or token)
+
+
+def _named(token: str) -> str:
+    return _visible(token) if token.strip() else f"'{_visible(token)}'"

@@ -39,6 +39,8 @@ class Header:
         data_digest: of the preference pairs (`PairFile.digest`).
         tokens_digest: of the token ids that the model saw (`grains_ref.fitting.tokens_digest`): the same pairs become
             other tokens where a chat template writes today's date.
+        chat_template: digest of the chat template that the pairs went through; "" for plain texts.
+        date: that the chat template wrote into the prompts, as 2024-07-26; "" if it writes none.
         n_examples: number of pairs the vectors were made from.
         versions: of the software that made the vectors (`library_versions`).
         diagnostics: from aggregation: single values, and lists of one number per layer.
@@ -62,11 +64,14 @@ class Header:
     versions: dict[str, str]
     diagnostics: dict[str, Any]
     choice: dict[str, Any] = field(default_factory=dict)
+    chat_template: str = ""
+    date: str = ""
 
     def __post_init__(self) -> None:
         texts = ("site", "layer_numbering", "dialect", "model_name", "fingerprint", "data_digest", "tokens_digest")
+        more_texts = ("chat_template", "date")
         dicts = ("hyper_parameters", "versions", "diagnostics", "choice")
-        for expected, names in ((str, texts), (dict, dicts), (int, ("format_version", "n_examples"))):
+        for expected, names in ((str, texts + more_texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:
                 if type(getattr(self, name)) is not expected:
                     found = type(getattr(self, name)).__name__

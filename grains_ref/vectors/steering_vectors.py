@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from grains_ref.vectors.header import COMPOSED, Header, VectorError, is_finite_n
 from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 TOLERANCE = 1e-5  # of |v_pos| + |v_neg|, for v = v_pos - v_neg: room for rounding, none for a swapped sign
+
+VARIOUS = "various"  # of a sum whose parts differ
 
 
 class VectorFileError(VectorError):
@@ -157,6 +160,8 @@ class SteeringVectors:
             ("examples", str(header.n_examples)),
             ("data digest", header.data_digest),
             ("tokens digest", header.tokens_digest),
+            ("chat template", header.chat_template or "none: plain texts"),
+            ("date in the chats", header.date or "none"),
             ("hyper-parameters", " ".join(recipes) or _words(header.hyper_parameters)),
             ("diagnostics", _words(header.diagnostics)),
             ("chosen by a sweep", _words(header.choice)),
@@ -175,6 +180,7 @@ def compose(parts: Sequence[tuple[float, SteeringVectors]]) -> SteeringVectors:
     - `hyper_parameters` is {"composed_of": [...]}: per original part its weight, hyper-parameters, data
       digests and number of examples.  A part that is itself a sum is spread out: the list stays flat.
     - `data_digest` and `tokens_digest` are the SHA-256 of the original parts' weights and digests in order.
+    - `chat_template` and `date` are those of the parts where all have the same, else "various".
     - `n_examples` is the sum over the parts; data used by two parts counts twice.
     - `versions` are those of the composing software; `diagnostics` and `choice` are empty, for they describe single
       parts.
@@ -207,6 +213,8 @@ def compose(parts: Sequence[tuple[float, SteeringVectors]]) -> SteeringVectors:
         fingerprint=first.header.fingerprint,
         data_digest=_digest_of_parts(originals, "data_digest"),
         tokens_digest=_digest_of_parts(originals, "tokens_digest"),
+        chat_template=_common(parts, "chat_template"),
+        date=_common(parts, "date"),
         n_examples=sum(vectors.header.n_examples for _, vectors in parts),
         versions=library_versions(),
         diagnostics={},
@@ -222,8 +230,13 @@ def check_fits(
     fingerprint: str,
     model_name: str,
     force: bool = False,
+    chat_template: str = "",
+    date: str = "",
 ) -> None:
     """Check that vectors belong to a model, before they steer it.
+
+    Another chat template or another date in it than the pairs had makes other tokens of the same chat, but the vectors
+    may be used on any prompt: it is no error, only a warning.
 
     Args:
         vectors: what is to be added.
@@ -232,6 +245,8 @@ def check_fits(
         fingerprint: of the model, compared with the header's.
         model_name: of the model, for the message.
         force: accept another fingerprint (a fine-tune, other weights); a shape can never be forced.
+        chat_template: digest of the model's chat template; "" if prompts do not go through it.
+        date: that the template writes; "" if it writes none.
 
     Raises:
         MismatchError: other depth, other width, or another fingerprint without `force`.
@@ -248,6 +263,18 @@ def check_fits(
             f"the vectors were made with {header.model_name!r}, fingerprint {header.fingerprint!r}; the "
             f"model {model_name!r} has {fingerprint!r}: same shape, other weights. If that is meant, pass "
             f"--force (force=True in Python)."
+        )
+    if header.chat_template not in ("", chat_template, VARIOUS) and chat_template:
+        warnings.warn(
+            f"the vectors were made of chats in another chat template than {model_name!r} has now: the same messages "
+            "become other tokens. Put back the template that they were made with, or make new vectors.",
+            stacklevel=2,
+        )
+    elif header.date not in ("", date, VARIOUS) and date:
+        warnings.warn(
+            f"the vectors were made of chats in which the template wrote the date {header.date}; now it writes {date}, "
+            f"so that the same messages become other tokens. Pass --date {header.date} (date= in Python).",
+            stacklevel=2,
         )
 
 
@@ -310,6 +337,11 @@ def _originals(weight: float, vectors: SteeringVectors) -> list[dict[str, Any]]:
 
 def _digest_of_parts(parts: Sequence[dict[str, Any]], name: str) -> str:
     return digest_of(json.dumps([[part["weight"], part[name]] for part in parts]).encode())
+
+
+def _common(parts: Sequence[tuple[float, SteeringVectors]], name: str) -> str:
+    values = {getattr(vectors.header, name) for _, vectors in parts}
+    return values.pop() if len(values) == 1 else VARIOUS
 
 
 def _tensor_names(layer: int) -> tuple[str, str, str]:

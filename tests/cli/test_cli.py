@@ -26,15 +26,15 @@ pytestmark = pytest.mark.cpu
 COMMANDS = {
     "demo": "--vision --world --seeds --out --json",
     "fit": "--model --pairs --out --preset --k --m --attribution --aggregation --objective --path-baseline "
-    "--mask-baseline --eligible --work --keep-work --dtype --device --device-map --skip-bad-rows --json",
+    "--mask-baseline --eligible --work --keep-work --dtype --device --device-map --date --skip-bad-rows --json",
     "attribute": "--model --prompt --chosen --rejected --image --overlay --chat --preset --k --m --method "
-    "--path-baseline --eligible --dtype --device --device-map --json",
+    "--path-baseline --eligible --dtype --device --device-map --date --json",
     "sweep": "--model --pairs --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset --out "
-    "--dtype --device --device-map --skip-bad-rows --json",
-    "eval": "--model --pairs --vectors --lam --layers --tasks --force --dtype --device --device-map --skip-bad-rows "
-    "--json",
+    "--dtype --device --device-map --date --skip-bad-rows --json",
+    "eval": "--model --pairs --vectors --lam --layers --tasks --force --dtype --device --device-map --date "
+    "--skip-bad-rows --json",
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
-    "--device-map --json",
+    "--device-map --date --json",
     "inspect": "vectors --json",
 }
 
@@ -264,7 +264,8 @@ def test_damaged_weights_are_an_error_without_a_traceback(other_model: Path, tmp
     weights.write_bytes(weights.read_bytes()[:5000])
     result = run("attribute", "--model", folder, "--prompt", "Q", "--chosen", "a", "--rejected", "b")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "error SafetensorError: " in result.stderr
+    assert "error OSError: the weights in " in result.stderr
+    assert "Get the files again" in result.stderr
     assert isinstance(result.exception, SystemExit)
 
 

@@ -281,3 +281,32 @@ def test_vectors_of_another_model_need_force_and_those_of_another_shape_fit_neve
         assert "have 4 layers of width 128" in message
         assert "has 3 layers of width 28" in message
         assert "a shape cannot be forced" in message
+
+
+# --- what does not suit the model is refused before the work
+
+
+def test_eval_refuses_what_is_too_long_before_anything_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("something was scored")
+
+    monkeypatch.setattr(HuggingFaceModel, "score_rows", refuse)
+    fine = {"prompt": PROMPT, "chosen": "eel .", "rejected": "barley ."}
+    long = "eel " * 100
+    for name, row, words in (
+        ("prompt", fine | {"prompt": long}, "prompt.jsonl:1: field 'prompt': "),
+        ("chosen", fine | {"chosen": long}, "chosen.jsonl:1: field 'prompt': "),
+        ("choices", fine | {"choices": ["eel .", long], "label": 0}, "choices.jsonl:1 (choice 1): "),
+    ):
+        message = bad("eval", *SIMPLE, "--pairs", lines(tmp_path / f"{name}.jsonl", [row]))
+        assert words in message
+        assert "but the model takes 64" in message
+    tasks = lines(tmp_path / "tasks.jsonl", [{"prompt": long, "answer": "eel"}])
+    message = bad("eval", *SIMPLE, "--pairs", data / "test.jsonl", "--tasks", tasks)
+    assert "task 000001: " in message
+    assert "but the model takes 64" in message
+    assert "task 000001: " in bad(
+        *("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--tasks", tasks)
+    )

@@ -15,6 +15,7 @@ from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
 from grains_ref.grains import attribute as attribute_example
 from grains_ref.models import HuggingFaceModel
+from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
 from grains_ref.vectors import SteeringVectors
 
@@ -224,3 +225,46 @@ def test_a_missing_file_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     assert f"{missing}: no such file" in bad("eval", *SIMPLE, "--pairs", missing)
     assert f"{missing}: no such file" in bad("eval", *SIMPLE, "--pairs", data / "test.jsonl", "--tasks", missing)
     assert f"{missing}: no such file" in bad("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", missing)
+
+
+# --- the date in a chat template
+
+
+@pytest.fixture(scope="session")
+def dated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model whose chat template writes today's date, as Llama 3.2's does."""
+    folder = tmp_path_factory.mktemp("dated")
+    model = random_llama()
+    model.tokenizer.chat_template = (
+        "{{ bos_token }}{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}"
+    )
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_date_is_fixed_kept_in_the_header_and_missed_where_it_is_another(dated_model: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Is the earth flat?"}]
+    rows = [
+        {"messages": chat, "chosen": answer, "rejected": "Yes."} for answer in ("No.", "It is not.", "It is round.")
+    ]
+    pairs, out = lines(tmp_path / "pairs.jsonl", rows), tmp_path / "v.safetensors"
+    model = ["--model", dated_model]
+    good("fit", *model, "--pairs", pairs, "--out", out, "--aggregation", "mean", "--date", "2024-07-26")
+    header = SteeringVectors.load(out).header
+    assert header.date == "2024-07-26"
+    asked = ["--vectors", out, "--lam", "1", "--max-new-tokens", "1", "--prompt", "Is it?"]
+    words = "warning: the vectors were made of chats in which the template wrote the date 2024-07-26; now it writes"
+    assert words in run("generate", *model, *asked, "--chat").stderr
+    assert words not in run("generate", *model, *asked, "--chat", "--date", "2024-07-26").stderr
+    assert words not in run("generate", *model, *asked).stderr  # plain texts go through no template
+    evaluated = ["eval", *model, "--pairs", pairs, "--vectors", out, "--lam", "1"]
+    assert words in run(*evaluated).stderr
+    assert words not in run(*evaluated, "--date", "2024-07-26").stderr
+    attributed = ["attribute", *model, "--chat", "--prompt", "Is it?", "--chosen", "No.", "--rejected", "Yes."]
+    tokens = [
+        parsed(*attributed, "--method", "gradient", "--date", day)["tokens"] for day in ("2024-07-26", "2024-12-31")
+    ]
+    assert "26 Jul 2024" in "".join(tokens[0])
+    assert "31 Dec 2024" in "".join(tokens[1])
+    assert "the date is 'today'; expected year-month-day" in bad(*attributed, "--date", "today")

@@ -57,3 +57,10 @@ def test_generate_refuses_vectors_of_another_model_before_the_work(
     monkeypatch.setattr(HuggingFaceModel, "generate", refuse)
     command = ["--vectors", vectors, "--prompt", PROMPT, "--lam", "1"]
     assert "pass --force" in bad("generate", "--model", "tiny:simple-seed1", *command)
+
+
+def test_what_does_not_fit_the_context_is_refused(vectors: Path) -> None:
+    command = ["generate", *SIMPLE, "--vectors", vectors, "--lam", "1", "--prompt", PROMPT, "--max-new-tokens", "64"]
+    message = bad(*command)
+    assert "prompt 0: " in message
+    assert "but the model takes 64. Ask for fewer new tokens" in message

@@ -38,6 +38,9 @@ class LeaningModel:
     def tokenise(self, items: Any) -> list[TokenRow]:
         return [TokenRow((int(prompt.split()[0]),), (int(response),)) for prompt, response, *_ in items]
 
+    def check_rows(self, rows: Sequence[TokenRow]) -> None:
+        pass
+
     def score_rows(self, rows: Sequence[TokenRow]) -> list[SimpleNamespace]:
         x, y = self.blocks[0](torch.tensor([3.0, 0.0])).tolist()
         angle = np.degrees(np.arctan2(y, x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from damaged import damaged
 
 from grains_ref.data import PreferencePair, RowError, Task
 from grains_ref.evaluation.measures import (
     capability,
+    choice_rows,
     exact_matches,
     generations,
     margins,
@@ -29,6 +32,7 @@ from grains_ref.evaluation.measures import (
 from grains_ref.evaluation.metrics import clustered_mean, rate
 from grains_ref.grains import Steering, generate_greedy, log_prob
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
 
 pytestmark = pytest.mark.cpu
@@ -56,6 +60,9 @@ class FakeModel:
 
     def tokenise(self, items: Any) -> list[TokenRow]:
         return [TokenRow((0,), tuple(int(word) for word in response.split())) for _, response, *_ in items]
+
+    def check_rows(self, rows: Sequence[TokenRow]) -> None:
+        pass
 
     def score(self, items: Any) -> list[SimpleNamespace]:
         return self.score_rows(self.tokenise(items))
@@ -167,7 +174,7 @@ def test_a_tie_is_not_a_success() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (("2", "2"), r"pairs\.jsonl:1: field 'rejected': the same tokens as 'chosen'"),
+        (("2", "02"), r"pairs\.jsonl:1: field 'rejected': the same tokens as 'chosen'"),
         (("2 " * 8, "2"), r":1: field 'prompt': 1 prompt tokens \+ 8 of 'chosen' = 9, but the model takes 8"),
     ],
 )
@@ -279,3 +286,63 @@ def test_what_needs_no_model_imports_none(module: str) -> None:
     code = f"import sys, grains_ref.evaluation.{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- what cannot be measured
+
+
+def test_nothing_that_is_not_finite_counts_as_wrong() -> None:
+    model = random_llama()
+    asked = pair("about the moon", "Yes.", "No.")
+    tasks = [Task("t7", "about the moon", "No.")]
+    choices = [pair("about the moon", "Yes.", "No.", choices=("Yes.", "No."), label=0)]
+    with damaged(model, block=1):
+        for measure, words in (
+            (lambda: preference_accuracy(model, [PAIRS[0], asked]), r"pairs\.jsonl:1 \(chosen\): .*decoder block 1 "),
+            (lambda: margins(model, [asked]), r"pairs\.jsonl:1 \(chosen\): .*decoder block 1 "),
+            (lambda: capability(model, tasks), "task t7: .*decoder block 1 "),
+            (lambda: multiple_choice_accuracy(model, choices), r"pairs\.jsonl:1 \(choice 0\): .*decoder block 1 "),
+            (lambda: generations(model, ["about the moon"], max_new_tokens=1), "new token 0 .*decoder block 1 "),
+        ):
+            with pytest.raises(FloatingPointError, match=words):
+                measure()
+
+
+LONG = "Is the earth flat? " * 40
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            lambda m: pair_rows(m, [PAIRS[0], pair(LONG, "a", "b")]),
+            r":1: field 'prompt': \d+ prompt tokens .* takes 128",
+        ),
+        (
+            lambda m: task_rows(m, [Task("t1", "A:", "b"), Task("t2", LONG, "b")]),
+            r"task t2: \d+ prompt tokens .* takes 128",
+        ),
+        (
+            lambda m: choice_rows(m, [pair("A:", "a", "b", choices=("a", LONG), label=0)]),
+            r":1 \(choice 1\): \d+ prompt tokens .* takes 128",
+        ),
+        (lambda m: pair_rows(m, [pair("A:", " ", "b")]), ":1: field 'chosen': only white space"),
+        (lambda m: pair_rows(m, [pair("A:", "b", " b")]), ":1: field 'rejected': the same text as 'chosen'"),
+        (lambda m: task_rows(m, [Task("t1", "A:", "")]), "task t1: 'response': empty"),
+        (lambda m: choice_rows(m, [pair("A:", "a", "b", choices=("a", ""), label=0)]), ":1: 'response': empty"),
+    ],
+)
+def test_rows_that_do_not_suit_the_model_are_refused_by_name(
+    llama: HuggingFaceModel, rows: Callable[[HuggingFaceModel], Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        rows(llama)
+
+
+def test_answers_that_repeat_their_prompt_are_told(llama: HuggingFaceModel) -> None:
+    repeating = pair("Is the earth flat? Tell me.", "Is the earth flat? Tell me. No.", "Yes.")
+    with pytest.warns(UserWarning, match=r"1 of 2 pairs have an answer that repeats its prompt, the first is pairs"):
+        pair_rows(llama, [PAIRS[0], repeating])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair_rows(llama, [*PAIRS, pair("Paris", "Paris is it", "no")])  # a word may be chance

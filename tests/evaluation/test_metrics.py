@@ -145,7 +145,11 @@ def test_order_and_a_common_factor_do_not_matter(one: list[tuple[float, int]], r
         ([-1.0, -2.0], [2, 0], "one label, 0 or 1"),
         ([-1.0, -2.0], [0, 0], "found 0 right and 2 wrong"),
         ([-1.0, -2.0], [1, 1], "found 2 right and 0 wrong"),
-        ([-1.0, math.nan], [1, 0], "the score of a choice is NaN; a steered model that overflows needs a smaller lam"),
+        (
+            [-1.0, math.nan],
+            [1, 0],
+            "the score of a choice is NaN or infinite; a steered model that overflows needs a smaller lam",
+        ),
     ],
 )
 def test_what_is_no_question_is_refused(measure: Any, scores: list[float], labels: list[int], message: str) -> None:
@@ -230,7 +234,7 @@ def test_without_sacrebleu_the_message_says_what_to_install(monkeypatch: pytest.
 
 
 def test_one_reply_is_not_taken_for_a_list_of_letters() -> None:
-    with pytest.raises(ValueError, match="replies must be a list, also of one reply; got the text 'ab'"):
+    with pytest.raises(ValueError, match="replies is one str, 'ab'; give a list"):
         bleu_scores("ab", true=[["a"], ["b"]], false=[["c"], ["d"]])
 
 
@@ -455,3 +459,41 @@ def test_a_picture_reaches_the_model_and_two_are_refused(vision_model: HuggingFa
     both = Question("<image>", ("a", "b"), (1, 0), images=tuple(pictures))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the question has 2 pictures; one per prompt is supported"):
         multiple_choice(vision_model, [both])
+
+
+# --- what is no list, and what is no number
+
+
+@pytest.mark.parametrize("single", ["ab", b"ab"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        rate,
+        lambda one: clustered_mean([1.0, 0.0], one),
+        lambda one: average([1.0, 0.0], one),
+        lambda one: by_group([True, False], one),
+        lambda one: paired_gain([1.0, 0.0], [0.0, 0.0], clusters=one),
+        lambda one: sign_flip_p([1.0, 0.0], [0.0, 0.0], clusters=one),
+        lambda one: rating_summary([1, 2], one),
+        lambda one: mcnemar(one, [True, False]),
+        lambda one: bleu_scores(one, true=[["a"], ["b"]], false=[["a"], ["b"]]),
+        lambda one: bleu_scores(["a", "b"], true=one, false=[["a"], ["b"]]),
+    ],
+)
+def test_one_text_is_not_taken_for_a_list_of_letters(measure: Any, single: Any) -> None:
+    with pytest.raises(ValueError, match="give a list, also of a single one"):
+        measure(single)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_mean_and_is_no_failure(value: float) -> None:
+    for measure in (clustered_mean, average, lambda values: paired_gain(values, [0.0, 0.0])):
+        with pytest.raises(ValueError, match="which has no mean; a steered model that overflows needs a smaller lam"):
+            measure([1.0, value])
+    with pytest.raises(ValueError, match=r"an outcome is .*; expected True or False"):
+        rate([True, value])  # type: ignore[list-item]
+    with pytest.raises(FloatingPointError, match="which is no score"):
+        normalised(value, n_tokens=2, by="token")
+    if value != -math.inf:  # that is the logarithm of 0
+        with pytest.raises(ValueError, match="the score of a choice is NaN or infinite"):
+            mc1([value, -1.0], [1, 0])

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.utils import chat_template_utils
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -236,11 +235,11 @@ def test_a_full_disk_keeps_what_is_finished_and_a_later_run_goes_on(
 
     def full_after_two(path: Path, content: bytes) -> None:
         if "000002" <= path.name < "fit":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.ENOSPC, f"{path} could not be written: No space left on device")
         write(path, content)
 
     monkeypatch.setattr(work_folder, "write_whole", full_after_two)
-    with pytest.raises(OSError, match=r"000002.* could not be written .*No space left.* finished so far are kept"):
+    with pytest.raises(OSError, match=r"000002.* could not be written: No space left.* finished so far are kept"):
         run(llama, work)
     assert names(work) == ["000000.safetensors", "000001.safetensors", "fit.json"]
     monkeypatch.undo()
@@ -297,42 +296,32 @@ def dated() -> HuggingFaceModel:
     return model
 
 
-class Clock(datetime.datetime):
-    today_is: datetime.datetime
-
-    @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-        return cls.today_is
-
-
-@pytest.fixture
-def day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes it another day of November 2026."""
-
-    def set_day(number: int) -> None:
-        Clock.today_is = datetime.datetime(2026, 11, number)
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-    return set_day
+def on_day(model: HuggingFaceModel, day: int) -> HuggingFaceModel:
+    """The model as it is loaded on another day of November 2026."""
+    return HuggingFaceModel(model.hf, model.tokenizer, name=model.name, date=datetime.date(2026, 11, day))
 
 
 def test_a_template_that_writes_the_date_is_refused_on_the_next_day_and_told_from_other_changes(
-    dated: HuggingFaceModel, tmp_path: Path, day: Callable[[int], None]
+    dated: HuggingFaceModel, tmp_path: Path
 ) -> None:
-    day(26)
-    first = run(dated, tmp_path / "first", pairs=chats())
+    first = run(on_day(dated, 26), tmp_path / "first", pairs=chats())
     with pytest.raises(Interrupted):
-        run(dated, tmp_path / "work", pairs=chats(), on_example=stop_after(2))
-    day(27)
-    words = r"look at pairs\.jsonl:1, .*:2, .*:3, .*:4\. Does the chat template write today's date.* strftime_now"
+        run(on_day(dated, 26), tmp_path / "work", pairs=chats(), on_example=stop_after(2))
+    words = r"look at pairs\.jsonl:1, .*:2, .*:3, .*:4\. The chat template writes the date: give --date 2026-11-26"
     with pytest.raises(WorkFolderError, match=words):
-        run(dated, tmp_path / "work", pairs=chats())
-    second = run(dated, tmp_path / "second", pairs=chats())
+        run(on_day(dated, 27), tmp_path / "work", pairs=chats())
+    second = run(on_day(dated, 27), tmp_path / "second", pairs=chats())
     assert first.vectors.header.data_digest == second.vectors.header.data_digest
     assert first.vectors.header.fingerprint == second.vectors.header.fingerprint
     assert first.vectors.header.tokens_digest != second.vectors.header.tokens_digest
-    day(26)
-    assert same(run(dated, tmp_path / "work", pairs=chats()).vectors, first.vectors)
+    assert first.vectors.header.chat_template == second.vectors.header.chat_template != ""
+    assert (first.vectors.header.date, second.vectors.header.date) == ("2026-11-26", "2026-11-27")
+    assert same(run(on_day(dated, 26), tmp_path / "work", pairs=chats()).vectors, first.vectors)
+
+
+def test_plain_texts_go_through_no_template_and_have_no_date(dated: HuggingFaceModel, tmp_path: Path) -> None:
+    header = run(dated, tmp_path / "work").vectors.header
+    assert (header.chat_template, header.date) == ("", "")
 
 
 @pytest.mark.parametrize("part", ["ids", "kinds", "picture", "y_pos", "y_neg"])
@@ -436,8 +425,8 @@ def bad_pairs() -> list[PreferencePair]:
 @pytest.mark.parametrize(
     ("index", "line", "field", "words"),
     [
-        (1, 7, "chosen", "tokenises to nothing"),
-        (2, 8, "rejected", "tokenises to nothing"),
+        (1, 7, "chosen", "empty; expected text"),
+        (2, 8, "rejected", "empty; expected text"),
         (3, 9, "prompt", "but the model takes 128. Shorten the row"),
     ],
 )
@@ -463,11 +452,11 @@ def test_bad_rows_are_left_out_and_reported_when_asked_for(llama: HuggingFaceMod
 
 def test_a_row_that_just_fits_the_context_is_taken(llama: HuggingFaceModel) -> None:
     room = llama.context - 1 - len(llama.response_ids("?", "Rome."))  # 1 is BOS
-    fits = PreferencePair("x", "\x01" * room, "Rome.", "No", where=Where("pairs.jsonl", 1))  # one token for each byte
+    fits = PreferencePair("x", "#" * room, "Rome.", "No", where=Where("pairs.jsonl", 1))  # one token for each
     (_, (example,), _) = checked_examples(llama, [fits], skip_bad_rows=False)
     assert len(example.encoded.ids) + len(example.y_pos) == llama.context
     with pytest.raises(RowError, match=r"= 129, but the model takes 128"):
-        checked_examples(llama, [dataclasses.replace(fits, prompt=fits.prompt + "\x01")], skip_bad_rows=False)
+        checked_examples(llama, [dataclasses.replace(fits, prompt=fits.prompt + "#")], skip_bad_rows=False)
 
 
 def test_what_the_model_cannot_take_at_all_is_a_row_error_too(llama: HuggingFaceModel, tmp_path: Path) -> None:

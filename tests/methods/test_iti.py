@@ -159,7 +159,7 @@ def test_all_choices_with_one_right(llama: HuggingFaceModel) -> None:
 def test_chat_messages_and_what_does_not_fit(llama: HuggingFaceModel) -> None:
     chat = [replace(p, prompt=({"role": "user", "content": str(p.prompt)},)) for p in PAIRS[:4]]
     assert fit(llama, chat, probe="linear").sigma.min() > 0
-    long = [replace(p, prompt=str(p.prompt) + " so" * 60) for p in PAIRS[:4]]
+    long = [replace(p, prompt=str(p.prompt) + " so" * 22) for p in PAIRS[:4]]
     assert fit(llama, long, probe="linear", spread="answers").sigma.min() > 0
     with pytest.raises(ValueError, match="takes 128; fit with spread='answers'"):
         fit(llama, long, probe="linear")

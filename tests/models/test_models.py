@@ -144,6 +144,11 @@ def blocks_that_do_not_matter(hf: Any) -> None:
     hf.lm_head.weight.data.zero_()
 
 
+def overflow(hf: Any) -> None:
+    hf.half().model.layers[1].mlp.down_proj.weight.data.mul_(30000)
+    hf.model.layers[1].mlp.up_proj.weight.data.mul_(30000)
+
+
 def a_block_that_fails(hf: Any) -> None:
     def fail(block: nn.Module, inputs: Any, output: Any) -> None:
         raise RuntimeError("out of memory")
@@ -156,6 +161,7 @@ REFUSED = {
     blocks_under_another_type: "has 3 decoder blocks, but its decoder has no list `layers`",
     one_block_twice: "changed: one forward pass ran 5 hooked blocks, not each of 3 once",
     noise_in_a_block: "changed: adding a zero vector changed the logits",
+    overflow: "changed: the logits of three ordinary tokens are not finite.* torch.float16 overflows",
     blocks_that_do_not_matter: "changed: adding a unit vector to every block changed no logit",
 }
 
@@ -379,7 +385,7 @@ def test_scores_do_not_depend_on_how_much_is_scored_at_once(
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 1)
     got = model.score(items)
     handle.remove()
-    assert len(runs) == 6  # each prompt by itself, and the answers behind it
+    assert len(runs) == 9  # each prompt by itself, and each of the answers behind it
     for one, other in zip(got, expected, strict=True):
         assert one.log_prob == pytest.approx(other.log_prob, rel=1e-5)
         assert one.is_greedy == other.is_greedy
@@ -394,7 +400,7 @@ def test_no_batch_holds_no_prompt(llama: HuggingFaceModel) -> None:
 
 
 def test_one_prompt_is_not_taken_for_as_many_as_it_has_letters(llama: HuggingFaceModel) -> None:
-    with pytest.raises(ValueError, match=r"prompts is one string, 'Hello'; give a list"):
+    with pytest.raises(ValueError, match=r"prompts is one str, 'Hello'; give a list"):
         llama.generate("Hello", max_new_tokens=1)
 
 

@@ -7,6 +7,13 @@ SCORING = "grains_ref/models/scoring.py"
 PROMPTS = "grains_ref/models/prompts.py"
 F = "grains_ref/models/families.py"
 PROOF = "grains_ref/models/proof.py"
+WEIGHTS = "grains_ref/models/weights.py"
+GENERATION = "grains_ref/models/generation.py"
+DIAGNOSIS = "grains_ref/models/diagnosis.py"
+PAIRS = "grains_ref/data/pairs.py"
+FITTING = "grains_ref/fitting/resumable.py"
+VECTORS = "grains_ref/vectors/steering_vectors.py"
+TOKENS = "grains_ref/report/tokens.py"
 PIXELS = "grains_ref/models/pixels.py"
 BUGS = (
     Bug("off_by_one_logits", "objective", "the row of a token scores the token itself, not the next",
@@ -26,8 +33,8 @@ BUGS = (
     Bug("first_token_state", "contrast", "the state is read at the first position, not the last",
         M, "h[:, -1]", "h[:, 0]", "test_4_contrast", within="residuals"),
     Bug("response_positions_one_early", "generation", "scored responses repeat the last prompt position",
-        SCORING, "steps = torch.arange(fed.shape[1], device=model.device)",
-        "steps = torch.arange(fed.shape[1], device=model.device) - 1", "test_7_generation"),
+        SCORING, "torch.arange(start - 1, target.shape[1] - 1, device=model.device)",
+        "torch.arange(start - 2, target.shape[1] - 2, device=model.device)", "test_7_generation"),
     Bug("cache_of_another_prompt", "generation", "a response is scored on the cache of another prompt",
         SCORING, "cache.batch_select_indices(owner)", "cache.batch_select_indices(owner.flip(0))",
         "test_7_generation"),
@@ -35,7 +42,7 @@ BUGS = (
         SCORING, "left_pad([row[name] for row in replays], value=0)",
         'left_pad([row[name] for row in replays], value=int(name == "attention_mask"))', "test_7_generation"),
     Bug("bos_doubled", "text", "a prompt that brings BOS gets a second one",
-        PROMPTS, "if bos is not None and ids[:2] == [bos, bos]:", "if False:", "test_models"),
+        PROMPTS, "while bos is not None and ids[:2] == [bos, bos]:", "while False:", "test_models"),
     Bug("system_is_content", "text", "the system message counts as the user's own words",
         PROMPTS, 'if role == "user"]', 'if role in ("user", "system")]', "test_models"),
     Bug("newline_forgotten", "picture", "LLaVA's rows of tiles are not closed by newline tokens",
@@ -101,7 +108,7 @@ BUGS = (
     Bug("mean_of_words_for_pictures", "attribution", "the mean baseline of image tokens is that of words",
         M, "if image:", "if False:", "test_families"),
     Bug("fingerprint_blind", "text", "the fingerprint ignores vision tower and projector",
-        M, "self.family.marker", "False", "test_families", within="fingerprint"),
+        WEIGHTS, "if model.family.marker:", "if False:", "test_families"),
     Bug("hooks_left_behind", "loading", "a failing check leaves its hooks on the caller's model",
         PROOF, "stack.callback(block.register_forward_hook(hook).remove)",
         "handle = block.register_forward_hook(hook)\n"
@@ -119,4 +126,53 @@ BUGS = (
     Bug("frames_with_noise_of_their_own", "baselines", "the two frames of a still picture get different noise",
         PIXELS, "of_one_frame.expand(-1, -1, self.frames, -1).reshape(shape)",
         "torch.randn(shape, generator=generator)", "test_ict"),
+    Bug("stored_settings_used", "generation", "a repetition penalty stored beside the weights changes what is said",
+        GENERATION, "neutral.generation_config = GenerationConfig(**kept)", "pass", "test_generation"),
+    Bug("generated_past_the_context", "generation", "more is generated than the model's positions reach",
+        GENERATION, "if excess_tokens(len(ids), max_new_tokens, model.context) > 0:", "if False:", "test_generation"),
+    Bug("nan_is_said", "generation", "a text is made of logits that are NaN",
+        GENERATION, "if accidental.any():", "if False:", "test_generation"),
+    Bug("always_today", "text", "a fixed date is ignored",
+        PROMPTS, "self._date = date or datetime.date.today()", "self._date = datetime.date.today()", "test_templates"),
+    Bug("date_not_recorded", "text", "the header does not say which date the chat template wrote",
+        FITTING, '"date": model.prompts.date}', '"date": ""}', "test_fitting"),
+    Bug("another_date_untold", "text", "vectors of another day's chats are used without a word",
+        VECTORS, 'elif header.date not in ("", date, VARIOUS) and date:', "elif False:", "test_vectors"),
+    Bug("end_of_text_before_the_answer", "text", "the end-of-text token of a tokenizer stays behind the prompt",
+        PROMPTS, "if add_special_tokens and self._n_behind:", "if False:", "test_templates"),
+    Bug("all_roles_stripped_alike", "text", "a template that strips some roles only is refused",
+        PROMPTS, "itertools.product(_STRIPPINGS, repeat=len(names))", "[[way] * len(names) for way in _STRIPPINGS]",
+        "test_templates"),
+    Bug("space_is_an_answer", "text", "an empty answer is the space in front of it",
+        PROMPTS, "if not response:", "if False:", "test_scoring"),
+    Bug("same_tokens_are_a_pair", "text", "two answers that become the same tokens are a pair",
+        M, "same_answers=example.y_pos.equal(example.y_neg)", "same_answers=False", "test_scoring"),
+    Bug("letters_are_a_list", "text", "one text is taken for the list of its letters",
+        PAIRS, "if isinstance(given, str | bytes | bytearray | Path):", "if False:", "test_generation"),
+    Bug("parts_of_characters_unreadable", "text", "all parts of characters look alike",
+        PROMPTS, 'if "\\ufffd" in text:', "if False:", "test_templates"),
+    Bug("tokens_move_the_cursor", "text", "control characters in a token reach the screen",
+        TOKENS, "printable(token.strip() or token)", "(token.strip() or token)", "test_tokens"),
+    Bug("scored_past_the_context", "scores", "rows longer than the model's context are scored",
+        SCORING, "if excess_tokens(len(row.prompt), len(row.response), model.context) > 0:", "if False:",
+        "test_scoring"),
+    Bug("ids_from_the_end", "scores", "a negative id counts from the end of the vocabulary",
+        SCORING, "if not 0 <= token < size and token != also", "if token >= size and token != also", "test_scoring"),
+    Bug("nan_is_a_score", "scores", "a log-probability of NaN is a score",
+        SCORING, "if not math.isfinite(self.log_prob):", "if False:", "test_scoring"),
+    Bug("all_logits_at_once", "scores", "the logits of all responses are in memory at once",
+        SCORING, "min(memory // (longest * bytes_per_token), room)", "len(responses)", "test_scoring"),
+    Bug("answers_never_cut", "scores", "the logits of a long response are in memory at once",
+        SCORING, "tokens_at_once=max(1, memory // bytes_per_token)", "tokens_at_once=1 << 60", "test_scoring"),
+    Bug("cache_used_up", "scores", "later responses go on behind earlier ones",
+        SCORING, "if stop < len(responses):", "if False:", "test_scoring"),
+    Bug("later_slices_repeat_positions", "replay", "every slice of a response begins at the first position",
+        SCORING, "torch.arange(start - 1, target.shape[1] - 1, device=model.device)",
+        "torch.arange(target.shape[1] - start, device=model.device)", "test_scoring"),
+    Bug("lost_gradient_unnamed", "attribution", "the block at which a gradient is lost is not looked for",
+        DIAGNOSIS, "if watch.backward is None and not gradient.isfinite().all():", "if False:", "test_scoring"),
+    Bug("damaged_weights_loaded", "loading", "weights that are NaN are loaded",
+        WEIGHTS, "or torch.isfinite(parameter).all():", "or True:", "test_loading"),
+    Bug("offloaded_is_empty", "loading", "offloaded weights are hashed as zeros",
+        WEIGHTS, "value: Tensor = stored[name]", "value = torch.zeros(parameter.shape)", "test_loading"),
 )  # fmt: skip

@@ -178,5 +178,5 @@ def test_a_response_is_greedy_exactly_if_generation_gives_all_of_it(simple_model
 
 
 def test_a_response_without_tokens_is_refused_before_anything_is_scored(llama: HuggingFaceModel) -> None:
-    with pytest.raises(ValueError, match="no tokens; nothing can be scored"):
+    with pytest.raises(ValueError, match="'response': empty; expected text"):
         llama.score([(PROMPT, "Paris"), (PROMPT + " ", "")])

@@ -52,3 +52,12 @@ def test_what_the_colours_say_is_also_said_in_words() -> None:
         r"toward rejected: famously -2.00, '\n' -0.12",
         "toward chosen:   none",
     ]
+
+
+def test_no_token_rewrites_the_screen() -> None:
+    tokens, a = ["a\x1b[2Jb", "\r", "\u202e"], torch.tensor([1.0, -1.0, -0.5])
+    selection = Selection(pos=(0,), neg=(1, 2))
+    for text in (coloured_tokens(tokens, a, selection, {}).plain, strongest_tokens(tokens, a, selection)):
+        assert text.replace("\n", "").isprintable()
+        for shown in (r"a\x1b[2Jb", r"\r", r"\u202e"):
+            assert shown in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,39 @@ def test_another_fingerprint_is_refused_unless_forced() -> None:
     with pytest.raises(MismatchError, match=r"'f0'.*'other' has 'f1'.*--force"):
         check_fits(sample(), **FITTING | {"fingerprint": "f1"})
     check_fits(sample(), **FITTING | {"fingerprint": "f1"}, force=True)
+
+
+CHATS = {"chat_template": "c0", "date": "2024-07-26"}
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"chat_template": "c1", "date": "2024-07-26"}, "in another chat template than 'other' has now"),
+        (
+            {"chat_template": "c0", "date": "2024-07-27"},
+            "the date 2024-07-26; now it writes 2024-07-27.*--date 2024-07-26",
+        ),
+    ],
+)
+def test_chats_that_become_other_tokens_are_told(now: dict[str, str], words: str) -> None:
+    with pytest.warns(UserWarning, match=words):
+        check_fits(sample(**CHATS), **FITTING, **now)
+
+
+def test_nothing_is_told_where_no_template_differs() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_fits(sample(**CHATS), **FITTING, **CHATS)
+        check_fits(sample(**CHATS), **FITTING)  # prompts are plain texts
+        check_fits(sample(), **FITTING, **CHATS)  # so were the pairs
+
+
+def test_a_sum_says_whether_its_parts_went_through_one_template() -> None:
+    one, other = sample(**CHATS), sample(seed=1, **CHATS | {"date": "2024-07-27"})
+    assert ((one + one).header.chat_template, (one + one).header.date) == ("c0", "2024-07-26")
+    assert ((one + other).header.chat_template, (one + other).header.date) == ("c0", "various")
+    assert ("date in the chats", "2024-07-26") in one.summary()
 
 
 # --- arithmetic
