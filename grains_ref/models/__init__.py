@@ -12,7 +12,8 @@
 
 from grains_ref.data import Prompt
 from grains_ref.models.families import Patch, Picture, PictureSource, UnsupportedModelError
-from grains_ref.models.huggingface import FEATURE_BYTES, EncodedPicture, HuggingFaceModel, load
+from grains_ref.models.features import FEATURE_BYTES
+from grains_ref.models.huggingface import EncodedPicture, HuggingFaceModel, load
 from grains_ref.models.scoring import BATCH_TOKENS, Item, Scored, TokenRow
 
 __all__ = [
