@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -256,7 +255,9 @@ def _train(
     seed: int,
 ) -> list[float]:
     """Train A and B, in place; the loss of every step."""
-    parameters = [matrix for i in range(len(model.blocks)) for name in PROJECTIONS for matrix in (a[name][i], b[name][i])]
+    parameters = [
+        matrix for i in range(len(model.blocks)) for name in PROJECTIONS for matrix in (a[name][i], b[name][i])
+    ]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     own = {name: [_projection(block, name).weight for block in model.blocks] for name in PROJECTIONS}

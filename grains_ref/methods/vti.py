@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
-from grains_ref.methods import icv
 from grains_ref.files import check_listed
 from grains_ref.grains import Hook, Hooks, at_least_float32, finite_number
+from grains_ref.methods import icv
 from grains_ref.methods.core import (
     Setting,
     check_pairs,
@@ -310,7 +310,9 @@ def steer_vision(model: HuggingFaceModel, visual: Tensor, *, alpha: float) -> It
             wide = m.to(at_least_float32(m))
             new = keep_norm(wide, step.to(wide)).to(m)
             if not new.isfinite().all():
-                raise FloatingPointError(f"vision block {block}: its MLP is not finite when steered; choose a smaller alpha")
+                raise FloatingPointError(
+                    f"vision block {block}: its MLP is not finite when steered; choose a smaller alpha"
+                )
             return new
 
         return hook

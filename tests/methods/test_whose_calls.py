@@ -127,7 +127,12 @@ def test_each_thread_gets_its_own_strength_and_its_own_end_of_the_prompt() -> No
     """One edit, entered in four threads whose prompts and answers have other lengths, run at once."""
     model = random_llama()
     edit = Edit(model, "residual", {1: lambda x: x + 1}, positions="after_prompt")
-    items = [("Is it?", "Yes"), ("Is the earth flat? " * 3 + "A:", "No, it is round. " * 2), ("Q", "A B C"), ("A B", "C")]
+    items = [
+        ("Is it?", "Yes"),
+        ("Is the earth flat? " * 3 + "A:", "No, it is round. " * 2),
+        ("Q", "A B C"),
+        ("A B", "C"),
+    ]
 
     def scored(item: tuple[str, str]) -> list[float]:
         with edit:

@@ -25,8 +25,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from grains_ref.grains import HyperParameters, Steering, attribute
 from grains_ref.images import PictureError
-from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, load
-from grains_ref.models import features
+from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, features, load
 from grains_ref.models import huggingface as models
 from grains_ref.models.families import FAMILIES, Family, Gemma3, LlavaNext, Patch, Picture, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import (

@@ -281,5 +281,3 @@ async def _in_tasks(world: World, programs: list[list[Step]]) -> list[str]:
 
 def hook_counts(model: HuggingFaceModel) -> list[int]:
     return [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.hf.modules()]
-
-
