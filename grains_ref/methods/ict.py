@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -280,17 +280,18 @@ def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tupl
     return max(0, int(left)), max(0, int(top)), min(width, math.ceil(right)), min(height, math.ceil(bottom))
 
 
-def boxes_in_file(path: str | os.PathLike[str]) -> Boxes:
+def boxes_in_file(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> Boxes:
     """Boxes from the field `boxes` of the pairs' own file: a list of [left, top, right, bottom] in pixels.
 
-    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them.
+    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them, with the same columns
+    to `ignore`.
 
     Raises:
         ValueError: `boxes` is not a list of lists, or the file cannot be read (see `read_pairs`); later, when asked
             about a pair that is not in the file.
     """
     boxes_of: dict[str, list[Box]] = {}
-    for pair, value in read_column(path, "boxes"):
+    for pair, value in read_column(path, "boxes", ignore=ignore):
         found = value or []
         if not isinstance(found, list) or not all(isinstance(box, list) for box in found):
             raise pair.error("boxes", f"must be a list of [left, top, right, bottom]; found {found!r}"[:200])
