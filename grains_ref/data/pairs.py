@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -173,8 +174,9 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
         RowError: a picture cannot be read.
     """
     check_listed("pairs", pairs, "a list of preference pairs, such as read_pairs(file).pairs")
-    content = [
-        {
+    digest = hashlib.sha256(b"[")  # of the list as one JSON text, which is never all in memory
+    for i, pair in enumerate(pairs):
+        content = {
             "id": pair.id,
             "prompt": pair.prompt,
             "chosen": pair.chosen,
@@ -183,10 +185,10 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
             "label": pair.label,
             "image": picture_bytes(pair),
         }
-        for pair in pairs
-    ]
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return digest_of(canonical.encode())
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        digest.update(f",{canonical}".encode() if i else canonical.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def picture_bytes(pair: PreferencePair) -> str | None:
