@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from grains_ref.data import PreferencePair, Prompt, RowError, Where, content_digest
-from grains_ref.files import digest_of
+from grains_ref.files import check_listed, digest_of
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -111,6 +111,7 @@ def make_records(
     Raises:
         RowError: a row is bad and `skip_bad_rows` is off.
     """
+    check_listed("items", items, "a list of rows")
     made: list[Made] = []
     skipped: list[RowError] = []
     for item in items:
@@ -128,6 +129,7 @@ def digest(records: Sequence[Record]) -> str:
 
     Pictures count with their bytes, not with their names.
     """
+    check_listed("records", records, "a list of records")
     contents: list[Any] = []
     for record in records:
         if isinstance(record, PreferencePair):

@@ -86,7 +86,7 @@ def _matches(feature: Any, kind: Kind) -> bool:
         inner = getattr(feature, "feature", None)
         if inner is None:
             return False
-        return _dtype(inner) == "null" or _matches(inner, TEXT if kind == TEXTS else WHOLE)
+        return _dtype(inner) == "null" or _matches(inner, TEXT if kind == TEXTS else INDEX)
     if kind == PICTURE:
         is_stored = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
         return type(feature).__name__ == "Image" or _dtype(feature) == "string" or is_stored

@@ -147,6 +147,19 @@ def test_the_index_of_a_choice_may_be_a_label_with_names_in_order(tmp_path: Path
         read(jsonl(tmp_path / "test.jsonl", {"c": 1.5}), Schema({"c": INDEX}))
 
 
+def test_labels_of_choices_may_be_labels_with_names_in_order(tmp_path: Path) -> None:
+    for names, refused in ((["0", "1"], False), (["false", "true"], False), (["true", "false"], True)):
+        features = datasets.Features({"c": datasets.List(datasets.ClassLabel(names=names))})
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        datasets.Dataset.from_list([{"c": [0, 1]}], features=features).to_parquet(folder / "test.parquet")
+        if refused:
+            with pytest.raises(DatasetError, match="should be a list of labels, found a list of a label"):
+                read(folder, Schema({"c": LABELS}))
+        else:
+            assert read(folder, Schema({"c": LABELS}))[0]["c"] == [0, 1]
+
+
 def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "test.jsonl", *({"text": text} for text in ("a", "b", "a", "a_3", "a")))
     assert [row.id for row in read(path, Schema({"text": TEXT}, id_column="text"))] == ["a", "b", "a_2", "a_3", "a_4"]
