@@ -57,7 +57,19 @@ def test_what_the_colours_say_is_also_said_in_words() -> None:
 # --- characters that would reach the terminal
 
 
-NASTY = ["\x1b[2J", "a\nb", "\u202eevil", "\x9b31m", "\r", "\u200b", "[red]x[/red]", "\ufffd", " \ufffd\ufffd", "\ud83d", "\x00"]
+NASTY = [
+    "\x1b[2J",
+    "a\nb",
+    "\u202eevil",
+    "\x9b31m",
+    "\r",
+    "\u200b",
+    "[red]x[/red]",
+    "\ufffd",
+    " \ufffd\ufffd",
+    "\ud83d",
+    "\x00",
+]
 
 
 def raw(text: str) -> list[str]:
