@@ -28,12 +28,14 @@ _DTYPES = {  # what the names of a column's type in the `datasets` library start
 class Schema:
     """Columns that must be there, and columns that are read if they are; all others are ignored.
 
-    `id_column` names the rows; "" names them by split and number.
+    `id_column` names the rows; "" names them by split and number.  `visible` are columns that hold something to see,
+    where they are read.
     """
 
     columns: Mapping[str, Kind]
     optional: Mapping[str, Kind] = field(default_factory=dict)
     id_column: str = ""
+    visible: tuple[str, ...] = ("question",)
 
 
 def check_columns(features: Mapping[str, Any], name: str, schema: Schema) -> dict[str, Kind]:

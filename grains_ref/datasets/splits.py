@@ -22,8 +22,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from grains_ref.files import check_listed
 from grains_ref.datasets.records import DatasetError, Record, digest
+from grains_ref.files import check_listed
 
 T = TypeVar("T", bound=Record)
 Keys = Callable[[T], Sequence[str]]

@@ -283,8 +283,8 @@ def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tupl
 def boxes_in_file(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> Boxes:
     """Boxes from the field `boxes` of the pairs' own file: a list of [left, top, right, bottom] in pixels.
 
-    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them, with the same columns
-    to `ignore`.
+    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them,
+    with the same columns to `ignore`.
 
     Raises:
         ValueError: `boxes` is not a list of lists, or the file cannot be read (see `read_pairs`); later, when asked

@@ -269,7 +269,7 @@ def _caption(panel: Panel, size: tuple[int, int], across: float) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Text in lines of at most `width`; its own line breaks stay, other characters that are not to be seen are shown."""
+    """Text in lines of at most `width`; its own line breaks stay, what else is not to be seen is written out."""
     paragraphs = printable(text, keep="\n").split("\n")
     return "\n".join(line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width))
 

@@ -521,7 +521,7 @@ def test_centring_takes_the_shared_shift_away() -> None:
 def test_rows_without_spread_have_no_direction(centred: bool, sign: Any) -> None:
     for noise in (0.0, 1e-9):  # rounding is no spread
         rows = (drawn(1, 6) + noise * drawn(5, 6)) if centred else torch.zeros(5, 6)
-        with pytest.raises(DegenerateShiftsError, match="block 7: the 5 differences are all (equal|zero)"):
+        with pytest.raises(DegenerateShiftsError, match=r"block 7: the 5 differences are all (equal|zero)"):
             first_component(rows, centred=centred, sign=sign, where="block 7")
 
 

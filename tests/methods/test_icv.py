@@ -88,7 +88,7 @@ def test_the_component_is_one_over_all_layers_and_not_one_for_each(llama: Huggin
 def test_equal_answers_are_refused(llama: HuggingFaceModel) -> None:
     equal = [dataclasses.replace(one, rejected=one.chosen) for one in PAIRS]
     for options in (CODE, PAPER, replace(PAPER, estimator="mean")):
-        with pytest.raises(DegenerateShiftsError, match="all blocks together: the .* zero"):
+        with pytest.raises(DegenerateShiftsError, match=r"all blocks together: the .* zero"):
             fit(llama, equal, options=options)
 
 

@@ -430,7 +430,7 @@ def test_missing_peft_says_what_to_install(llama: HuggingFaceModel) -> None:
     + [{"learning_rates": rates} for rates in ((), (1e-3, 0.0), (1e38,), (float("nan"),), (float("inf"),))],
 )
 def test_numbers_that_make_no_sense_are_refused(llama: HuggingFaceModel, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="positive numbers|must be finite"):
+    with pytest.raises(ValueError, match=r"positive numbers|must be finite"):
         lora.fit(llama, pairs_for(llama, []), **wrong)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_one_pair_where_several_are_needed(name: str, least: int) -> None:
 @pytest.mark.parametrize("name", ["caa", "icv", "icv paper", "icv mean", "repe", "iti", "nl-iti"])
 def test_answers_that_are_the_same_have_no_direction(name: str) -> None:
     same = [dataclasses.replace(pair, rejected=pair.chosen) for pair in PAIRS]
-    with pytest.raises(DegenerateShiftsError, match="block 0:|blocks 0 to 2:|all blocks together:"):
+    with pytest.raises(DegenerateShiftsError, match=r"block 0:|blocks 0 to 2:|all blocks together:"):
         FITS[name](text_world().model, same)
 
 
@@ -99,7 +100,7 @@ def test_a_weight_that_is_not_finite(fit: Callable[..., Any], value: float) -> N
     model = random_llama()
     with torch.no_grad():
         model.blocks[1].get_submodule("self_attn.v_proj").weight[0, 0] = value  # type: ignore[index, operator]
-    with pytest.raises((FloatingPointError, ValueError), match="block 1|the loss is nan"):
+    with pytest.raises((FloatingPointError, ValueError), match=r"block 1|the loss is nan"):
         fit(model, PAIRS)
 
 
@@ -107,7 +108,7 @@ def test_half_precision_that_overflows_names_the_block() -> None:
     model = random_llama(dtype=torch.float16)
     with torch.no_grad():
         model.blocks[2].get_submodule("mlp.down_proj").weight.mul_(1e6)  # type: ignore[operator]
-    with pytest.raises(FloatingPointError, match="block 2: residual at the end of .*: a value is not finite"):
+    with pytest.raises(FloatingPointError, match=r"block 2: residual at the end of .*: a value is not finite"):
         caa.fit(model, PAIRS)
 
 
@@ -144,7 +145,8 @@ def steerings() -> dict[str, tuple[str, Callable[..., Any]]]:
         "ICV": ("lam", lambda x: icv.ICV(v, icv.CODE).steering(model, lam=x)),
         "ICV paper": ("lam", lambda x: icv.ICV(v, icv.PAPER).steering(model, lam=x)),
         "RepE": ("c", lambda x: repe.RepE(v, 0, (1.0,)).steering(model, c=x, blocks=[1])),
-        "RepE, norm restored": ("c", lambda x: repe.RepE(v, 0, (1.0,)).steering(model, c=x, blocks=[1], restore_norm=True)),
+        "RepE, norm restored":
+            ("c", lambda x: repe.RepE(v, 0, (1.0,)).steering(model, c=x, blocks=[1], restore_norm=True)),
         "ITI": ("alpha", lambda x: heads.steering(model, heads=3, alpha=x)),
         "ICT image": ("alpha", lambda x: trust.steering(model, heads=3, alpha=x, beta=1.0)),
         "ICT object": ("beta", lambda x: trust.steering(model, heads=3, alpha=1.0, beta=x)),
@@ -191,14 +193,14 @@ def test_a_huge_strength_never_gives_a_quiet_number(method: str, strength: float
     """Refused in the run, naming the block; or, where the norm is kept, the move that it converges to."""
     world = text_world()
     steer = steerings()[method][1]
+    refusal = ""
     try:
         with steer(strength):
             got = world.measured("score")
-    except FloatingPointError as error:
-        assert "block" in str(error) or "layer" in str(error)
-        return
-    except ValueError as error:
-        assert "must be finite; block" in str(error)
+    except (FloatingPointError, ValueError) as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search("(block|layer) [0-9]", refusal)
         return
     assert method in ("ICV", "ICV paper", "RepE, norm restored", "Steering")
     with steer(math.copysign(1e12, strength)):
@@ -208,8 +210,9 @@ def test_a_huge_strength_never_gives_a_quiet_number(method: str, strength: float
 
 @pytest.mark.parametrize(
     ("blocks", "error"),
-    [("01", TypeError), ([True], TypeError), ([0.0], TypeError), (1, TypeError), ({0: 1}, TypeError), (["0"], TypeError),
-     ([3], ValueError), ([-1], ValueError), ([0, 0], ValueError), ([10**30], ValueError), (range(5, 1), None),
+    [("01", TypeError), ([True], TypeError), ([0.0], TypeError), (1, TypeError), ({0: 1}, TypeError),
+     (["0"], TypeError), ([3], ValueError), ([-1], ValueError), ([0, 0], ValueError), ([10**30], ValueError), 
+     (range(5, 1), None),
      ([2, 0], None), (np.array([0, 1]), None)],
 )  # fmt: skip
 def test_blocks(blocks: Any, error: Any) -> None:
@@ -234,9 +237,9 @@ def test_numbers_of_heads(heads: Any, error: Any) -> None:
     model = text_world().model
     probed = iti.ProbedHeads("ITI", drawn(3, 4, 6, seed=2), torch.ones(3, 4), torch.ones(3, 4), ((0, 0),) * 12)
     trust = ict.TrustedHeads({"image": probed}, {"image": 1}, halve_overlap=True)
-    with pytest.raises(error, match="heads is .*; expected a whole number"):
+    with pytest.raises(error, match=r"heads is .*; expected a whole number"):
         probed.steering(model, heads=heads, alpha=1.0)
-    with pytest.raises(error, match="heads is .*; expected a whole number"):
+    with pytest.raises(error, match=r"heads is .*; expected a whole number"):
         trust.steering(model, heads=heads, alpha=1.0, beta=0.0)
 
 
@@ -269,21 +272,16 @@ def test_vectors_that_are_not_finite_name_the_block(value: float) -> None:
 
 
 def test_states_and_changes_that_are_not_finite_name_the_block() -> None:
-    world = text_world()
-    with pytest.raises(FloatingPointError, match="block 1: mlp is beyond torch.float32"):
-        with Edit(world.model, "mlp", {1: lambda x: x / 0}):
-            world.measured("score")
-    with pytest.raises(FloatingPointError, match="block 2: heads is not finite before it is edited"):
-        with (
-            Edit(world.model, "mlp", {1: lambda x: x}),
-            nan_in_block_1(world.model),
-            Edit(world.model, "heads", {2: abs}),
-        ):
-            world.measured("score")
-    seeing = seeing_world()
-    with pytest.raises(FloatingPointError, match="changed pixels are not finite"):
-        with edit_pixels(seeing.model, lambda pixels: pixels / 0):
-            seeing.measured("score")
+    world, seeing = text_world(), seeing_world()
+    infinite = Edit(world.model, "mlp", {1: lambda x: x / 0})
+    with pytest.raises(FloatingPointError, match=r"block 1: mlp is beyond torch\.float32"), infinite:
+        world.measured("score")
+    broken, after = nan_in_block_1(world.model), Edit(world.model, "heads", {2: abs})
+    with pytest.raises(FloatingPointError, match="block 2: heads is not finite before it is edited"), broken, after:
+        world.measured("score")
+    bright = edit_pixels(seeing.model, lambda pixels: pixels / 0)
+    with pytest.raises(FloatingPointError, match="changed pixels are not finite"), bright:
+        seeing.measured("score")
 
 
 def nan_in_block_1(model: HuggingFaceModel) -> Any:
@@ -401,7 +399,7 @@ def test_edits_beside_the_prompts_end() -> None:
         assert model.score(item) == every
     assert len({result[0].log_prob for result in (plain, after, three, every)}) == 4
     for positions in (-1, True, 1.0, None):
-        with pytest.raises((TypeError, ValueError), match="positions is .*; expected"):
+        with pytest.raises((TypeError, ValueError), match=r"positions is .*; expected"):
             Edit(model, "residual", change, positions=positions)  # type: ignore[arg-type]
 
 

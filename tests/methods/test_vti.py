@@ -203,7 +203,7 @@ def test_averages_are_over_all_maskings(llava: HuggingFaceModel, pairs: list[Pre
 
 
 def test_nothing_hidden_is_refused(vision_model: HuggingFaceModel, pairs: list[PreferencePair]) -> None:
-    with pytest.raises(DegenerateShiftsError, match="token 0 of the vision tower, .*: the 3 differences are all zero"):
+    with pytest.raises(DegenerateShiftsError, match=r"token 0 of the vision tower, .*: the 3 differences are all zero"):
         visual_vectors(vision_model, pairs[:3], ratio=0.0, masks=3)
 
 

@@ -60,8 +60,7 @@ class World:
         try:
             return self._measured(what)
         except ValueError as error:  # reading and training run without a cache, which some positions need
-            assert "needs a run with a cache" in str(error), error
-            return str(error)
+            return _refusal(error, "needs a run with a cache")
 
     def _measured(self, what: str) -> Any:
         if what == "score":
@@ -82,6 +81,12 @@ class World:
                 for use in reversed(entered):
                     use.__exit__(None, None, None)
         return self.known[what, key]
+
+
+def _refusal(error: Exception, words: str) -> str:
+    """The message of an expected error."""
+    assert words in str(error), error
+    return str(error)
 
 
 def drawn(*shape: int, seed: int, size: float = 1.0) -> Tensor:
@@ -225,10 +230,10 @@ def _copied(world: World, kind: str) -> str:
             copied = copy.deepcopy(block)
             pickle.dump(copied, io.BytesIO())
     except TypeError as error:
-        assert "leave the `with` block first" in str(error), error
+        _refusal(error, "leave the `with` block first")
         return "refused"
     except RuntimeError as error:  # another thread enters at this moment
-        assert "mutated during iteration" in str(error), error
+        _refusal(error, "mutated during iteration")
         return "refused"
     plain = nn.functional.linear(x, block.weight, block.bias)  # type: ignore[arg-type]
     assert torch.equal(copied(x), plain), "a copy is steered"
@@ -247,10 +252,8 @@ def campaign(rng: random.Random, folder: Path) -> str:
             if kind in ("score", "capture", "train"):
                 world.expected(kind, key)
     before = hook_counts(world.model)
-    if rng.random() < 0.5:
-        outcomes = _in_threads(world, programs)
-    else:
-        outcomes = asyncio.run(_in_tasks(world, programs))
+    in_threads = rng.random() < 0.5
+    outcomes = _in_threads(world, programs) if in_threads else asyncio.run(_in_tasks(world, programs))
     assert hook_counts(world.model) == before, "hooks are left"
     assert grains._ENTERED.get() == (), "a block is still entered"
     assert world.measured("score") == world.expected("score", ()), "the model is not what it was"

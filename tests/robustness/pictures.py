@@ -30,6 +30,10 @@ class Made(NamedTuple):
     tolerance: int = 0
 
 
+BEGINNINGS = (
+    b"", b"\0", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF0000WEBP", b"<svg>", b"%PDF-1.7",
+    b"version https://git-lfs", b"P6 0 0 255\n", b"II*\0\0\0\0\0",
+)  # fmt: skip
 ORIENTATION = 0x0112
 # How a reader turns the stored picture upright, by EXIF's own table: orientation -> what to do with rows and columns.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -173,8 +177,7 @@ def text_bomb(rng: random.Random) -> Made:
 
 
 def nothing(rng: random.Random) -> Made:
-    return Made(rng.choice([b"", b"\0", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF0000WEBP", b"<svg>",
-                            b"%PDF-1.7", b"version https://git-lfs", b"P6 0 0 255\n", b"II*\0\0\0\0\0"]), refused=True)  # fmt: skip
+    return Made(rng.choice(BEGINNINGS), refused=True)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -217,8 +220,8 @@ def damaged(rng: random.Random) -> Made:
 
 def cut_png(rng: random.Random) -> Made:
     """Without its end a PNG is half a picture: the lower rows must not come out black or white."""
-    whole = encoded(Image.fromarray(np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (30, 30, 3), dtype=np.uint8)),
-                    "PNG")  # fmt: skip
+    noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), "PNG")
     return Made(whole[: rng.randint(1, len(whole) - 30)], refused=True)
 
 
@@ -231,15 +234,19 @@ def campaign(rng: random.Random, folder: Path) -> str:
     try:
         picture = read_picture(path)
     except PictureError as error:
-        assert made.shows is None, f"{make.__name__} was refused: {error}"
-        assert "\x1b" not in str(error), "a raw control character is in the message"
-        assert path.name.removeprefix("\x1b") in str(error), f"the message does not name the file: {error}"
+        _check_refusal(str(error), path.name, make.__name__, made)
         return "refused"
     finally:
         path.unlink()
     assert not made.refused, f"{make.__name__} was read as a picture of {picture.size}"
     _check(picture, made)
     return "accepted"
+
+
+def _check_refusal(message: str, name: str, make: str, made: Made) -> None:
+    assert made.shows is None, f"{make} was refused: {message}"
+    assert "\x1b" not in message, "a raw control character is in the message"
+    assert name.removeprefix("\x1b") in message, f"the message does not name the file: {message}"
 
 
 def _check(picture: Image.Image, made: Made) -> None:
