@@ -623,16 +623,10 @@ class Steering(Hooks):
         _check_vectors(len(blocks), v)
         self._lam = finite_number("lam", lam)
         chosen = range(len(blocks)) if layers is None else different_numbers("layers", layers, below=len(blocks))
-        super().__init__([(blocks[i], self._hook(i, v[i].detach())) for i in chosen])
+        super().__init__([(blocks[i], _naming_layer(i, self._hook(v[i].detach()))) for i in chosen])
 
-    def _hook(self, layer: int, v: Tensor) -> Hook:
-        def steer(h: Tensor) -> Tensor:
-            try:
-                return steer_hidden(h, v, lam=self._lam)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"layer {layer}: {error}") from None
-
-        return edit_output(steer)
+    def _hook(self, v: Tensor) -> Hook:
+        return edit_output(lambda h: steer_hidden(h, v, lam=self._lam))
 
 
 # ------------------------------------------------------------------------------------- 3.3 generation
@@ -770,6 +764,18 @@ def edit_output(edit: Callable[[Tensor], Tensor]) -> Hook:
         return edit(output)
 
     return hook
+
+
+def _naming_layer(layer: int, hook: Hook) -> Hook:
+    """The hook, whose FloatingPointError says in which layer it was."""
+
+    def named(block: nn.Module, inputs: Any, output: Any) -> Any:
+        try:
+            return hook(block, inputs, output)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"layer {layer}: {error}") from None
+
+    return named
 
 
 def _norm_ratio(h: Tensor, shifted: Tensor) -> Tensor:

@@ -163,10 +163,9 @@ def fit(
     check_pairs(pairs, least=1)
     check_listed("learning_rates", learning_rates, "a list of numbers")
     rates = [finite_number("learning rate", rate) for rate in learning_rates]
-    numbers = {"rank": rank, "epochs": epochs, "batch_size": batch_size}
+    numbers = {"rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size}
     for name, number in numbers.items():
         whole_number(name, number, least=-(2**63))
-    numbers["alpha"] = finite_number("alpha", alpha)
     if not rates or not all(0 < number <= FASTEST for number in (*numbers.values(), *rates)):
         raise ValueError(
             "need at least one learning rate, and positive numbers that float32 can hold; got "
@@ -208,7 +207,7 @@ def _row(model: HuggingFaceModel, pair: PreferencePair) -> tuple[Encoded, Tensor
     return encoded, ids
 
 
-def _untrained(model: HuggingFaceModel, *, rank: int, alpha: float, seed: int) -> tuple[Matrices, Matrices]:
+def _untrained(model: HuggingFaceModel, *, rank: int, alpha: int, seed: int) -> tuple[Matrices, Matrices]:
     """A and B as peft makes them for the projections, in float32 or wider: leaves that take gradients."""
     try:
         import peft

@@ -211,7 +211,7 @@ def test_a_huge_strength_never_gives_a_quiet_number(method: str, strength: float
 @pytest.mark.parametrize(
     ("blocks", "error"),
     [("01", TypeError), ([True], TypeError), ([0.0], TypeError), (1, TypeError), ({0: 1}, TypeError),
-     (["0"], TypeError), ([3], ValueError), ([-1], ValueError), ([0, 0], ValueError), ([10**30], ValueError), 
+     (["0"], TypeError), ([3], ValueError), ([-1], ValueError), ([0, 0], ValueError), ([10**30], ValueError),
      (range(5, 1), None),
      ([2, 0], None), (np.array([0, 1]), None)],
 )  # fmt: skip

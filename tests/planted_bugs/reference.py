@@ -84,7 +84,7 @@ BUGS = (
         G, "lost = (ratio < torch.finfo(ratio.dtype).tiny).squeeze(-1)", "lost = (ratio < 0).squeeze(-1)",
         "test_6_steering"),
     Bug("one_layers_vector", "steering", "every layer gets the last layer's vector",
-        G, "self._hook(i, v[i].detach())", "self._hook(i, v[-1].detach())", "test_6_steering"),
+        G, "self._hook(v[i].detach())", "self._hook(v[-1].detach())", "test_6_steering"),
     Bug("hooks_left_by_exceptions", "steering", "hooks stay when the `with` block ends by an exception",
         G, "for handle in self._entries.pop(last):",
         "for handle in self._entries.pop(last) if exception[:1] == (None,) else ():", "test_6_steering"),

@@ -28,7 +28,8 @@ from grains_ref.datasets.registry import DATASETS, fixture
 STRANGE: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2, 7, 2**63, 1e308, math.nan, math.inf, "", " ", "\u200b", "x", "A", "0", "\x1b[2J\u202e",
     "\x00", "no such picture.png", "/dev/zero", "..", "word " * 3000, [], {}, [[]], [None], ["a", "a"],
-    ["a", ""], [1, 0], [1, 1], [2], {"bytes": b"", "path": None}, {"bytes": b"no picture", "path": None}, {"choices": [], "labels": []},
+    ["a", ""], [1, 0], [1, 1], [2], {"bytes": b"", "path": None}, {"bytes": b"no picture", "path": None},
+    {"choices": [], "labels": []},
 )  # fmt: skip
 
 
