@@ -39,6 +39,7 @@ what the authors' repository (commit 8ad78db) computes instead.  docs/decisions.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -828,9 +829,13 @@ def finite_number(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {_shown(value)}; expected a number, such as 2.0")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite; it is {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite; it is {number}")
+    return number
 
 
 def different_numbers(name: str, values: object, *, below: int) -> list[int]:
@@ -843,7 +848,7 @@ def different_numbers(name: str, values: object, *, below: int) -> list[int]:
     if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} is {_shown(values)}; expected a list of whole numbers, such as [0, 1]")
     chosen: list[int] = []
-    for value in values:
+    for value in itertools.islice(values, below + 1):  # more are too many, and may be without end
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} holds {_shown(value)}; expected whole numbers, such as [0, 1]")
         chosen.append(int(value))
