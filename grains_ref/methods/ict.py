@@ -186,6 +186,7 @@ def _probe(name: str, trusted: Tensor, untrusted: Sequence[Tensor], *, seed: int
     """Directions, spreads and ranking of one level; both (n, L, K, d_h), pair by pair."""
     n = len(trusted)
     states = torch.cat([trusted, torch.stack(list(untrusted))])
+    theta = class_directions(states[:n], states[n:])
     accuracy, loss = score_heads(
         states,
         torch.arange(2 * n) < n,
@@ -193,7 +194,6 @@ def _probe(name: str, trusted: Tensor, untrusted: Sequence[Tensor], *, seed: int
         splits=split_questions(n, folds=2, seed=seed),
         probe=logistic_probe,
     )
-    theta = class_directions(states[:n], states[n:])
     return ProbedHeads(name, theta, spread_along(theta, states), accuracy, rank_heads(accuracy, loss))
 
 

@@ -162,6 +162,7 @@ def fit(
     items, right, question = _answers(pairs, answers)
     splits = split_questions(len(pairs), folds=folds, seed=seed)
     at_probe, at_direction = _states(model, items, windows)
+    theta = class_directions(at_direction[right], at_direction[~right])
     accuracy, loss = score_heads(
         at_probe,
         right,
@@ -169,7 +170,6 @@ def fit(
         splits=splits,
         probe=logistic_probe if probe == "linear" else partial(mlp_probe, seed=seed),
     )
-    theta = class_directions(at_direction[right], at_direction[~right])
     if spread == "next_question":
         followed = _followed_by_questions(model, pairs, items, question, seed=seed)
         (at_direction,) = _states(model, followed, windows[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -125,6 +126,7 @@ def test_half_precision_is_read_in_float32_and_fitted_in_float64(dtype: torch.dt
 # --- steering
 
 
+@functools.cache
 def steerings() -> dict[str, tuple[str, Callable[..., Any]]]:
     """By method: what its strength is called, and how it steers."""
     world, seeing = text_world(), seeing_world()

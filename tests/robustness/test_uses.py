@@ -14,17 +14,17 @@ pytestmark = pytest.mark.cpu
 
 def test_every_call_gets_what_its_own_thread_or_task_asks_for(tmp_path: Path) -> None:
     rng = random.Random(3)
-    outcomes = Counter(hook_uses.campaign(rng, tmp_path) for _ in range(5))
+    outcomes = Counter(hook_uses.campaign(rng, tmp_path) for _ in range(4))
     assert outcomes["ok"] >= 3
 
 
 def test_pictures_are_read_as_what_they_show_or_refused(tmp_path: Path) -> None:
     rng = random.Random(0)
-    outcomes = Counter(pictures.campaign(rng, tmp_path) for _ in range(100))
-    assert min(outcomes["accepted"], outcomes["refused"]) >= 25
+    outcomes = Counter(pictures.campaign(rng, tmp_path) for _ in range(60))
+    assert min(outcomes["accepted"], outcomes["refused"]) >= 15
 
 
 def test_damaged_datasets_are_refused_or_give_records_that_make_sense(tmp_path: Path) -> None:
     rng = random.Random(0)
-    outcomes = Counter(readers.campaign(rng, tmp_path) for _ in range(4))
-    assert outcomes.total() == 4
+    outcomes = Counter(readers.campaign(rng, tmp_path) for _ in range(3))
+    assert outcomes.total() == 3
