@@ -163,6 +163,16 @@ def test_reading_sees_the_readers_own_pass_alone() -> None:
             assert torch.equal(got, expected)
 
 
+def test_residuals_are_those_of_the_own_pass_alone() -> None:
+    model = text_world().model
+    prompts = [model.encode(prompt) for prompt in ("Is it?", "Is the earth flat? A:", "A B C D", "Q") * 3]
+    expected = [model.residuals(x, x.embeds[None]) for x in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for got, own in zip(pool.map(lambda x: model.residuals(x, x.embeds[None]), prompts), expected, strict=True):
+            assert got.shape == own.shape
+            assert torch.equal(got, own)
+
+
 def test_noise_in_one_thread_stays_out_of_the_features_of_another() -> None:
     """What a plain thread computes of a picture is kept, and what a thread with changed pixels computes is not."""
     model = random_llava()
