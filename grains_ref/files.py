@@ -8,6 +8,7 @@
 | `only_writer` | one process at a time in a folder |
 | `is_address` | a name that people give where a file is expected |
 | `printable`, `some_of` | names out of a file, in a message |
+| `check_listed` | a text where a list of texts is expected |
 
 Only the standard library is imported here, and filelock where a lock is asked for.
 """
@@ -320,3 +321,13 @@ def some_of(names: Sequence[str]) -> str:
     """A few names for a message, printable, and how many more there are."""
     rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(printable(name) for name in names[:4]) + rest or "none"
+
+
+def check_listed(name: str, values: object, of_what: str) -> None:
+    """Refuse a single text, path or other thing where a list is expected: a text is a sequence, of its letters.
+
+    Raises:
+        TypeError: it is none that holds several.
+    """
+    if isinstance(values, (str, bytes, bytearray, os.PathLike, Mapping)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} is a {type(values).__name__} ({printable(repr(values)[:60])}); expected {of_what}")

@@ -39,7 +39,9 @@ what the authors' repository (commit 8ad78db) computes instead.  docs/decisions.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -58,6 +60,7 @@ EligibleRule = Literal["text", "image", "content", "no_special", "not_last"]
 Kind = Literal["text", "image", "template", "special", "pad"]
 Function: TypeAlias = Callable[[Tensor], Tensor]  # (B, T, d) -> (B,)
 Hook: TypeAlias = Callable[[nn.Module, Any, Any], Any]  # (module, inputs, output) -> new output, or None to keep it
+EarlyHook: TypeAlias = Callable[[nn.Module, Any, Any], Any]  # (module, args, kwargs) -> both anew, or None to keep them
 
 
 # ------------------------------------------------------------------------------------- what goes in
@@ -556,26 +559,46 @@ class Hooks:
     """Forward hooks for the length of a `with` block, on these modules and in this thread (or asyncio task) alone.
 
     What another thread computes meanwhile, or a copy of a module, is not touched; leaving the block, also by an
-    exception, removes the hooks.  It may be entered again or nested.  A generator that is suspended inside the block
-    has not left it.  A thread that is started inside the block has not entered it: enter in the thread itself, or
-    start it with `contextvars.copy_context().run`.
+    exception, removes the hooks.  It may be entered again or nested: hooks of one module act in the order in which
+    their blocks were entered.  A generator that is suspended inside the block has not left it.  A thread that is
+    started inside the block has not entered it: enter in the thread itself, or start it with
+    `contextvars.copy_context().run`.  An asyncio task that is started inside has entered, until the block is left.
 
-    hooks: modules and what to call after each.  Pickling a module while it is hooked raises TypeError.
+    hooks: modules and what to call after each.  before: modules and what to call before each, with its arguments.
+    Pickling a module while it is hooked raises TypeError.
     """
 
-    def __init__(self, hooks: Sequence[tuple[nn.Module, Hook]]):
-        self._hooks = list(hooks)
+    def __init__(
+        self, hooks: Sequence[tuple[nn.Module, Hook]] = (), *, before: Sequence[tuple[nn.Module, EarlyHook]] = ()
+    ):
+        self._hooks, self._before = list(hooks), list(before)
         self._entries: dict[object, list[RemovableHandle]] = {}  # one for every `with` that has not been left
 
     def __enter__(self) -> Self:
         entry = object()
-        self._entries[entry] = [m.register_forward_hook(_OwnHook(m, hook, entry)) for m, hook in self._hooks]
-        _ENTERED.set((*_ENTERED.get(), entry))
+        handles: list[RemovableHandle] = []
+        try:
+            for module, hook in self._hooks:
+                handles.append(module.register_forward_hook(_OwnHook(module, hook, entry)))
+            for module, hook in self._before:
+                own = _OwnHook(module, hook, entry)
+                handles.append(module.register_forward_pre_hook(own, with_kwargs=True))
+            self._entries[entry] = handles
+            _ENTERED.set((*_ENTERED.get(), entry))
+        except BaseException:  # for instance Ctrl-C between two of them
+            for handle in handles:
+                handle.remove()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         here = [entry for entry in _ENTERED.get() if entry in self._entries]
-        last = here[-1] if here else next(reversed(self._entries))  # of this thread, if there is one
+        if not here and len(self._entries) != 1:  # it cannot be told which of them is to be left
+            raise RuntimeError(
+                f"a `with` block is left in a thread or task that has not entered it, and {len(self._entries)} others "
+                "have: leave it where it was entered, or make an object for each thread"
+            )
+        last = here[-1] if here else next(iter(self._entries))
         for handle in self._entries.pop(last):
             handle.remove()
         _ENTERED.set(tuple(entry for entry in _ENTERED.get() if entry is not last))
@@ -591,15 +614,17 @@ class Steering(Hooks):
     Released code differs: one layer, the last.
 
     Raises:
-        TypeError: v is no tensor.
+        TypeError: blocks is no list of modules, v no tensor of decimal numbers, lam no number, or layers no list.
         ValueError: v does not fit the blocks, a layer does not exist or is named twice, or lam or v is not finite.
+        FloatingPointError: see `steer_hidden`; it is raised by the model's run, and names the layer.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], v: Tensor, *, lam: float, layers: Sequence[int] | None = None):
-        chosen = list(range(len(blocks))) if layers is None else list(layers)
-        _check_steering(len(blocks), v, lam, chosen)
-        self._lam = float(lam)
-        super().__init__([(blocks[i], self._hook(v[i].detach())) for i in chosen])
+        _check_blocks(blocks)
+        _check_vectors(len(blocks), v)
+        self._lam = finite_number("lam", lam)
+        chosen = range(len(blocks)) if layers is None else different_numbers("layers", layers, below=len(blocks))
+        super().__init__([(blocks[i], _naming_layer(i, self._hook(v[i].detach()))) for i in chosen])
 
     def _hook(self, v: Tensor) -> Hook:
         return edit_output(lambda h: steer_hidden(h, v, lam=self._lam))
@@ -742,6 +767,18 @@ def edit_output(edit: Callable[[Tensor], Tensor]) -> Hook:
     return hook
 
 
+def _naming_layer(layer: int, hook: Hook) -> Hook:
+    """The hook, whose FloatingPointError says in which layer it was."""
+
+    def named(block: nn.Module, inputs: Any, output: Any) -> Any:
+        try:
+            return hook(block, inputs, output)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"layer {layer}: {error}") from None
+
+    return named
+
+
 def _norm_ratio(h: Tensor, shifted: Tensor) -> Tensor:
     """|h| / |h~| per token, (..., d), (..., d) -> (..., 1).
 
@@ -763,22 +800,67 @@ _ENTERED: ContextVar[tuple[object, ...]] = ContextVar(
 class _OwnHook:
     """Calls a hook for one module, in the thread or task that entered, and for nobody else."""
 
-    def __init__(self, module: nn.Module, hook: Hook, entry: object):
+    def __init__(self, module: nn.Module, hook: Hook | EarlyHook, entry: object):
         self._module, self._hook, self._entry = module, hook, entry
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, *given: Any) -> Any:  # another thread may see it half registered
         if module is self._module and self._entry in _ENTERED.get():
-            return self._hook(module, inputs, output)
+            return self._hook(module, *given)
         return None
 
-    def __deepcopy__(self, memo: object) -> _OwnHook:
-        return self  # a copied module is another module, for which it does nothing
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return _no_hook  # a copied module is not steered, and can be pickled
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a model cannot be pickled while it is steered: leave the `with` block first")
 
 
+def _no_hook(module: nn.Module, *given: Any) -> None:
+    """What stands in a copy in the place of a hook of the original."""
+
+
 # ------------------------------------------------------------------------------------------------- checks
+def finite_number(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: it is no number (True and False are none).
+        ValueError: it is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {_shown(value)}; expected a number, such as 2.0")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite; it is {number}")
+    return number
+
+
+def different_numbers(name: str, values: object, *, below: int) -> list[int]:
+    """The values as a list of whole numbers, in their order, each once and from 0 to below - 1.
+
+    Raises:
+        TypeError: it is no list, or holds something else (True and False are no numbers).
+        ValueError: a number is out of range, or named twice.
+    """
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} is {_shown(values)}; expected a list of whole numbers, such as [0, 1]")
+    chosen: list[int] = []
+    for value in itertools.islice(values, below + 1):  # more are too many, and may be without end
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} holds {_shown(value)}; expected whole numbers, such as [0, 1]")
+        chosen.append(int(value))
+    if any(not 0 <= value < below for value in chosen) or len(set(chosen)) != len(chosen):
+        raise ValueError(f"{name} must be different numbers from 0 to {below - 1}; got {chosen}")
+    return chosen
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.40}" if isinstance(value, (str, bytes, bool, float, type(None))) else f"a {type(value).__name__}"
+
+
 def _one_of(name: str, value: str, options: Sequence[str]) -> None:
     if value not in options:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}")
@@ -828,15 +910,24 @@ def _check_shifts(deltas: Tensor, method: str, components: int, weights: Sequenc
         raise ValueError(f"weighted_mean, and only it, takes {len(deltas)} weights >= 0; got {weights}")
 
 
-def _check_steering(n_blocks: int, v: Tensor, lam: float, layers: Sequence[int]) -> None:
-    if not isinstance(v, Tensor):
-        raise TypeError(f"v is a {type(v).__name__}; expected a tensor (L, d), for instance `fit.v` or `vectors.v`")
+def _check_blocks(blocks: object) -> None:
+    advice = "expected the list of decoder blocks, for instance `model.blocks`"
+    if not isinstance(blocks, (Sequence, nn.ModuleList)) or isinstance(blocks, (str, bytes)):
+        raise TypeError(f"blocks is {_shown(blocks)}; {advice}")
+    for block in blocks:
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"blocks holds {_shown(block)}; {advice}")
+
+
+def _check_vectors(n_blocks: int, v: Tensor) -> None:
+    if not isinstance(v, Tensor) or not v.is_floating_point():
+        given = v.dtype if isinstance(v, Tensor) else type(v).__name__
+        raise TypeError(f"v is a {given}; expected a tensor (L, d), for instance `fit.v` or `vectors.v`")
     if v.ndim != 2 or len(v) != n_blocks:
         raise ValueError(f"v must be (L, d) with L = {n_blocks} decoder blocks; got {tuple(v.shape)}")
-    if not (math.isfinite(lam) and v.isfinite().all()):
-        raise ValueError(f"lam and v must be finite; lam is {lam}, v holds {(~v.isfinite()).sum()} other values")
-    if set(layers) - set(range(n_blocks)) or len(set(layers)) != len(layers):
-        raise ValueError(f"layers must be different numbers from 0 to {n_blocks - 1}; got {list(layers)}")
+    if not v.isfinite().all():
+        layers = (~v.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"v must be finite; in layers {layers} it holds {(~v.isfinite()).sum()} other values")
 
 
 def _check_steered(restored: Tensor, h: Tensor, shifted: Tensor, ratio: Tensor) -> None:

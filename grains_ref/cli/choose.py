@@ -18,6 +18,7 @@ from grains_ref.cli.common import (
     DtypeOption,
     EligibleOption,
     ForceOption,
+    IgnoreOption,
     JsonOption,
     LamOption,
     LayersOption,
@@ -64,10 +65,11 @@ def sweep(
     device_map: DeviceMapOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
-    from grains_ref.data import content_digest, read_tasks
+    from grains_ref.data import content_digest
     from grains_ref.evaluation import Grid
     from grains_ref.evaluation import sweep as sweep_grid
     from grains_ref.fitting import checked_examples, steering_vectors
@@ -86,11 +88,11 @@ def sweep(
     ]
     if output:
         check_target(output)
-    fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
-    dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows)
+    fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
+    dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore)
     if shared := len(_prompts(fit_file.pairs) & _prompts(dev_file.pairs)):
         raise ValueError(f"{shared} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors")
-    task_list = read_tasks(tasks) if tasks else ()
+    task_list = common.read_task_file(tasks, ignore=ignore)
 
     wrapped = common.load_model(model, dtype, device, device_map, date)
     layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
@@ -209,17 +211,17 @@ def eval_(
     device_map: DeviceMapOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
-    from grains_ref.data import read_tasks
     from grains_ref.evaluation import choice_rows, exact_matches, pair_rows, row_choices, row_margins, task_rows
     from grains_ref.evaluation.metrics import mcnemar, rate
 
     if vectors is None and (lam is not None or layers):
         raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
-    file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
-    task_list = read_tasks(tasks) if tasks else ()
+    file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
+    task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
     wrapped = common.load_model(model, dtype, device, device_map, date)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}

@@ -19,7 +19,7 @@ from grains_ref.cli.console import err
 from grains_ref.cli.lists import Layers, parse_layers, write_layers
 
 if TYPE_CHECKING:
-    from grains_ref.data import PairFile
+    from grains_ref.data import PairFile, Task
     from grains_ref.grains import HyperParameters, Steering
     from grains_ref.models import HuggingFaceModel, Prompt
     from grains_ref.vectors import SteeringVectors
@@ -44,6 +44,10 @@ DateOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 SkipOption = Annotated[bool, typer.Option("--skip-bad-rows", help="Report bad rows and go on without them.")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="A column of the pairs or tasks to leave unread although it holds content."),
+]
 PresetOption = Annotated[
     str, typer.Option(help="paper_llm, paper_vlm or paper_gemma. (default: by the model's family)", show_default=False)
 ]
@@ -199,15 +203,27 @@ def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:
 
 
 # ------------------------------------------------------------------------------------- files
-def read_pair_file(path: Path, *, skip_bad_rows: bool) -> PairFile:
+def read_pair_file(path: Path, *, skip_bad_rows: bool, ignore: Sequence[str] | None = None) -> PairFile:
     """Preference pairs; rows that were skipped are reported, and columns that nothing reads."""
     from grains_ref.data import read_pairs
 
-    file = read_pairs(path, skip_bad_rows=skip_bad_rows)
+    file = read_pairs(path, skip_bad_rows=skip_bad_rows, ignore=ignore or ())
     for remark in file.remarks:
         err.print(remark, style="yellow")
     report_skipped(file.skipped)
     return file
+
+
+def read_task_file(path: Path | None, *, ignore: Sequence[str] | None) -> tuple[Task, ...]:
+    """Tasks, none without a file; columns that nothing reads are reported."""
+    from grains_ref.data import read_tasks
+
+    if path is None:
+        return ()
+    file = read_tasks(path, ignore=ignore or ())
+    for remark in file.remarks:
+        err.print(remark, style="yellow")
+    return file.tasks
 
 
 def report_skipped(problems: Sequence[Exception]) -> None:

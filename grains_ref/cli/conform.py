@@ -146,6 +146,7 @@ def live(
     ] = True,
     dtype: common.DtypeOption = "auto",
     device: common.DeviceOption = "cpu",
+    ignore: common.IgnoreOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Check a port on a real model and real pairs, at any size. Exit code 0: no failure; 1: failure, or nothing ran."""
@@ -155,7 +156,7 @@ def live(
         check_target(json_file)
     sys.path.insert(0, str(Path.cwd()))  # a port is usually developed where the command is typed
     module = importlib.import_module(port)
-    rows = common.read_pair_file(pairs, skip_bad_rows=False).pairs[:limit]
+    rows = common.read_pair_file(pairs, skip_bad_rows=False, ignore=ignore).pairs[:limit]
     wrapped = common.load_model(model, dtype, device, "")
     path = common.model_path(model)
     with err.status("checking"):

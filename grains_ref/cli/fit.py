@@ -17,6 +17,7 @@ from grains_ref.cli.common import (
     DeviceOption,
     DtypeOption,
     EligibleOption,
+    IgnoreOption,
     JsonOption,
     KOption,
     ModelOption,
@@ -56,6 +57,7 @@ def fit(
     device_map: DeviceMapOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
@@ -77,7 +79,7 @@ def fit(
     check_target(output)
     with open_work_folder(folder) as work_folder:
         check_target(output)  # once more: --out may be the folder that has just been made
-        file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows)
+        file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         wrapped = common.load_model(model, dtype, device, device_map, date)
         hp = choose_hp(wrapped)
         fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)

@@ -5,6 +5,7 @@ Everything is refused here in one sentence that names the option, before anythin
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Layers:
         if not self.ranges:
             return list(range(n_layers))
         if max(part[-1] for part in self.ranges) >= n_layers:
-            raise ValueError(f"layers {self.text!r} do not exist: the model has layers 0 to {n_layers - 1}")
+            raise ValueError(f"layers {_shown(self.text)} do not exist: the model has layers 0 to {n_layers - 1}")
         return [layer for part in self.ranges for layer in part]
 
 
@@ -48,14 +49,15 @@ def parse_layers(text: str) -> Layers:
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip())
         if not match:
-            raise ValueError(f"layers {text!r} cannot be read; write 'all' or for instance '8-15,20'")
+            raise ValueError(f"layers {_shown(text)} cannot be read; write 'all' or for instance '8-15,20'")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"layers {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
-        for other in ranges:
-            if first < other.stop and other.start <= last:
-                raise ValueError(f"layers {text!r}: layer {max(first, other.start)} is named twice; name it once")
+            raise ValueError(f"layers {_shown(text)}: the range {part.strip()} runs backwards; write {last}-{first}")
         ranges.append(range(first, last + 1))
+    in_order = sorted(ranges, key=lambda layers: layers.start)
+    for before, after in itertools.pairwise(in_order):
+        if after.start < before.stop:
+            raise ValueError(f"layers {_shown(text)}: layer {after.start} is named twice; name it once")
     return Layers(text, tuple(ranges))
 
 
@@ -80,7 +82,7 @@ def parse_whole_numbers(text: str, option: str, *, least: int) -> list[int]:
     for part in text.split(","):
         if not re.fullmatch(r"[0-9]{1,9}", part.strip()) or int(part) < least:
             raise ValueError(
-                f"{option} {text!r} cannot be read; write whole numbers of at least {least} with commas, "
+                f"{option} {_shown(text)} cannot be read; write whole numbers of at least {least} with commas, "
                 "for instance '1,3,5'"
             )
         numbers.append(int(part))
@@ -96,13 +98,11 @@ def parse_strengths(text: str, option: str) -> list[float]:
     """
     strengths: list[float] = []
     for part in text.split(","):
-        try:
-            strength = float(part)
-        except ValueError:
-            strength = math.nan
+        is_number = re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", part.strip())
+        strength = float(part) if is_number else math.nan
         if not math.isfinite(strength):
             raise ValueError(
-                f"{option} {text!r} cannot be read; write finite numbers with commas, for instance '1,2,4'"
+                f"{option} {_shown(text)} cannot be read; write finite numbers with commas, for instance '1,2,4'"
             )
         strengths.append(strength)
     check_each_once(strengths, option)
@@ -115,6 +115,13 @@ def check_each_once(values: Sequence[object], option: str) -> None:
     Raises:
         ValueError: there is one.
     """
-    for i, value in enumerate(values):
-        if value in values[:i]:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
             raise ValueError(f"{option}: {value} is named twice; name it once")
+        seen.add(value)
+
+
+def _shown(text: str) -> str:
+    """What was written, for a message: its beginning, if it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

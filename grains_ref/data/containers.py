@@ -54,8 +54,10 @@ FIRST_BYTES = {  # of what is no container of pairs, and what to do with it
 }
 LISTS = frozenset(("messages", "conversations", "choices", "images", "history", "boxes"))  # JSON in a cell of a CSV
 KNOWN = frozenset((*PAIR_FIELDS, *TASK_FIELDS, *OTHER_NAMES, "rejected_response", "system", "source", "category"))
+SEEN = re.compile(rb"\S")
+LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\n|\r)|[^\r\n]++\Z")
 EVERY_SECOND_NUL = re.compile(rb"(?:[\x01-\x7f]\0){4}|(?:\0[\x01-\x7f]){4}")
-TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]},]', re.DOTALL)  # of JSON, as far as brackets go
+TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{\]},]', re.DOTALL)  # of JSON, as far as brackets go
 
 Numbered: TypeAlias = tuple[int, "dict[str, Any] | FieldError"]
 
@@ -112,13 +114,13 @@ def open_sheet(path: str | os.PathLike[str]) -> Sheet:
         return Sheet(file, "Parquet", _parquet_rows(data, file))
     _refuse_foreign(data, file)
     data = data.removeprefix(codecs.BOM_UTF8)
-    start = re.search(rb"\S", data)
+    start = SEEN.search(data)
     first = start[0] if start else b""
     if first == b"[":
-        return Sheet(file, "JSON array", _array_rows(_decoded(data, file), file), in_gzip)
+        return Sheet(file, "JSON array", _array_rows(data, file), in_gzip)
     delimiter = "" if first == b"{" else _delimiter(data, file)
     if delimiter:
-        return Sheet(file, "CSV", _csv_rows(_decoded(data, file), delimiter, file), in_gzip, delimiter)
+        return Sheet(file, "CSV", _csv_rows(data, delimiter, file), in_gzip, delimiter)
     return Sheet(file, "JSONL", _json_lines(data, file), in_gzip)
 
 
@@ -166,14 +168,6 @@ def _refuse_foreign(data: bytes, file: Path) -> None:
         raise PairFileError(f"{file}: not UTF-8 but {encoding}. {advice}")
 
 
-def _decoded(data: bytes, file: Path) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PairFileError(f"{file}:{line}: {_not_utf8(data, error)}") from error
-
-
 def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
     guess, name = "Latin-1 or Windows-1252", "WINDOWS-1252"
     if b"\0" in data[max(0, error.start - 50) : error.start + 50]:
@@ -208,36 +202,37 @@ def _too_large(size: int) -> FieldError:
     return FieldError("", f"the row has {size:,} bytes; at most {MAX_ROW_BYTES:,} are read. Is it one object per line?")
 
 
-def _array_rows(text: str, file: Path) -> Iterator[Numbered]:
+def _array_rows(data: bytes, file: Path) -> Iterator[Numbered]:
     """The items of an array, each parsed by itself, so that one bad item does not hide the others."""
-    start, depth, number = text.index("[") + 1, 0, 1
-    for token in TOKEN.finditer(text, start):
-        if token[0] in "[{":
+    start, depth, number = data.index(b"[") + 1, 0, 1
+    for token in TOKEN.finditer(data, start):
+        place, sign = token.start(), data[token.start() : token.start() + 1]
+        if place - start > MAX_ROW_BYTES:
+            raise PairFileError(f"{file}: item {number} of the JSON array is larger than {MAX_ROW_BYTES:,} bytes")
+        if sign in b"[{":
             depth += 1
-        elif token[0] == "," and depth == 0:
+        elif sign == b"," and depth == 0:
             _check_count(number, file)
-            yield number, _parsed(text[start : token.start()])
+            yield number, _parsed(data[start:place])
             start, number = token.end(), number + 1
-        elif token[0] in "]}" and depth > 0:
+        elif sign in b"]}" and depth > 0:
             depth -= 1
-        elif token[0] in "]}":
-            last = text[start : token.start()]
+        elif sign in b"]}":
+            last = data[start:place]
             _check_count(number, file)
             if last.strip() or number > 1:
                 yield number, _parsed(last)
-            if text[token.end() :].strip():
+            if SEEN.search(data, token.end()):
                 raise PairFileError(f"{file}: text follows the end of the JSON array; is it several files in one?")
             return
     raise PairFileError(f"{file}: the JSON array has no end (after item {number}); the file is cut off or damaged")
 
 
-def _parsed(raw: str | bytes) -> dict[str, Any] | FieldError:
+def _parsed(raw: bytes) -> dict[str, Any] | FieldError:
     """One row as a JSON object, with null fields dropped; or what is wrong with it."""
-    if len(raw) > MAX_ROW_BYTES:
-        return _too_large(len(raw))
     text = ""
     try:
-        text = (raw.decode("utf-8") if isinstance(raw, bytes) else raw).strip()
+        text = raw.decode("utf-8").strip()
         row = parse_json(text)
     except UnicodeDecodeError as error:
         return FieldError("", _not_utf8(error.object, error))
@@ -254,9 +249,9 @@ def _parsed(raw: str | bytes) -> dict[str, Any] | FieldError:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _spread(raw: str | bytes) -> str:
+def _spread(raw: bytes) -> str:
     """Advice where a line is only the beginning of an object."""
-    if isinstance(raw, bytes) and raw.strip() in (b"{", b"[", b"[{"):
+    if raw.strip() in (b"{", b"[", b"[{"):
         return "If objects are spread over several lines: jq -c . OLD > NEW"
     return ""
 
@@ -275,8 +270,20 @@ def _delimiter(data: bytes, file: Path) -> str:
     return best if most_known > 1 or named_so else ""  # one known name alone may be a word of a text
 
 
-def _csv_rows(text: str, delimiter: str, file: Path) -> Iterator[Numbered]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _lines(data: bytes, file: Path) -> Iterator[str]:
+    """The lines with their ends, of which there are three kinds; only one is decoded at a time."""
+    for number, line in enumerate(LINE.finditer(data), start=1):
+        if line.end() - line.start() > MAX_ROW_BYTES:
+            size = line.end() - line.start()
+            raise PairFileError(f"{file}:{number}: the line has {size:,} bytes; at most {MAX_ROW_BYTES:,} are read")
+        try:
+            yield line[0].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PairFileError(f"{file}:{number}: {_not_utf8(line[0], error)}") from error
+
+
+def _csv_rows(data: bytes, delimiter: str, file: Path) -> Iterator[Numbered]:
+    reader = csv.reader(_lines(data, file), delimiter=delimiter, strict=True)
     names: list[str] = []
     begins = 1
     try:
@@ -292,6 +299,8 @@ def _csv_rows(text: str, delimiter: str, file: Path) -> Iterator[Numbered]:
                 yield number, FieldError("", f"{problem}; put texts that hold {delimiter!r} in double quotes.")
     except csv.Error as error:
         advice = "Double the quotes inside of a quoted text, or save the file as JSONL."
+        if "field limit" in str(error):
+            advice = "A quoted text has no end, or is longer than a CSV's may be: save the file as JSONL."
         raise PairFileError(f"{file}:{begins}: not CSV: {error}. {advice}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 import warnings
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
-from grains_ref.files import MAX_PICTURE_BYTES, FileError, digest_of, printable, read_whole, some_of
+from grains_ref.files import MAX_PICTURE_BYTES, FileError, check_listed, digest_of, printable, read_whole, some_of
 
 PICTURE_MARK = "<image>"  # the place of the picture in a plain-text prompt, whatever the model's own token for it
 
@@ -134,12 +135,31 @@ class PairFile:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a caller should show of the file, one sentence each: nothing of it is an error."""
-        sentences = []
-        if self.ignored_columns:
-            sentences.append(f"{self.path}: not read, as it holds no content: {_some_of(self.ignored_columns)}")
-        if self.renamed_ids:
-            sentences.append(f"{self.path}: ids given more than once, made unique: {_some_of(self.renamed_ids)}")
-        return tuple(printable(sentence) for sentence in sentences)
+        return _remarks(self)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """The tasks of a file in order; the other fields are those of `PairFile`."""
+
+    path: Path
+    tasks: tuple[Task, ...]
+    ignored_columns: tuple[str, ...] = ()
+    renamed_ids: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a caller should show of the file, one sentence each: nothing of it is an error."""
+        return _remarks(self)
+
+
+def _remarks(file: PairFile | TaskFile) -> tuple[str, ...]:
+    sentences = []
+    if file.ignored_columns:
+        sentences.append(f"{file.path}: not read, as it holds no content: {_some_of(file.ignored_columns)}")
+    if file.renamed_ids:
+        sentences.append(f"{file.path}: ids given more than once, made unique: {_some_of(file.renamed_ids)}")
+    return tuple(printable(sentence) for sentence in sentences)
 
 
 def _some_of(names: Sequence[str]) -> str:
@@ -153,10 +173,13 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
     The id counts; a default id is a line number, so a blank line put between such rows changes the digest.
 
     Raises:
+        TypeError: something else than a list of pairs.
         RowError: a picture cannot be read.
     """
-    content = [
-        {
+    check_listed("pairs", pairs, "a list of preference pairs, such as read_pairs(file).pairs")
+    digest = hashlib.sha256(b"[")  # of the list as one JSON text, which is never all in memory
+    for i, pair in enumerate(pairs):
+        content = {
             "id": pair.id,
             "prompt": pair.prompt,
             "chosen": pair.chosen,
@@ -165,10 +188,10 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
             "label": pair.label,
             "image": picture_bytes(pair),
         }
-        for pair in pairs
-    ]
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return digest_of(canonical.encode())
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        digest.update(f",{canonical}".encode() if i else canonical.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def picture_bytes(pair: PreferencePair) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from grains_ref.data.pairs import (
     PreferencePair,
     RowError,
     Task,
+    TaskFile,
     Where,
     content_digest,
 )
 from grains_ref.data.shapes import Taken
+from grains_ref.files import check_listed
 
 Record = TypeVar("Record", PreferencePair, Task)
 
@@ -62,21 +65,24 @@ def read_pairs(path: str | os.PathLike[str], *, skip_bad_rows: bool = False, ign
     )
 
 
-def read_tasks(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> tuple[Task, ...]:
+def read_tasks(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> TaskFile:
     """Read a whole file of tasks: `prompt` or `messages`, `answer`, and optionally `image` and `id`.
+
+    ignore: columns to leave unread although they hold content.
 
     Raises:
         RowError: a row is bad.
         PairFileError: no such file, nothing that holds rows, or no row at all.
     """
     tasks = []
-    for _, record in _Rows(path, task_of, ignore):
+    rows = _Rows(path, task_of, ignore)
+    for _, record in rows:
         if isinstance(record, RowError):
             raise record
         tasks.append(record)
     if not tasks:
         raise PairFileError(f"{path}: the file is empty; expected tasks, for instance one object per line.")
-    return tuple(tasks)
+    return TaskFile(Path(path), tuple(tasks), tuple(rows.ignored), tuple(rows.renamed))
 
 
 def stream_pairs(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> Iterator[PreferencePair | RowError]:
@@ -89,13 +95,18 @@ def stream_pairs(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) 
         yield record
 
 
-def read_column(path: str | os.PathLike[str], name: str) -> Iterator[tuple[PreferencePair, Any]]:
+def read_column(
+    path: str | os.PathLike[str], name: str, *, ignore: Collection[str] = ()
+) -> Iterator[tuple[PreferencePair, Any]]:
     """The good rows of a file of pairs, each with the value of one further column, or None.
+
+    ignore: columns to leave unread although they hold content, as in the `read_pairs` that the pairs came from.
 
     Raises:
         PairFileError: see `read_pairs`.
     """
-    for row, record in _Rows(path, pair_of, (name,)):
+    check_listed("ignore", ignore, "a list of names of columns")
+    for row, record in _Rows(path, pair_of, (name, *ignore)):
         if isinstance(record, PreferencePair):
             yield record, row.get(name)
 
@@ -109,8 +120,7 @@ class _Rows(Generic[Record]):
         build: Callable[[dict[str, Any], Where], tuple[Record, Taken]],
         ignore: Collection[str],
     ) -> None:
-        if isinstance(ignore, str):
-            raise TypeError(f"ignore={ignore!r} is a text; give a list of names, such as [{ignore!r}]")
+        check_listed("ignore", ignore, "a list of names of columns")
         self._path, self._ignore = path, frozenset(ignore)
         self._build: Callable[[dict[str, Any], Where], tuple[Record, Taken]] = build
         self.ignored: dict[str, None] = {}  # columns without content that nothing reads, in order
@@ -128,7 +138,8 @@ class _Rows(Generic[Record]):
                 record, taken = self._build(wanted, where)
                 content, harmless = split_off_content(taken.columns.left, has_picture=taken.image is not None)
                 if content:
-                    drop = f"{sheet.drop_command(content)}  (in Python: read_pairs(..., ignore={content[:3]!r}))"
+                    options = " ".join(f"--ignore {shlex.quote(name)}" for name in content[:3])
+                    drop = f"{options} (in Python: ignore={content[:3]!r}), or a copy: {sheet.drop_command(content)}"
                     raise FieldError(*content_problem(content, drop=drop))
             except FieldError as error:
                 yield {}, RowError(*where, error.field, error.problem)

@@ -23,7 +23,7 @@ from pathlib import Path
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
 from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
-from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row
+from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row, checked_pair
 from grains_ref.datasets.rejection_policy import RANDOM, Policy
 from grains_ref.datasets.schema import TEXT, TEXTS, WHOLE, Schema
 from grains_ref.datasets.sources import Repository, Source, is_local, load_rows
@@ -124,7 +124,7 @@ def pair(
     prompt = prompts.as_prompt(_prompt(row), chat=chat)
     if row["task"] != "counterfactual":
         rejected = policy(prompt, _answers_to_reject(row), question_key(row["question"]))
-        return PreferencePair(row.id, prompt, ACCEPTED[row["task"]][0], rejected, str(row.where))
+        return checked_pair(PreferencePair(row.id, prompt, ACCEPTED[row["task"]][0], rejected, str(row.where)))
     options, label = _options(row)
     chosen = options[label]
     others = [text for text in dict.fromkeys(options) if text.strip() and text != chosen]
@@ -137,7 +137,7 @@ def pair(
     if not others:
         row.fail("choices", "no other option to reject.")
     is_distinct = len(set(options)) == len(options)  # the pair file takes no choice twice
-    return PreferencePair(
+    pair = PreferencePair(
         id=row.id,
         prompt=prompt,
         chosen=chosen,
@@ -146,6 +146,7 @@ def pair(
         choices=options if is_distinct else (),
         label=label if is_distinct else None,
     )
+    return checked_pair(pair)
 
 
 def multiple_choice(row: Row, *, chat: bool = True) -> MultipleChoice:

@@ -23,7 +23,7 @@ from pathlib import Path
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
 from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
-from grains_ref.datasets.records import DatasetError, JudgedQuestion, Record, Row, file_digest
+from grains_ref.datasets.records import DatasetError, JudgedQuestion, Record, Row, checked_pair, file_digest
 from grains_ref.datasets.schema import TEXT, TEXTS, Schema
 from grains_ref.datasets.sources import Repository, Source, is_local, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, check_kind, check_size
@@ -136,7 +136,9 @@ def pair(row: Row, *, chat: bool = True) -> PreferencePair:
     if row["value"] == row["h_value"]:
         row.fail("h_value", "the same text as 'value'; a pair needs two answers.")
     prompt = prompts.as_prompt(prompts.vision(row["question"]), chat=chat)
-    return PreferencePair(row.id, prompt, row["value"], row["h_value"], str(row.where), image=row["picture"])
+    return checked_pair(
+        PreferencePair(row.id, prompt, row["value"], row["h_value"], str(row.where), image=row["picture"])
+    )
 
 
 def generation(row: Row, *, chat: bool = True) -> JudgedQuestion:

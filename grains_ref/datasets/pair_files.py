@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grains_ref.data import PreferencePair, RowError, read_pairs
-from grains_ref.files import write_whole
+from grains_ref.files import check_listed, write_whole
 
 
 def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> str:
@@ -19,10 +19,12 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> str:
     that the strict reader would refuse is refused here, before anything is written.
 
     Raises:
+        TypeError: the pairs are no list.
         ValueError: no pairs.
         RowError: a pair is not one that can be read back, or has the id of another.
         OSError: the file cannot be written.
     """
+    check_listed("pairs", pairs, "a list of preference pairs")
     if not pairs:
         raise ValueError("no pairs to write")
     ids: set[str] = set()

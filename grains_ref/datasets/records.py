@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from grains_ref.data import PreferencePair, Prompt, RowError, Where, content_digest
-from grains_ref.files import digest_of
+from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, Where, check_texts, content_digest
+from grains_ref.data.pairs import check_visible
+from grains_ref.files import check_listed, digest_of, printable
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -20,6 +21,9 @@ Made = TypeVar("Made")
 
 class DatasetError(ValueError):
     """A dataset as a whole cannot be read; the message says what was looked for and what to do next."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,31 @@ class Row:
             RowError: always.
         """
         raise RowError(*self.where, column, problem)
+
+
+def check_seen(row: Row, text: str, column: str) -> None:
+    """Refuse a text of which nothing can be seen.
+
+    Raises:
+        RowError: with the row's place and the column.
+    """
+    try:
+        check_visible(text, column)
+    except FieldError as error:
+        row.fail(error.field, error.problem)
+
+
+def checked_pair(pair: PreferencePair) -> PreferencePair:
+    """The pair, if it is one that the reader of pair files takes, too.
+
+    Raises:
+        RowError: a text of which nothing can be seen, or two answers that are the same.
+    """
+    try:
+        check_texts(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected)
+    except FieldError as error:
+        raise pair.error(error.field, error.problem) from error
+    return pair
 
 
 @dataclass(frozen=True)
@@ -111,6 +140,7 @@ def make_records(
     Raises:
         RowError: a row is bad and `skip_bad_rows` is off.
     """
+    check_listed("items", items, "a list of rows")
     made: list[Made] = []
     skipped: list[RowError] = []
     for item in items:
@@ -128,6 +158,7 @@ def digest(records: Sequence[Record]) -> str:
 
     Pictures count with their bytes, not with their names.
     """
+    check_listed("records", records, "a list of records")
     contents: list[Any] = []
     for record in records:
         if isinstance(record, PreferencePair):

@@ -28,12 +28,14 @@ _DTYPES = {  # what the names of a column's type in the `datasets` library start
 class Schema:
     """Columns that must be there, and columns that are read if they are; all others are ignored.
 
-    `id_column` names the rows; "" names them by split and number.
+    `id_column` names the rows; "" names them by split and number.  `visible` are columns that hold something to see,
+    where they are read.
     """
 
     columns: Mapping[str, Kind]
     optional: Mapping[str, Kind] = field(default_factory=dict)
     id_column: str = ""
+    visible: tuple[str, ...] = ("question",)
 
 
 def check_columns(features: Mapping[str, Any], name: str, schema: Schema) -> dict[str, Kind]:
@@ -86,7 +88,7 @@ def _matches(feature: Any, kind: Kind) -> bool:
         inner = getattr(feature, "feature", None)
         if inner is None:
             return False
-        return _dtype(inner) == "null" or _matches(inner, TEXT if kind == TEXTS else WHOLE)
+        return _dtype(inner) == "null" or _matches(inner, TEXT if kind == TEXTS else INDEX)
     if kind == PICTURE:
         is_stored = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
         return type(feature).__name__ == "Image" or _dtype(feature) == "string" or is_stored

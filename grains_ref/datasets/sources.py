@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grains_ref.data import Where
+from grains_ref.data import RowError, Where
 from grains_ref.datasets.picture_cache import CACHE, keep_picture
-from grains_ref.datasets.records import DatasetError, Row
-from grains_ref.datasets.schema import PICTURE, Schema, check_columns, check_value
+from grains_ref.datasets.records import DatasetError, Row, check_seen
+from grains_ref.datasets.schema import PICTURE, TEXT, Schema, check_columns, check_value
 from grains_ref.files import MAX_DEPTH, json_depth
 from grains_ref.images import PictureError
 
@@ -272,17 +272,29 @@ def _rows(data: Any, name: str, folder: Path, split: str, schema: Schema, pictur
         if kind == PICTURE and isinstance(data.features[column], image):
             data = data.cast_column(column, image(decode=False))
     rows = []
-    for number, values in enumerate(data, start=1):
+    for number, values in enumerate(_decoded(data, name), start=1):
         row = Row(id=f"{split}-{number:06d}", where=Where(name, number), fields=values)
         for column, kind in columns.items():
             value = values[column]
             if value is None and column in schema.optional:
                 continue
             check_value(row, value, kind, column)
+            if column in schema.visible and kind == TEXT:
+                check_seen(row, value, column)
             if kind == PICTURE:
                 values[column] = _picture(row, column, pictures, folder)
         rows.append(row)
     return _named(rows, schema.id_column) if schema.id_column else tuple(rows)
+
+
+def _decoded(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The rows one by one: what is not UTF-8 shows only when its row is looked at."""
+    for i in range(len(data)):
+        try:
+            values = data[i]
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise RowError(name, i + 1, "", f"cannot be decoded ({error}); download the file again.") from error
+        yield values
 
 
 def _picture(row: Row, column: str, pictures: Path, folder: Path) -> Path:

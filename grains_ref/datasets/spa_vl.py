@@ -16,7 +16,7 @@ from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
 from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
 from grains_ref.datasets.picture_cache import CACHE
-from grains_ref.datasets.records import Generation, Record, Row, file_digest
+from grains_ref.datasets.records import Generation, Record, Row, checked_pair, file_digest
 from grains_ref.datasets.schema import PICTURE, TEXT, Schema
 from grains_ref.datasets.sources import Repository, Source, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, cut, question_key
@@ -59,7 +59,9 @@ def pair(row: Row, *, chat: bool = True) -> PreferencePair:
     """
     _check(row)
     prompt = prompts.as_prompt(prompts.vision(row["question"]), chat=chat)
-    return PreferencePair(row.id, prompt, row["chosen"], row["rejected"], str(row.where), image=row["image"])
+    return checked_pair(
+        PreferencePair(row.id, prompt, row["chosen"], row["rejected"], str(row.where), image=row["image"])
+    )
 
 
 def generation(row: Row, *, chat: bool = True) -> Generation:

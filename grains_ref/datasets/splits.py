@@ -23,6 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from grains_ref.datasets.records import DatasetError, Record, digest
+from grains_ref.files import check_listed
 
 T = TypeVar("T", bound=Record)
 Keys = Callable[[T], Sequence[str]]
@@ -114,8 +115,11 @@ def check_size(n: int) -> None:
     """Refuse a number of steering examples that cannot be.
 
     Raises:
+        TypeError: it is no whole number.
         DatasetError: it is below 1.
     """
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise TypeError(f"n is {n!r}; expected a whole number of examples")
     if n < 1:
         raise DatasetError(f"{n} examples for steering were asked for; at least 1 is needed")
 
@@ -150,6 +154,7 @@ def release_split_which_leaks(items: Sequence[T], *, n: int = N_STEERING) -> Spl
 
     Only for comparison with numbers that were made this way: the test set contains the steering set.
     """
+    check_listed("items", items, "a list of examples")
     check_size(n)
     if len(items) < n:
         raise DatasetError(f"{len(items)} examples are fewer than the {n} asked for")
@@ -158,6 +163,7 @@ def release_split_which_leaks(items: Sequence[T], *, n: int = N_STEERING) -> Spl
 
 def _shuffled_groups(items: Sequence[T], keys: Keys[T], seed: int) -> list[list[T]]:
     """Examples linked by shared keys, as groups in an order that only the seed and the keys decide."""
+    check_listed("items", items, "a list of examples")
     if not items:
         return []
     keys_of = [tuple(sorted(set(keys(item)))) for item in items]

@@ -25,7 +25,7 @@ from pathlib import Path
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
 from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
-from grains_ref.datasets.records import DatasetError, MultipleChoice, Record, Row
+from grains_ref.datasets.records import DatasetError, MultipleChoice, Record, Row, checked_pair
 from grains_ref.datasets.schema import NUMBER, TEXT, Schema
 from grains_ref.datasets.sources import Repository, Source, load_rows
 from grains_ref.datasets.splits import N_STEERING, Split, check_kind, own_split, question_key
@@ -130,7 +130,7 @@ def group(row: Row) -> str:
 def pair(row: Row, *, chat: bool = True) -> PreferencePair:
     """The recipe `yes_no`."""
     right = "Yes" if is_toxic(row) else "No"
-    return PreferencePair(
+    pair = PreferencePair(
         id=row.id,
         prompt=prompts.as_prompt(YES_NO.format(text=row["text"]), chat=chat),
         chosen=right,
@@ -139,6 +139,7 @@ def pair(row: Row, *, chat: bool = True) -> PreferencePair:
         choices=("No", "Yes"),
         label=("No", "Yes").index(right),
     )
+    return checked_pair(pair)
 
 
 def multiple_choice(row: Row, *, chat: bool = True) -> MultipleChoice:
@@ -159,7 +160,7 @@ def reply(row: Row, *, chat: bool = True) -> PreferencePair:
             "toxicity_human", "the statement is not toxic, so it is no rejected reply; use rows with is_toxic(row)."
         )
     prompt = prompts.as_prompt(prompts.toxigen(row["text"]), chat=chat)
-    return PreferencePair(row.id, prompt, SAFE_REPLY, row["text"], str(row.where))
+    return checked_pair(PreferencePair(row.id, prompt, SAFE_REPLY, row["text"], str(row.where)))
 
 
 def statements(rows: Sequence[Row], *, seed: int = 0, chat: bool = True) -> tuple[PreferencePair, ...]:
@@ -181,7 +182,8 @@ def statements(rows: Sequence[Row], *, seed: int = 0, chat: bool = True) -> tupl
         for good, bad in zip(benign[name], toxic[name], strict=False):  # as many as the shorter list has
             if good["text"] != bad["text"]:
                 pair_id = f"{good.id}_{bad.id}"
-                pairs.append(PreferencePair(pair_id, prompt, good["text"], bad["text"], str(good.where)))
+                pair = PreferencePair(pair_id, prompt, good["text"], bad["text"], str(good.where))
+                pairs.append(checked_pair(pair))
     return tuple(pairs)
 
 

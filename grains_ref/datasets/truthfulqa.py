@@ -28,7 +28,7 @@ from pathlib import Path
 from grains_ref.data import PreferencePair
 from grains_ref.datasets import prompts
 from grains_ref.datasets.dataset import Dataset, PairOptions, PairRows, Part
-from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row
+from grains_ref.datasets.records import DatasetError, Generation, MultipleChoice, Record, Row, checked_pair
 from grains_ref.datasets.rejection_policy import RANDOM, Policy, at_random
 from grains_ref.datasets.schema import INDEX, LABELS, TEXT, TEXTS, Schema
 from grains_ref.datasets.sources import CONVERTED, Repository, Source, is_local, load_rows
@@ -103,7 +103,7 @@ def pair(row: Row, *, policy: Policy = RANDOM, chat: bool = True) -> PreferenceP
     elif "choices" in row.fields:
         choices = tuple(row["choices"])
     label = choices.index(right) if choices else None
-    return PreferencePair(row.id, prompt, right, rejected, str(row.where), choices=choices, label=label)
+    return checked_pair(PreferencePair(row.id, prompt, right, rejected, str(row.where), choices=choices, label=label))
 
 
 def multiple_choice(row: Row, *, form: str = "mc1", seed: int = 0, chat: bool = True) -> MultipleChoice:

@@ -18,7 +18,22 @@ import torch
 from torch import Tensor
 
 from grains_ref.data import Message, PreferencePair
-from grains_ref.methods.core import Change, Edit, Positions, Setting, capture, check_vectors, unit
+from grains_ref.files import check_listed
+from grains_ref.grains import different_numbers, finite_number
+from grains_ref.methods.core import (
+    Change,
+    Edit,
+    Positions,
+    Setting,
+    capture,
+    check_option,
+    check_pairs,
+    check_vectors,
+    length,
+    mean_difference,
+    unit,
+    whole_number,
+)
 from grains_ref.models import HuggingFaceModel, Prompt
 
 Read: TypeAlias = Literal["last", "letter", "difference"] | int
@@ -42,10 +57,13 @@ class CAA:
         """Add c times the vectors of these blocks while entered; c < 0 moves toward the rejected answers.
 
         Raises:
-            ValueError: the vectors are of another model, or a block does not exist.
+            TypeError: c is no number, or blocks no list of whole numbers.
+            ValueError: the vectors are of another model, a block does not exist or is named twice, or c is not finite.
         """
         check_vectors(model, self.v)
-        return Edit(model, "residual", {b: _add(self.v, b, c) for b in blocks}, positions=positions)
+        chosen = different_numbers("blocks", blocks, below=len(model.blocks))
+        strength = finite_number("c", c)
+        return Edit(model, "residual", {b: _add(self.v, b, strength) for b in chosen}, positions=positions)
 
     def settings(
         self,
@@ -56,10 +74,12 @@ class CAA:
     ) -> list[Setting]:
         """The search grid: every single block with `MULTIPLIERS`, or all together with `MULTIPLIERS_OF_ALL`.
 
-        Convention: the paper steers from the end of the instruction on.  Its public code steers all positions where it
-          does not recognise that end, which is the case for every chat template but Llama 2's.
+        Convention: the paper steers from the end of the instruction on.  Its public code steers what follows the
+          prompt's last token where it recognises that end (`positions=0`), and all positions where it does not, which
+          is the case for every chat template but Llama 2's.
         """
-        where = "" if positions == "after_prompt" else ", all positions"
+        check_option("blocks", blocks, Literal["one", "all"])
+        where = "" if positions == "after_prompt" else f", positions {positions}"
         every = range(len(self.v))
         groups = {"all blocks": every} if blocks == "all" else {f"block {b}": range(b, b + 1) for b in every}
         return [
@@ -82,11 +102,18 @@ def fit(model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, read: Read 
       their last token; where both end alike ("... ."), little of the difference is left there, and v is short.
 
     Raises:
-        ValueError: no pair, or an answer has no token to read there.
+        ValueError: no pair, an unknown way to read, or an answer has no token to read there.
+        DegenerateShiftsError: the mean difference of a block is zero.
+        FloatingPointError: a state is not finite.
     """
-    if not pairs:
-        raise ValueError("need at least one pair; got none")
-    return CAA(torch.stack([_difference(model, pair, read) for pair in pairs]).double().mean(0), read)
+    if isinstance(read, str):
+        check_option("read", read, Literal["last", "letter", "difference"])
+    else:
+        whole_number("read", read, least=-(2**31))
+    check_pairs(pairs, least=1)
+    differences = torch.stack([_difference(model, pair, read) for pair in pairs])  # (N, L, d)
+    v = [mean_difference(rows, where=f"block {block}") for block, rows in enumerate(differences.unbind(1))]
+    return CAA(torch.stack(v), read)
 
 
 def letter_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
@@ -94,6 +121,7 @@ def letter_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
     The chosen answer is A in every other pair, from the first on, so that the letters cancel in the mean.
     """
+    check_pairs(pairs, least=1)
     lettered = []
     for i, pair in enumerate(pairs):
         first, second = (pair.rejected, pair.chosen) if i % 2 else (pair.chosen, pair.rejected)
@@ -107,11 +135,15 @@ def same_lengths(fits: Sequence[CAA]) -> list[CAA]:
     """The vectors of several behaviours, each block's rescaled to the mean of their lengths, as the public code does.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or their vectors differ in shape.
     """
+    check_listed("fits", fits, "a list of fits")
     if not fits:
         raise ValueError("need at least one fit; got none")
-    mean = torch.stack([fit.v.norm(dim=-1, keepdim=True) for fit in fits]).mean(0)  # (L, 1)
+    shapes = {tuple(fit.v.shape) for fit in fits}
+    if len(shapes) > 1:
+        raise ValueError(f"the fits have vectors of the shapes {sorted(shapes)}; they are of different models")
+    mean = torch.stack([length(fit.v) for fit in fits]).mean(0)  # (L, 1)
     return [replace(fit, v=mean * unit(fit.v)) for fit in fits]
 
 
@@ -142,7 +174,9 @@ def _token(model: HuggingFaceModel, answer: str, ids: list[int], others: list[in
         while shared < min(n, len(others)) - 1 and ids[-1 - shared] == others[-1 - shared]:
             shared += 1
         return n - 1 - shared
-    i = n - 1 if read == "last" else read + n * (read < 0)
+    i = n - 1 if read == "last" else read
+    if i < 0:
+        i += n
     if not 0 <= i < n:
         raise ValueError(f"the answer {answer!r} has {n} tokens; it has no token {read}")
     return i

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -30,10 +30,21 @@ from PIL import Image
 from torch import Tensor
 
 from grains_ref.data import PreferencePair, read_column
+from grains_ref.grains import finite_number
 from grains_ref.images import read_picture
-from grains_ref.methods.core import Edit, Setting, capture, edit_pixels, n_heads, unit
+from grains_ref.methods.core import (
+    Edit,
+    Positions,
+    Setting,
+    capture,
+    check_pairs,
+    edit_pixels,
+    n_heads,
+    whole_number,
+)
 from grains_ref.methods.iti import (
     ProbedHeads,
+    class_directions,
     head_counts,
     logistic_probe,
     rank_heads,
@@ -65,14 +76,25 @@ class TrustedHeads:
     n_pairs: Mapping[Level, int]
     halve_overlap: bool
 
-    def steering(self, model: HuggingFaceModel, *, heads: int, alpha: float, beta: float) -> Edit:
+    def steering(
+        self,
+        model: HuggingFaceModel,
+        *,
+        heads: int,
+        alpha: float,
+        beta: float,
+        positions: Positions = "after_prompt",
+    ) -> Edit:
         """Shift the best `heads` heads of each level: image level by alpha, object level by beta.
 
         From the prompt's last token on, at the input of the output projection.
 
         Raises:
-            ValueError: beta is not 0 but there is no object level; see `ProbedHeads.shift` and `shift_heads`.
+            TypeError: a strength is no number, heads no whole number.
+            ValueError: a strength is not finite; beta is not 0 but there is no object level; see `ProbedHeads.shift`,
+                `shift_heads` and `Edit`.
         """
+        alpha, beta = finite_number("alpha", alpha), finite_number("beta", beta)
         if beta and "object" not in self.levels:
             raise ValueError(f"beta = {beta}, but ICT was fitted without boxes; fit with boxes, or steer with beta=0")
         strengths: dict[Level, float] = {"image": alpha, "object": beta}
@@ -82,7 +104,7 @@ class TrustedHeads:
             chosen = [set(probed.ranking[:heads]) for probed in self.levels.values()]
             for block, head in set.intersection(*chosen) if len(chosen) > 1 else ():
                 shift[block, head] /= 2
-        return shift_heads(model, shift)
+        return shift_heads(model, shift, positions=positions)
 
     def settings(self, model: HuggingFaceModel) -> list[Setting]:
         """The search grid with alpha = beta, by alpha and number of heads."""
@@ -127,13 +149,14 @@ def fit(
 
     Raises:
         ValueError: a text model, a pair without a picture, fewer than two pairs (at either level), a box that is none.
+        DegenerateShiftsError: noise changes no head.
+        FloatingPointError: an activation is not finite.
         ImportError: the probes need scikit-learn.
     """
+    check_pairs(pairs, least=2)
     without = [pair.where for pair in pairs if pair.image is None]
     if without:
         raise ValueError(f"{len(without)} pairs have no picture, the first is {without[0]}; ICT compares pictures")
-    if len(pairs) < 2:
-        raise ValueError(f"need at least two pairs, for two folds; got {len(pairs)}")
     weights = noise_weights(noise_step)
     found = [list(boxes(pair)) if boxes else [] for pair in pairs]
     seen = [i for i, one in enumerate(found) if one]
@@ -163,6 +186,7 @@ def _probe(name: str, trusted: Tensor, untrusted: Sequence[Tensor], *, seed: int
     """Directions, spreads and ranking of one level; both (n, L, K, d_h), pair by pair."""
     n = len(trusted)
     states = torch.cat([trusted, torch.stack(list(untrusted))])
+    theta = class_directions(states[:n], states[n:])
     accuracy, loss = score_heads(
         states,
         torch.arange(2 * n) < n,
@@ -170,7 +194,6 @@ def _probe(name: str, trusted: Tensor, untrusted: Sequence[Tensor], *, seed: int
         splits=split_questions(n, folds=2, seed=seed),
         probe=logistic_probe,
     )
-    theta = unit(states[:n].mean(0) - states[n:].mean(0))
     return ProbedHeads(name, theta, spread_along(theta, states), accuracy, rank_heads(accuracy, loss))
 
 
@@ -184,7 +207,7 @@ def noise_weights(step: int) -> tuple[float, float]:
     Raises:
         ValueError: the step is not from 0 to 999.
     """
-    if not 0 <= step < NOISE_STEPS:
+    if not 0 <= whole_number("noise step", step, least=-NOISE_STEPS) < NOISE_STEPS:
         raise ValueError(f"noise step {step} does not exist; the schedule has steps 0 to {NOISE_STEPS - 1}")
     s = torch.linspace(-6, 6, NOISE_STEPS, dtype=torch.float64)
     b = 1e-5 + (5e-3 - 1e-5) * s.sigmoid()
@@ -257,17 +280,18 @@ def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tupl
     return max(0, int(left)), max(0, int(top)), min(width, math.ceil(right)), min(height, math.ceil(bottom))
 
 
-def boxes_in_file(path: str | os.PathLike[str]) -> Boxes:
+def boxes_in_file(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> Boxes:
     """Boxes from the field `boxes` of the pairs' own file: a list of [left, top, right, bottom] in pixels.
 
-    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them.
+    A row without the field has no boxes. Rows belong to pairs by the ids that `grains_ref.data.read_pairs` gives them,
+    with the same columns to `ignore`.
 
     Raises:
         ValueError: `boxes` is not a list of lists, or the file cannot be read (see `read_pairs`); later, when asked
             about a pair that is not in the file.
     """
     boxes_of: dict[str, list[Box]] = {}
-    for pair, value in read_column(path, "boxes"):
+    for pair, value in read_column(path, "boxes", ignore=ignore):
         found = value or []
         if not isinstance(found, list) or not all(isinstance(box, list) for box in found):
             raise pair.error("boxes", f"must be a list of [left, top, right, bottom]; found {found!r}"[:200])

@@ -23,14 +23,20 @@ import torch
 from torch import Tensor
 
 from grains_ref.data import PICTURE_MARK, Message, PreferencePair, Prompt
+from grains_ref.files import check_listed
+from grains_ref.grains import finite_number
 from grains_ref.methods.core import (
     Change,
     Edit,
     Setting,
     answer_differences,
+    check_option,
+    check_pairs,
     check_vectors,
     first_component,
     keep_norm,
+    length,
+    mean_difference,
     unit,
 )
 from grains_ref.models import HuggingFaceModel
@@ -55,6 +61,11 @@ class Options:
     adaptive: bool
     norm: Literal["relative", "absolute"]
     strip_punctuation: bool = False
+
+    def __post_init__(self) -> None:
+        check_option("estimator", self.estimator, Estimator)
+        check_option("site", self.site, Literal["mlp", "residual"])
+        check_option("norm", self.norm, Literal["relative", "absolute"])
 
 
 # The public code also strips punctuation, but its demonstrations are sentences without a prompt; a prompt has a form.
@@ -91,11 +102,12 @@ class ICV:
 def fit(model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, options: Options = CODE) -> ICV:
     """One direction for all blocks from the pairs' differences.
 
-    Pairs whose answers have the same states give v = 0, which moves nothing.
-
     Raises:
         ValueError: fewer than 3 pairs (1 for the mean), or an answer of nothing but punctuation is to be stripped.
+        DegenerateShiftsError: all differences are zero, or equal where a component is asked for.
+        FloatingPointError: a state is not finite.
     """
+    check_pairs(pairs, least=1 if options.estimator == "mean" else 3)
     if options.strip_punctuation:
         pairs = [_stripped(pair) for pair in pairs]
     after = answer_differences(model, pairs)  # (N, L, d)
@@ -107,14 +119,19 @@ def combined(model: HuggingFaceModel, fits: Sequence[ICV], *, lams: Sequence[flo
     """Several vectors at once, each with its own strength: the mean of their moves, then the norm restored.
 
     Raises:
-        ValueError: no fit, fits with different options, another number of strengths, or vectors of another model.
+        TypeError: a strength is no number.
+        ValueError: no fit, fits with different options, another number of strengths, vectors of another model, or a
+            strength that is not finite.
     """
+    check_listed("fits", fits, "a list of fits")
+    check_listed("lams", lams, "a list of numbers")
     if not fits or len(lams) != len(fits) or any(fit.options != fits[0].options for fit in fits):
         raise ValueError(f"need fits with the same options and a lam each; got {len(fits)} fits and {len(lams)} lams")
     for fit in fits:
         check_vectors(model, fit.v)
+    strengths = [finite_number("lam", lam) for lam in lams]
     changes = {
-        block: _move([fit.v[block] for fit in fits], lams, fits[0].options) for block in range(len(model.blocks))
+        block: _move([fit.v[block] for fit in fits], strengths, fits[0].options) for block in range(len(model.blocks))
     }
     return Edit(model, fits[0].options.site, changes)
 
@@ -129,7 +146,7 @@ def _move(vectors: Sequence[Tensor], lams: Sequence[float], options: Options) ->
             g = 1 + (unit(x) @ -unit(v)).clamp_min(0)[..., None] if options.adaptive else 1.0
             y += lam / len(lams) * g * (unit(v) if options.norm == "relative" else v)
         if options.norm == "absolute":
-            y = y / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            y = y / length(x).clamp_min(1e-12)
         return keep_norm(x, y)
 
     return change
@@ -137,11 +154,12 @@ def _move(vectors: Sequence[Tensor], lams: Sequence[float], options: Options) ->
 
 def _direction(rows: Tensor, estimator: Estimator) -> Tensor:
     """v over embedding and all blocks together, from (N, (L + 1) d) differences."""
+    where = "all blocks together"
     if estimator == "mean":
-        return rows.mean(0)
+        return mean_difference(rows, where=where)
     if estimator == "pc_uncentred":
-        return first_component(rows, centred=False, sign="mean")[0]
-    p, mu = first_component(rows, centred=True, sign="score")
+        return first_component(rows, centred=False, sign="mean", where=where)[0]
+    p, mu = first_component(rows, centred=True, sign="score", where=where)
     return mu + p if estimator == "mean_plus_pc" else p
 
 

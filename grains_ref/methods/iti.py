@@ -12,6 +12,7 @@ when editing. The last one is used for both here: it is what ITI's own edit of e
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,22 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from grains_ref.data import PICTURE_MARK, PreferencePair
-from grains_ref.methods.core import Edit, Setting, capture, n_heads, unit
+from grains_ref.data import PICTURE_MARK, PreferencePair, Prompt
+from grains_ref.files import check_listed
+from grains_ref.grains import DegenerateShiftsError, finite_number
+from grains_ref.methods.core import (
+    DRAWING,
+    NEGLIGIBLE,
+    Edit,
+    Positions,
+    Setting,
+    capture,
+    check_option,
+    check_pairs,
+    n_heads,
+    unit,
+    whole_number,
+)
 from grains_ref.models import HuggingFaceModel, Item
 
 ProbeName = Literal["linear", "mlp"]
@@ -58,27 +73,38 @@ class ProbedHeads:
         """sigma * theta of the best `heads` heads and 0 elsewhere, (L, K, d_h).
 
         Raises:
+            TypeError: heads is no whole number.
             ValueError: there are not so many heads.
         """
-        if not 0 <= heads <= len(self.ranking):
-            raise ValueError(f"{heads} heads were asked for; the model has {len(self.ranking)}")
+        whole_number("heads", heads, most=len(self.ranking))
         chosen = torch.zeros_like(self.sigma)
         for block, head in self.ranking[:heads]:
             chosen[block, head] = 1
         return (chosen * self.sigma)[..., None] * self.theta
 
-    def steering(self, model: HuggingFaceModel, *, heads: int, alpha: float) -> Edit:
+    def steering(
+        self, model: HuggingFaceModel, *, heads: int, alpha: float, positions: Positions = "after_prompt"
+    ) -> Edit:
         r"""a += alpha * sigma * theta for the best `heads` heads, from the prompt's last token on.
 
-        Raises:
-            ValueError: see `shift` and `shift_heads`.
-        """
-        return shift_heads(model, alpha * self.shift(heads))
+        Convention: NL-ITI's code edits from the question's last token on: with prompts that end in "A:", which are
+          two tokens, that is `positions=3`.
 
-    def settings(self, model: HuggingFaceModel) -> list[Setting]:
+        Raises:
+            TypeError: alpha is no number, heads no whole number.
+            ValueError: alpha is not finite; see `shift`, `shift_heads` and `Edit`.
+        """
+        return shift_heads(model, finite_number("alpha", alpha) * self.shift(heads), positions=positions)
+
+    def settings(self, model: HuggingFaceModel, *, positions: Positions = "after_prompt") -> list[Setting]:
         """The search grid by alpha and number of heads."""
+        where = "" if positions == "after_prompt" else f", positions {positions}"
         return [
-            Setting(f"{self.name}, heads {heads}", alpha, partial(self.steering, model, heads=heads, alpha=alpha))
+            Setting(
+                f"{self.name}, heads {heads}{where}",
+                alpha,
+                partial(self.steering, model, heads=heads, alpha=alpha, positions=positions),
+            )
             for alpha in ALPHAS
             for heads in head_counts(len(self.ranking), HEADS)
         ]
@@ -102,12 +128,14 @@ def fit(
         pairs: one question each.
         probe: `linear` is ITI, `mlp` is NL-ITI.
         tokens: how many of an answer's last tokens are averaged for the probe, and for direction and spread; by
-            default those of `TOKENS`. An answer with fewer tokens gives those it has.
+            default those of `TOKENS`, which for NL-ITI are those of its table 1 (its code's own default is 2 for both).
+            An answer with fewer tokens gives those it has.
         answers: `pair` reads chosen (right) and rejected (wrong); `choices` reads all choices, of which the labelled
             one is right.
         spread: sigma is the population standard deviation of projections on theta. `next_question` takes it, as the
-            authors do, over every answer followed by a blank line and another pair's question, at its last tokens;
-            `answers` over the answers themselves, which needs less context.
+            authors do, over every answer followed by a blank line and another pair's question, at its last tokens (see
+            `question_of`); `answers` over the answers themselves, at the last tokens of prompt and answer, which needs
+            less context.
         folds: 1 trains the probes on 80 % of the questions and scores them on the rest, as the authors do. More are
             folds of a cross-validation whose scores are averaged: steadier with 50 pairs.
         seed: of the split, of the questions put behind answers, and of the MLP probes.
@@ -116,23 +144,32 @@ def fit(
       smaller validation loss, block, head. Directions and spreads use all questions.
 
     Raises:
-        ValueError: too few questions, a pair without choices when they are asked for, an answer followed by a
-            question does not fit the model's context.
+        TypeError: the pairs are no list, a number is none.
+        ValueError: too few questions, an unknown option, a pair without choices when they are asked for, questions
+            whose answers are all right or all wrong, an answer followed by a question does not fit the model's context.
+        DegenerateShiftsError: no head tells right answers from wrong ones.
+        FloatingPointError: an activation is not finite.
         ImportError: the linear probe needs scikit-learn.
     """
+    check_option("probe", probe, ProbeName)
+    check_option("answers", answers, Answers)
+    check_option("spread", spread, Spread)
+    check_pairs(pairs, least=2)
+    windows = TOKENS[probe] if tokens is None else tokens
+    check_listed("tokens", windows, "two whole numbers, for probe and direction")
+    if len(windows) != 2 or min(whole_number("tokens", n) for n in windows) < 1:
+        raise ValueError(f"tokens are two numbers, and at least one token has to be read; got tokens = {windows}")
     items, right, question = _answers(pairs, answers)
-    windows = tokens or TOKENS[probe]
-    if min(windows) < 1:
-        raise ValueError(f"at least one token has to be read; got tokens = {windows}")
+    splits = split_questions(len(pairs), folds=folds, seed=seed)
     at_probe, at_direction = _states(model, items, windows)
+    theta = class_directions(at_direction[right], at_direction[~right])
     accuracy, loss = score_heads(
         at_probe,
         right,
         question,
-        splits=split_questions(len(pairs), folds=folds, seed=seed),
+        splits=splits,
         probe=logistic_probe if probe == "linear" else partial(mlp_probe, seed=seed),
     )
-    theta = unit(at_direction[right].mean(0) - at_direction[~right].mean(0))
     if spread == "next_question":
         followed = _followed_by_questions(model, pairs, items, question, seed=seed)
         (at_direction,) = _states(model, followed, windows[1:])
@@ -175,8 +212,7 @@ def _followed_by_questions(
     for (_, response, *_), own in zip(items, question.tolist(), strict=True):
         prompt, image = pairs[own].prompt, pairs[own].image
         other = pairs[(own + draw.randrange(1, len(pairs))) % len(pairs)].prompt
-        text = other if isinstance(other, str) else other[-1]["content"]
-        longer = f"{response}\n\n{text.replace(PICTURE_MARK, '').strip()}"
+        longer = f"{response}\n\n{question_of(other)}"
         n = len(model.encode(prompt, image).ids) + len(model.response_ids(prompt, longer))
         if n > model.context:
             raise ValueError(
@@ -185,6 +221,37 @@ def _followed_by_questions(
             )
         followed.append((prompt, longer, image))
     return followed
+
+
+def question_of(prompt: Prompt) -> str:
+    """The question alone: the last turn of a chat, or a plain prompt without the label of the answer at its end.
+
+    The label is a last word with a colon ("A:", "Answer:"), which the authors leave out, too: with it, one and the
+    same token would be read in every row, and sigma were its spread.
+    """
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    text = text.replace(PICTURE_MARK, "").strip()
+    return re.sub(r"\s+\S+:$", "", text)
+
+
+def class_directions(trusted: Tensor, untrusted: Tensor) -> Tensor:
+    """theta = n(mean over trusted - mean over untrusted) of each head: (rows, L, K, d_h) twice -> (L, K, d_h).
+
+    A head whose classes have the same mean, but for rounding, gets 0.
+
+    Raises:
+        DegenerateShiftsError: every head does.
+    """
+    difference = trusted.mean(0) - untrusted.mean(0)
+    size = (trusted.square().mean(0) + untrusted.square().mean(0)).sum(-1, keepdim=True).sqrt()
+    is_rounding = difference.norm(dim=-1, keepdim=True) <= NEGLIGIBLE * size
+    if is_rounding.all():
+        blocks = f"blocks 0 to {len(difference) - 1}"
+        raise DegenerateShiftsError(
+            f"{blocks}: in every head both classes have the same mean, so there is no direction. Check that right and "
+            "wrong (or clean and noised) differ, and are not mixed up in some pairs."
+        )
+    return unit(difference.masked_fill(is_rounding, 0))
 
 
 def spread_along(theta: Tensor, states: Tensor) -> Tensor:
@@ -199,9 +266,10 @@ def split_questions(n: int, *, folds: int, seed: int) -> list[Split]:
     Convention: whole questions are held out, never single answers, whose prompt the probe would have seen.
 
     Raises:
+        TypeError: folds is no whole number.
         ValueError: fewer than two questions, or fewer than folds.
     """
-    if folds < 1 or n < max(2, folds):
+    if whole_number("folds", folds) < 1 or n < max(2, folds):
         raise ValueError(f"need at least one fold, two questions and as many questions as folds; got {folds} and {n}")
     order = torch.tensor(random.Random(f"questions {seed}").sample(range(n), n))
     if folds == 1:
@@ -220,6 +288,11 @@ def score_heads(states: Tensor, right: Tensor, question: Tensor, *, splits: Sequ
     scores = []
     for train, held_out in splits:
         fitted, judged = torch.isin(question, train), torch.isin(question, held_out)
+        if y[fitted].all() or not y[fitted].any():
+            raise ValueError(
+                f"the {len(train)} questions that probes are trained on have answers of one class only; give questions "
+                "with right and wrong answers, or read the pairs with answers='pair'"
+            )
         scores.append(torch.stack(probe(x[fitted], y[fitted], x[judged], y[judged])))
     accuracy, loss = torch.stack(scores).double().mean(0).unflatten(-1, states.shape[1:3])
     return accuracy, loss
@@ -250,7 +323,7 @@ def mlp_probe(x: Tensor, y: Tensor, x_held_out: Tensor, y_held_out: Tensor, *, s
       Held-out rows are scored in full.  A training batch of a single row is left out, for BatchNorm needs two.
     """
     _, heads, d_h = x.shape
-    with torch.random.fork_rng(devices=[]):  # the layers draw their weights from the global stream
+    with DRAWING, torch.random.fork_rng(devices=[]):  # the layers draw their weights from the global stream
         torch.manual_seed(seed)
         probes = nn.Sequential(
             nn.Conv1d(heads * d_h, heads * HIDDEN, 1, groups=heads),
@@ -298,25 +371,29 @@ def rank_heads(accuracy: Tensor, loss: Tensor) -> tuple[tuple[int, int], ...]:
 
 
 # ------------------------------------------------------------------------------------------- steering
-def shift_heads(model: HuggingFaceModel, shift: Tensor) -> Edit:
+def shift_heads(model: HuggingFaceModel, shift: Tensor, *, positions: Positions = "after_prompt") -> Edit:
     """Add a shift (L, K, d_h) to the heads' outputs, from the prompt's last token on.
 
     Convention: at the input of the output projection W_O, so block l's attention output gains W_O @ shift[l].
 
     Raises:
-        ValueError: the shift belongs to a model of another shape.
+        ValueError: the shift belongs to a model of another shape, or is not finite.
     """
     projection, heads = model.blocks[0].get_submodule("self_attn.o_proj"), n_heads(model)
     expected = (len(model.blocks), heads, projection.get_parameter("weight").shape[1] // heads)
     if shift.shape != expected:
         raise ValueError(f"expected a shift (L, K, d_h) = {expected} for {model.name}, got {tuple(shift.shape)}")
 
+    wrong = (~shift.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(f"a shift must be finite; block {wrong[0]} has others: alpha is too large, or fit again")
+
     def add(row: Tensor, x: Tensor) -> Tensor:
         return x + row.to(x)
 
     rows = shift.flatten(1)  # (L, K * d_h)
     changes = {block: partial(add, row) for block, row in enumerate(rows) if row.any()}
-    return Edit(model, "heads", changes, positions="after_prompt")
+    return Edit(model, "heads", changes, positions=positions)
 
 
 def head_counts(total: int, published: Sequence[int]) -> list[int]:

@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
+from grains_ref.grains import different_numbers, finite_number
 from grains_ref.methods.core import (
     Change,
     Edit,
     Setting,
     answer_differences,
+    check_option,
+    check_pairs,
     check_vectors,
     first_component,
+    length,
     unit,
 )
 from grains_ref.models import HuggingFaceModel
@@ -57,10 +61,15 @@ class RepE:
         """Add c times the directions of these blocks while entered; c < 0 moves toward the rejected answers.
 
         Raises:
-            ValueError: the directions are of another model, or a block does not exist.
+            TypeError: c is no number, or blocks no list of whole numbers.
+            ValueError: the directions are of another model, a block does not exist or is named twice, c is not finite,
+                or there is no such operator.
         """
         check_vectors(model, self.p)
-        changes = {b: _push(self.p, b, c=c, operator=operator, restore_norm=restore_norm) for b in blocks}
+        check_option("operator", operator, Operator)
+        chosen = different_numbers("blocks", blocks, below=len(model.blocks))
+        strength = finite_number("c", c)
+        changes = {b: _push(self.p, b, c=strength, operator=operator, restore_norm=restore_norm) for b in chosen}
         return Edit(model, "residual", changes)
 
     def settings(
@@ -69,7 +78,8 @@ class RepE:
         """The search grid: the `middle` blocks with `STRENGTHS`, in units of the residual stream."""
         blocks = middle(len(self.p))
         name = f"RepE, order {self.seed}, blocks {blocks[0]} to {blocks[-1]}, {operator}"
-        name += ", norm restored" * restore_norm
+        if restore_norm:
+            name += ", norm restored"
         return [
             Setting(
                 name,
@@ -95,14 +105,17 @@ def fit(model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, seed: int =
 
     Raises:
         ValueError: fewer than 3 pairs.
+        DegenerateShiftsError: a block's differences are all zero, or do not spread.
+        FloatingPointError: a state is not finite.
     """
+    check_pairs(pairs, least=3)
     differences = answer_differences(model, pairs).double()  # (N, L, d)
     swapped = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < 0.5
     order = torch.where(swapped, -1.0, 1.0).double()
     directions, agreement = [], []
     for block in range(differences.shape[1]):
         rows = differences[:, block]
-        p, _ = first_component(order[:, None] * rows, centred=True, sign="score")
+        p, _ = first_component(order[:, None] * rows, centred=True, sign="score", where=f"block {block}")
         higher, lower = int((rows @ p > 0).sum()), int((rows @ p < 0).sum())
         directions.append(p if higher >= lower else -p)
         agreement.append(max(higher, lower) / len(pairs))
@@ -115,6 +128,6 @@ def _push(directions: Tensor, block: int, *, c: float, operator: Operator, resto
     def change(h: Tensor) -> Tensor:  # (B, n, d)
         p = directions[block].to(h)
         step = c * p if operator == "plain" else c * (h @ p).sign()[..., None] * p
-        return h.norm(dim=-1, keepdim=True) * unit(h + step) if restore_norm else h + step
+        return length(h) * unit(h + step) if restore_norm else h + step
 
     return change

@@ -26,12 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
+from grains_ref.files import check_listed
+from grains_ref.grains import Hook, Hooks, at_least_float32, finite_number
 from grains_ref.methods import icv
-from grains_ref.methods.core import Setting, first_component, keep_norm, together, unit
+from grains_ref.methods.core import (
+    Setting,
+    check_pairs,
+    check_states,
+    first_component,
+    keep_norm,
+    together,
+    unit,
+    whole_number,
+)
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.families import Picture, UnsupportedModelError
 from grains_ref.models.pixels import PixelLayout
-from grains_ref.models.proof import hooked
 
 FACTOR = 0.1
 IMAGE_ALPHAS = (0.0, 0.3, 0.9)  # published: 0.9, and 0.1 to 1.0 as range, for both
@@ -56,9 +66,11 @@ class VisualTextual:
         """Steer the vision tower with strength `image` and the decoder with strength `text`; 0 leaves a part out.
 
         Raises:
+            TypeError: a strength is no number.
             ValueError: `text` is not 0 and no textual vectors were fitted under this `image`; a tower or decoder of
-                another shape.
+                another shape; a strength that is not finite.
         """
+        image, text = finite_number("image", image), finite_number("text", text)
         parts: list[AbstractContextManager[object]] = []
         if image:
             parts.append(steer_vision(model, self.visual, alpha=image))
@@ -107,12 +119,17 @@ def fit(
         seed: of the maskings, which belong to the picture.
 
     Raises:
+        TypeError: image_alphas is no list of numbers.
         ValueError: see `visual_vectors` and `icv.fit`.
+        DegenerateShiftsError: likewise.
+        FloatingPointError: likewise.
         UnsupportedModelError: see `vision_tower`.
     """
+    check_listed("image_alphas", image_alphas, "a list of numbers")
+    strengths = [finite_number("image_alphas", alpha) for alpha in image_alphas]
     visual = visual_vectors(model, pairs, ratio=ratio, masks=masks, legacy_layout=legacy_layout, seed=seed)
     textual = {}
-    for alpha in image_alphas:
+    for alpha in strengths:
         with steer_vision(model, visual, alpha=alpha) if alpha else nullcontext():
             textual[alpha] = icv.fit(model, pairs, options=TEXTUAL)
     return VisualTextual(visual, textual)
@@ -143,10 +160,13 @@ def visual_vectors(
     Raises:
         ValueError: a text model, a pair without a picture, fewer than three pictures, a ratio outside [0, 1],
             pictures of different token counts.
+        DegenerateShiftsError: hiding patches changes nothing, or the same in every picture.
+        FloatingPointError: a state is not finite.
         UnsupportedModelError: see `vision_tower`.
     """
     tower, blocks = vision_tower(model)
-    if not 0 <= ratio <= 1 or masks < 1:
+    check_pairs(pairs, least=1)
+    if not 0 <= finite_number("ratio", ratio) <= 1 or whole_number("masks", masks) < 1:
         raise ValueError(f"expected a ratio from 0 to 1 and at least one masking; got {ratio} and {masks}")
     without = [pair.where for pair in pairs if pair.image is None]
     if without:
@@ -166,7 +186,8 @@ def visual_vectors(
     by_token = delta.reshape(len(delta), n, layers, width) if legacy_layout else delta.transpose(1, 2)
     rows = []
     for t in range(n):
-        component, mean = first_component(by_token[:, t].flatten(1), centred=True, sign="score")
+        where = f"token {t} of the vision tower, all blocks together"
+        component, mean = first_component(by_token[:, t].flatten(1), centred=True, sign="score", where=where)
         rows.append(mean + component)
     u = torch.stack(rows)
     u = u.view(layers, n, width).transpose(0, 1) if legacy_layout else u.view(n, layers, width)
@@ -219,7 +240,7 @@ def _states(
     seen: list[Tensor] = []
 
     def see(states: Tensor) -> None:
-        by_copy = layout.by_copy(states.to(torch.promote_types(states.dtype, torch.float32)), len(copies))
+        by_copy = layout.by_copy(states.to(at_least_float32(states)), len(copies))
         if not layout.has_places:
             by_copy = by_copy.mean(1, keepdim=True)
         seen.append(by_copy.cpu())
@@ -229,9 +250,11 @@ def _states(
             see(args[0])
         see(output[0] if isinstance(output, tuple) else output)
 
-    with hooked(blocks, look):
+    with Hooks([(block, look) for block in blocks]):
         layout.run(tower, copies, tensors)
-    return torch.stack(seen)
+    states = torch.stack(seen)
+    check_states(states, what="what enters the vision tower's blocks (0) and what leaves them (from 1 on)")
+    return states
 
 
 def vision_tower(model: HuggingFaceModel) -> tuple[nn.Module, list[nn.Module]]:
@@ -264,30 +287,40 @@ def steer_vision(model: HuggingFaceModel, visual: Tensor, *, alpha: float) -> It
     """Steer every MLP of the vision tower by u, (n, L_V, d_V); image features are computed anew inside.
 
     Raises:
-        ValueError: the vectors belong to another tower; while steering: a picture with another number of tokens.
+        TypeError: alpha is no number.
+        ValueError: the vectors belong to another tower, or something is not finite; while steering: a picture with
+            another number of tokens.
+        FloatingPointError: while steering: a value is not finite.
     """
     _, blocks = vision_tower(model)
     if visual.ndim != 3 or visual.shape[1] != len(blocks):
         raise ValueError(f"{model.name} has {len(blocks)} vision blocks; the vectors are {tuple(visual.shape)}")
+    if not visual.isfinite().all():
+        raise ValueError("the vision tower's vectors must be finite; fit them again")
+    strength = FACTOR * finite_number("alpha", alpha)
 
-    def steer(step: Tensor, mlp: nn.Module, args: Any, m: Tensor) -> Tensor:
-        tokens, width = m.shape[-2:]
-        if width != step.shape[1] or len(step) not in (1, tokens):
-            raise ValueError(
-                f"the vectors are for {len(step)} tokens of width {step.shape[1]} in the vision tower; this picture "
-                f"has {tokens} of width {width}. Fit on pictures of the same kind with this model"
-            )
-        wide = m.to(torch.promote_types(m.dtype, torch.float32))
-        return keep_norm(wide, step.to(wide)).to(m)
+    def steer(block: int, step: Tensor) -> Hook:
+        def hook(mlp: nn.Module, args: Any, m: Tensor) -> Tensor:
+            tokens, width = m.shape[-2:]
+            if width != step.shape[1] or len(step) not in (1, tokens):
+                raise ValueError(
+                    f"the vectors are for {len(step)} tokens of width {step.shape[1]} in the vision tower; this "
+                    f"picture has {tokens} of width {width}. Fit on pictures of the same kind with this model"
+                )
+            wide = m.to(at_least_float32(m))
+            new = keep_norm(wide, step.to(wide)).to(m)
+            if not new.isfinite().all():
+                raise FloatingPointError(
+                    f"vision block {block}: its MLP is not finite when steered; choose a smaller alpha"
+                )
+            return new
 
-    handles = []
-    try:
-        for block, u in zip(blocks, visual.unbind(1), strict=True):
-            if u.any():
-                mlp = block.get_submodule("mlp")
-                handles.append(mlp.register_forward_hook(partial(steer, FACTOR * alpha * unit(u))))
-        with model.fresh_image_features():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return hook
+
+    hooks = [
+        (block.get_submodule("mlp"), steer(i, strength * unit(u)))
+        for i, (block, u) in enumerate(zip(blocks, visual.unbind(1), strict=True))
+        if u.any()
+    ]
+    with Hooks(hooks), model.fresh_image_features():
+        yield

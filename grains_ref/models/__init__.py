@@ -16,7 +16,8 @@
 
 from grains_ref.data import Prompt
 from grains_ref.models.families import Patch, Picture, PictureSource, UnsupportedModelError
-from grains_ref.models.huggingface import FEATURE_BYTES, EncodedPicture, HuggingFaceModel
+from grains_ref.models.features import FEATURE_BYTES
+from grains_ref.models.huggingface import EncodedPicture, HuggingFaceModel
 from grains_ref.models.loading import load
 from grains_ref.models.scoring import BATCH_TOKENS, LOGIT_MEMORY, Item, Scored, TokenRow
 

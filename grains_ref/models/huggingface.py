@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
 from grains_ref.grains import Encoded, Example, Kind
-from grains_ref.models import generation, scoring, weights
+from grains_ref.models import features, generation, scoring, weights
 from grains_ref.models.families import (
     Family,
     Patch,
@@ -36,8 +37,6 @@ from grains_ref.models.families import (
 from grains_ref.models.prompts import Prompts
 from grains_ref.models.proof import decoder_blocks, hooked, prove_hooks
 from grains_ref.models.scoring import LOGIT_MEMORY, Item, Scored, TokenRow
-
-FEATURE_BYTES = 2 << 30  # image features kept in main memory, so that a sweep runs the vision tower once per picture
 
 
 class _SeenEnoughError(Exception):
@@ -98,7 +97,7 @@ class HuggingFaceModel:
         self.family: Family = family(hf.config, image_processor, image_token)
         self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name, date=_as_date(date))
         self.told_of_settings = False  # of stored settings of generation that are not used
-        self._features: OrderedDict[str, Tensor] = OrderedDict()  # picture digest -> (n, d), least recent first
+        self._features: features.Features = OrderedDict()
         weights.check_finite(hf, name=name)
         prove_hooks(self)
         if self.prompts.opens_thinking:
@@ -378,21 +377,16 @@ class HuggingFaceModel:
 
     @contextlib.contextmanager
     def fresh_image_features(self) -> Iterator[None]:
-        """Image features are computed anew inside, and forgotten afterwards: for edits of pixels or vision tower."""
-        kept, self._features = self._features, OrderedDict()
-        try:
+        """Image features are computed anew inside, and forgotten afterwards: for edits of pixels or vision tower.
+
+        Inside is where `grains.Hooks` act: in the thread or asyncio task that entered.
+        """
+        with features.fresh(self._features):
             yield
-        finally:
-            self._features = kept
 
     def _image_features(self, picture: Picture) -> Tensor:
-        """(n, d): what the model itself puts in the place of the picture's tokens; kept up to `FEATURE_BYTES`."""
-        if picture.digest not in self._features:
-            self._features[picture.digest] = self._compute_image_features(picture)
-        self._features.move_to_end(picture.digest)
-        while len(self._features) > 1 and sum(kept.nbytes for kept in self._features.values()) > FEATURE_BYTES:
-            self._features.popitem(last=False)
-        return self._features[picture.digest]
+        """(n, d): what the model itself puts in the place of the picture's tokens."""
+        return features.features_of(picture.digest, self._features, lambda: self._compute_image_features(picture))
 
     def _compute_image_features(self, picture: Picture) -> Tensor:
         """(n, d), seen at the decoder's entrance in a run on the picture's tokens alone."""
@@ -401,7 +395,11 @@ class HuggingFaceModel:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.family.tensors([picture])}
         seen: list[Tensor] = []
 
+        caller = threading.get_ident()
+
         def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() != caller:
+                return
             seen.append(kwargs["inputs_embeds"][0])
             raise _SeenEnoughError  # before any other hook of the decoder: nothing is to be steered or recorded here
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from grains_ref.grains import Steering
+from grains_ref.grains import Hooks, Steering
 from grains_ref.models.families import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ def decoder_blocks(hf: transformers.PreTrainedModel, expected: int) -> list[nn.M
 
 @contextmanager
 def hooked(blocks: Sequence[nn.Module], hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
-    """A forward hook on every block inside, and on none afterwards, whatever happens inside."""
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_hook(hook).remove)
+    """A forward hook on every block inside, as `grains.Hooks` has them: for this thread or task alone."""
+    with Hooks([(block, hook) for block in blocks]):
         yield
 
 

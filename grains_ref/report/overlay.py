@@ -22,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from grains_ref.files import write_whole
+from grains_ref.files import check_listed, printable, write_whole
 from grains_ref.images import read_picture
 from grains_ref.report.tokens import NEGATIVE, POSITIVE
 
@@ -123,6 +123,7 @@ def overlay_figure(path: str | os.PathLike[str], picture: Image.Image, panels: S
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: the figure is written as PNG; expected a name that ends in .png.")
+    check_listed("panels", panels, "a list of panels")
     if not panels:
         raise ValueError("no panel to draw; expected at least one, with the scores of one prompt.")
     for panel in panels:
@@ -268,8 +269,9 @@ def _caption(panel: Panel, size: tuple[int, int], across: float) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Text in lines of at most `width`; its own line breaks stay."""
-    return "\n".join(line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, width))
+    """Text in lines of at most `width`; its own line breaks stay, what else is not to be seen is written out."""
+    paragraphs = printable(text, keep="\n").split("\n")
+    return "\n".join(line for paragraph in paragraphs for line in textwrap.wrap(paragraph, width))
 
 
 def _colour_map() -> LinearSegmentedColormap:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence, Set
 from rich.text import Text
 from torch import Tensor
 
-from grains_ref.files import printable
+from grains_ref.files import check_listed, printable
 from grains_ref.grains import Encoded, Selection
 
+PART = "(part of a character)"
 POSITIVE, NEGATIVE = (46, 125, 80), (190, 60, 50)  # towards chosen, towards rejected
 
 
@@ -20,7 +21,12 @@ def coloured_tokens(
 
     Selected tokens are underlined; marks (token index -> word) are put behind their tokens in brackets; each run of
     hidden tokens is printed as three dots.
+
+    Raises:
+        TypeError: the tokens are one text.
+        ValueError: another number of scores than of tokens, or a score that is not finite.
     """
+    _check(tokens, a)
     strongest = float(a.abs().max()) or 1.0
     text = Text()
     for j, token in enumerate(tokens):
@@ -31,11 +37,31 @@ def coloured_tokens(
         red, green, blue = (round(255 + (c - 255) * abs(score)) for c in (POSITIVE if score > 0 else NEGATIVE))
         style = f"{'rgb(255,255,255)' if abs(score) > 0.6 else 'rgb(20,20,20)'} on rgb({red},{green},{blue})"
         chosen = j in selection.pos or j in selection.neg
-        text.append(_visible(token), style=f"underline {style}" if chosen else style)
+        text.append(shown_token(token), style=f"underline {style}" if chosen else style)
         if j in marks:
-            text.append(f"[{marks[j]}]", style="bold")
+            text.append(f"[{printable(marks[j])}]", style="bold")
         text.append(" ")
     return text
+
+
+def shown_token(token: str) -> str:
+    r"""One token on the screen, without the white space around it: what is not to be seen is written out, as \x1b.
+
+    Convention: the piece of a character that several tokens make together (an emoji, in bytes) is no text by itself;
+      decoders give U+FFFD for it, and it is said in words.
+    """
+    words = token.strip().replace("\ufffd", PART)
+    return printable(words or token)
+
+
+def _quoted_if_blank(token: str) -> str:
+    return shown_token(token) if token.strip() else f"'{shown_token(token)}'"
+
+
+def _check(tokens: Sequence[str], a: Tensor) -> None:
+    check_listed("tokens", tokens, "a list of tokens")
+    if a.shape != (len(tokens),) or not a.isfinite().all():
+        raise ValueError(f"expected a finite score for each of {len(tokens)} tokens; got {tuple(a.shape)}")
 
 
 def named_tokens(encoded: Encoded) -> tuple[str, ...]:
@@ -51,15 +77,7 @@ def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection) -> 
     """The selected tokens and their scores in words, so that nothing is said by colour alone."""
 
     def words(indices: Sequence[int]) -> str:
-        return ", ".join(f"{_named(tokens[j])} {float(a[j]):+.2f}" for j in indices) or "none"
+        return ", ".join(f"{_quoted_if_blank(tokens[j])} {float(a[j]):+.2f}" for j in indices) or "none"
 
+    _check(tokens, a)
     return f"toward rejected: {words(selection.neg)}\ntoward chosen:   {words(selection.pos)}"
-
-
-def _visible(token: str) -> str:
-    """A token without the white space around it; what cannot be seen, or moves the cursor, is written out."""
-    return printable(token.strip() or token)
-
-
-def _named(token: str) -> str:
-    return _visible(token) if token.strip() else f"'{_visible(token)}'"

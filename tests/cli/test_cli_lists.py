@@ -115,3 +115,40 @@ def test_a_number_that_is_named_twice_is_refused() -> None:
         parse_whole_numbers("3,1,03", "--k", least=1)
     with pytest.raises(ValueError, match=r"--lam: 1\.0 is named twice; name it once"):
         parse_strengths("1,2,1.0", "--lam")
+
+
+# --- what a hand or a script may put there
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0663", "infinity", "nan", "1e400", "0x10", "1e", ".", "1 2", "--1"])
+def test_a_strength_is_written_as_a_number(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read; write finite numbers"):
+        parse_strengths(f"1,{text}", "--lam")
+
+
+@pytest.mark.parametrize("text", ["1", "-1", "+.5", "2.", "1e3", "1.5E-3", " 1 "])
+def test_ways_to_write_a_strength(text: str) -> None:
+    assert parse_strengths(text, "--lam") == [float(text)]
+
+
+def test_messages_quote_the_beginning_of_a_long_list() -> None:
+    for parse in (
+        parse_layers,
+        lambda text: parse_layers(text.replace("x", "")).of(3),
+        lambda text: parse_strengths(text, "--lam"),
+        lambda text: parse_whole_numbers(text, "--k", least=1),
+    ):
+        with pytest.raises(ValueError, match=r"0,1,2,3") as caught:
+            parse(",".join(map(str, range(5000))) + "x")
+        assert len(str(caught.value)) < 200
+
+
+def test_many_entries_take_no_time_and_ranges_no_memory() -> None:
+    """A quadratic search would take a minute here."""
+    many = ",".join(str(2 * i) for i in range(30_000))
+    assert parse_layers(many).of(60_000)[-1] == 59_998
+    assert len(parse_strengths(many, "--lam")) == 30_000
+    assert len(parse_whole_numbers(many, "--k", least=0)) == 30_000
+    assert parse_layers("0-9999999999").ranges == (range(10**10),)
+    with pytest.raises(ValueError, match="layer 59998 is named twice"):
+        parse_layers(f"{many},59998")

@@ -99,7 +99,7 @@ def test_rows_without_lines_are_counted(tmp_path: Path, container: str) -> None:
 def test_tasks_come_in_the_same_containers(tmp_path: Path) -> None:
     rows = [{"prompt": "1 + 1?", "answer": "2"}]
     for content in (jsonl(rows), json.dumps(rows).encode(), table(rows), gzip.compress(table(rows)), parquet(rows)):
-        (task,) = read_tasks(written(tmp_path, content))
+        (task,) = read_tasks(written(tmp_path, content)).tasks
         assert (task.prompt, task.answer) == ("1 + 1?", "2")
 
 
@@ -369,7 +369,7 @@ def test_the_command_that_drops_a_column_works_as_it_is_given(
     written(tmp_path, CONTAINERS[container](rows), name)
     with pytest.raises(RowError) as caught:
         read_pairs(name)
-    command = str(caught.value).split("If it is not needed: ")[1].split("  (in Python")[0]
+    command = str(caught.value).split(", or a copy: ")[1]
     if command.startswith("python -c "):
         exec(shlex.split(command)[2], {})
     elif shutil.which("jq") is None:
@@ -379,3 +379,40 @@ def test_the_command_that_drops_a_column_works_as_it_is_given(
     (copy,) = tmp_path.glob("my pairs_rows.*")
     pairs = read_pairs(copy).pairs
     assert [(pair.id, pair.chosen, pair.rejected) for pair in pairs] == [(name, "007", "NA") for name in "abc"]
+
+
+# --- what is only bounded if nothing is decoded whole
+
+
+def test_rows_of_an_array_or_a_csv_are_decoded_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder of the whole would be handed all rows at once; 512 MiB of them took 3 GB."""
+    monkeypatch.setattr(containers, "MAX_ROW_BYTES", 300)
+    row = {"prompt": "p" * 100, "chosen": "a", "rejected": "b"}
+    array = written(tmp_path, json.dumps([row] * 20), "pairs.json")
+    assert len(read_pairs(array).pairs) == 20
+    lines = "prompt,chosen,rejected\r" + f"{row['prompt']},a,b\r" * 20
+    assert len(read_pairs(written(tmp_path, lines, "pairs.csv")).pairs) == 20
+    for content, message in (
+        (json.dumps([row, row | {"prompt": "p" * 300}, row]), "item 2 of the JSON array is larger than 300 bytes"),
+        ("[" * 400, "item 1 of the JSON array is larger than 300 bytes"),
+        ("prompt,chosen,rejected\n" + "p" * 400, r":2: the line has 400 bytes; at most 300 are read"),
+    ):
+        with pytest.raises(PairFileError, match=message):
+            read_pairs(written(tmp_path, content, "pairs.csv"))
+
+
+def test_bytes_that_are_no_text_are_the_fault_of_their_item(tmp_path: Path) -> None:
+    row = b'{"prompt": "p", "chosen": "a", "rejected": "b"}'
+    path = tmp_path / "pairs.json"
+    path.write_bytes(b"[" + b", ".join([row, row.replace(b'"p"', b'"\xff"'), row]) + b"]")
+    file = read_pairs(path, skip_bad_rows=True)
+    assert [len(file.pairs), len(file.skipped)] == [2, 1]
+    assert "not UTF-8" in str(file.skipped[0])
+    path.write_bytes(b"prompt,chosen,rejected\na,b,c\n\xff,b,c\n")
+    with pytest.raises(PairFileError, match=r"pairs.json:3: not UTF-8: byte 1 of the line is 0xff"):
+        read_pairs(path)
+
+
+def test_a_text_too_long_for_a_csv_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(PairFileError, match="is longer than a CSV's may be: save the file as JSONL"):
+        read_pairs(written(tmp_path, "prompt,chosen,rejected\n" + "p" * 200_000 + ",a,b\n", "pairs.csv"))

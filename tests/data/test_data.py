@@ -553,7 +553,7 @@ def test_tasks_have_an_answer_and_the_shapes_of_a_prompt(tmp_path: Path) -> None
         {"prompt": CHAT, "answer": "No.", "system": ""},
         {"id": "a", "prompt": "p", "answer": "q"},
     ]
-    assert read_tasks(write(tmp_path, *rows)) == (
+    assert read_tasks(write(tmp_path, *rows)).tasks == (
         Task("a", "<image> 1 + 1?", "2", tmp_path / "a.png"),
         Task("000002", tuple(CHAT), "No."),
         Task("000003", tuple(CHAT), "No."),

@@ -147,6 +147,19 @@ def test_the_index_of_a_choice_may_be_a_label_with_names_in_order(tmp_path: Path
         read(jsonl(tmp_path / "test.jsonl", {"c": 1.5}), Schema({"c": INDEX}))
 
 
+def test_labels_of_choices_may_be_labels_with_names_in_order(tmp_path: Path) -> None:
+    for names, refused in ((["0", "1"], False), (["false", "true"], False), (["true", "false"], True)):
+        features = datasets.Features({"c": datasets.List(datasets.ClassLabel(names=names))})
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        datasets.Dataset.from_list([{"c": [0, 1]}], features=features).to_parquet(folder / "test.parquet")
+        if refused:
+            with pytest.raises(DatasetError, match="should be a list of labels, found a list of a label"):
+                read(folder, Schema({"c": LABELS}))
+        else:
+            assert read(folder, Schema({"c": LABELS}))[0]["c"] == [0, 1]
+
+
 def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "test.jsonl", *({"text": text} for text in ("a", "b", "a", "a_3", "a")))
     assert [row.id for row in read(path, Schema({"text": TEXT}, id_column="text"))] == ["a", "b", "a_2", "a_3", "a_4"]
@@ -261,3 +274,23 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(datasets, "List")
     with pytest.raises(DatasetError, match=r"4 or newer.*found \d"):
         mmlu.read(fixture("mmlu"))
+
+
+def test_bytes_that_are_no_text_are_the_fault_of_their_row(tmp_path: Path) -> None:
+    """The library finds them only when it hands out the row, in an error of its own."""
+    (tmp_path / "test.jsonl").write_bytes(b'{"c": "a"}\n{"c": "\xc1"}\n{"c": "b"}\n')
+    with pytest.raises(RowError, match=r"cannot be decoded \(.*utf-8.*\); download the file again") as caught:
+        read(tmp_path, Schema({"c": TEXT}))
+    assert caught.value.line == 2
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\u200b", "\x00"])
+def test_a_question_of_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RowError, match=r"field 'question': .*; expected text"):
+        read(jsonl(tmp_path / "test.jsonl", {"question": text}), Schema({"question": TEXT}))
+
+
+def test_messages_hold_no_character_that_rewrites_the_screen(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"\\x1b\[2J\\u202e") as caught:
+        read(jsonl(tmp_path / "test.jsonl", {"\x1b[2J\u202e": "a"}), Schema({"question": TEXT}))
+    assert "\x1b" not in str(caught.value)

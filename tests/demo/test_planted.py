@@ -46,7 +46,7 @@ def test_the_data_that_is_written_is_read_back_whole(tmp_path: Path) -> None:
         read = read_pairs(tmp_path / f"{split}.jsonl")
         assert read.digest == content_digest(as_pairs(world.split(split)))
     for split, name in (("dev", "dev_tasks"), ("test", "tasks")):
-        tasks = read_tasks(tmp_path / f"{name}.jsonl")
+        tasks = read_tasks(tmp_path / f"{name}.jsonl").tasks
         assert list(tasks) == as_tasks(world.capability_split(split))
 
 
@@ -69,7 +69,7 @@ def test_pictures_are_written_beside_the_data_and_read_back_whole(tmp_path: Path
             with Image.open(pair.image) as written:
                 assert written.tobytes() == picture(prompt.scene).tobytes()
     for split, name in (("dev", "dev_tasks"), ("test", "tasks")):
-        assert list(read_tasks(tmp_path / f"{name}.jsonl")) == as_tasks(world.capability_split(split), tmp_path)
+        assert list(read_tasks(tmp_path / f"{name}.jsonl").tasks) == as_tasks(world.capability_split(split), tmp_path)
 
 
 def test_visual_prompts_without_the_folder_of_their_pictures_are_refused() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
+from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import (
     Change,
     Edit,
@@ -21,6 +22,7 @@ from grains_ref.methods.core import (
     edit_pixels,
     first_component,
     keep_norm,
+    mean_difference,
     n_heads,
     together,
     unit,
@@ -343,7 +345,7 @@ def test_what_is_read_inside_an_edit_holds_it(llama: HuggingFaceModel) -> None:
 
 
 def test_impossible_edits_are_refused(llama: HuggingFaceModel) -> None:
-    with pytest.raises(ValueError, match=r"blocks \[-1, 3\] do not exist; the model has 0 to 2"):
+    with pytest.raises(ValueError, match=r"blocks must be different numbers from 0 to 2; got \[3, -1, 0\]"):
         Edit(llama, "residual", {3: add(28), -1: add(28), 0: add(28)})
     with pytest.raises(ValueError, match=r"must keep the shape"), Edit(llama, "mlp", {0: lambda x: x[..., :5]}):
         log_probs(llama)
@@ -396,7 +398,7 @@ def test_decoder_blocks_are_meant_where_the_vision_tower_has_more(qwen_vl: Huggi
     vision, text = qwen_vl.hf.config.vision_config, qwen_vl.text_config
     assert vision.depth > text.num_hidden_layers
     assert capture(qwen_vl, seen_items(), site="heads").shape[:2] == (2, text.num_hidden_layers)
-    with pytest.raises(ValueError, match="has 0 to 3"):
+    with pytest.raises(ValueError, match="from 0 to 3"):
         Edit(qwen_vl, "mlp", {vision.depth - 1: add(48)})
     decoder = {id(module) for module in qwen_vl.hf.get_decoder().modules()}
     for site in SITES:
@@ -515,11 +517,20 @@ def test_centring_takes_the_shared_shift_away() -> None:
 
 
 @pytest.mark.parametrize("centred", [True, False])
-def test_rows_without_spread_have_no_direction(centred: bool) -> None:
-    rows = drawn(1, 6).repeat(5, 1) * centred  # equal rows, or zeros
-    p, mean = first_component(rows, centred=centred, sign="score")
-    assert p.count_nonzero() == 0
-    torch.testing.assert_close(mean, rows[0])
+@pytest.mark.parametrize("sign", ["score", "loading", "mean"])
+def test_rows_without_spread_have_no_direction(centred: bool, sign: Any) -> None:
+    for noise in (0.0, 1e-9):  # rounding is no spread
+        rows = (drawn(1, 6) + noise * drawn(5, 6)) if centred else torch.zeros(5, 6)
+        with pytest.raises(DegenerateShiftsError, match=r"block 7: the 5 differences are all (equal|zero)"):
+            first_component(rows, centred=centred, sign=sign, where="block 7")
+
+
+def test_rows_that_cancel_give_the_mean_no_sign() -> None:
+    rows = drawn(4, 6)
+    with pytest.raises(DegenerateShiftsError, match="its sign is undefined"):
+        first_component(torch.cat([rows, -rows]), centred=True, sign="mean")
+    with pytest.raises(DegenerateShiftsError, match="block 2: the mean difference of 8 pairs is zero"):
+        mean_difference(torch.cat([rows, -rows * (1 + 1e-9)]), where="block 2")
 
 
 @pytest.mark.parametrize("rows", [drawn(2, 4), drawn(4), drawn(3, 4) / 0])

@@ -126,7 +126,8 @@ def test_directions_and_spreads_by_hand(llama: HuggingFaceModel, monkeypatch: py
     assert np.allclose(found.theta, theta, atol=1e-12)
     rows = [right, wrong]
     if spread == "next_question":
-        behind = [PAIRS[(i + 1) % len(PAIRS)].prompt for i in range(len(PAIRS))]
+        behind = [str(PAIRS[(i + 1) % len(PAIRS)].prompt).removesuffix("A:").strip() for i in range(len(PAIRS))]
+        assert any(q != PAIRS[(i + 1) % len(PAIRS)].prompt for i, q in enumerate(behind))  # no answer's label is read
         rows = [
             np.stack([mean_state(p.prompt, f"{a}\n\n{q}") for p, q, a in zip(PAIRS, behind, answers, strict=True)])
             for answers in ([p.chosen for p in PAIRS], [p.rejected for p in PAIRS])
@@ -388,7 +389,7 @@ def test_other_models_and_too_many_heads_are_refused(
         ValueError, match=r"expected a shift \(L, K, d_h\) = \(5, 6, 6\) for random-qwen2, got \(3, 4, 6\)"
     ):
         probed.steering(qwen2, heads=1, alpha=1)
-    with pytest.raises(ValueError, match="13 heads were asked for; the model has 12"):
+    with pytest.raises(ValueError, match="heads is 13; expected a whole number from 0 to 12"):
         probed.steering(llama, heads=13, alpha=1)
 
 

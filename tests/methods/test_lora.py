@@ -73,13 +73,15 @@ class Case:
         self.examples = [self.model.example(p.prompt, p.chosen, p.rejected, p.image) for p in self.pairs]
         self.logits_before = self.logits(self.model)
         self.before = state(self.model)  # after a first pass, in which transformers puts hooks of its own
-        unload, self.adapted = peft.LoraModel.unload, list[list[str]]()
+        logits, self.adapted = self.model.logits, set[tuple[str, ...]]()
 
-        def spy(tuner: Any) -> Any:
-            self.adapted.append(tuner.targeted_module_names)
-            return unload(tuner)
+        def spy(*args: Any) -> Tensor:
+            changed = [n for n, m in self.model.hf.named_modules() if len(m._forward_hooks) > self.before_hooks[n]]
+            self.adapted.add(tuple(changed))
+            return logits(*args)
 
-        with patch.object(peft.LoraModel, "unload", spy):
+        self.before_hooks = {name: len(module._forward_hooks) for name, module in self.model.hf.named_modules()}
+        with patch.object(self.model, "logits", spy):
             self.lora = lora.fit(
                 self.model, self.pairs, learning_rates=(3e-2, 1e-3), rank=5, alpha=15, epochs=2, seed=1
             )
@@ -145,11 +147,10 @@ def own_loss(model: HuggingFaceModel, pair: PreferencePair) -> tuple[Tensor, int
 
 # ------------------------------------------------------------------------------------- what is adapted
 def test_query_and_value_of_every_decoder_block_are_adapted_and_no_vision_module(case: Case) -> None:
-    for names in case.adapted:
-        assert len(names) == len(set(names)) == 2 * len(case.model.blocks)
-        assert not [name for name in names if "vision" in name]
-        assert {name.rsplit(".")[-1] for name in names} == {"q_proj", "v_proj"}
-    assert len(case.adapted) == 2  # once per learning rate
+    (names,) = case.adapted  # in every run of the training
+    assert len(names) == len(set(names)) == 2 * len(case.model.blocks)
+    assert not [name for name in names if "vision" in name]
+    assert {name.rsplit(".")[-1] for name in names} == {"q_proj", "v_proj"}
 
 
 def test_the_plain_names_would_adapt_the_vision_tower() -> None:
@@ -429,12 +430,12 @@ def test_missing_peft_says_what_to_install(llama: HuggingFaceModel) -> None:
     + [{"learning_rates": rates} for rates in ((), (1e-3, 0.0), (1e38,), (float("nan"),), (float("inf"),))],
 )
 def test_numbers_that_make_no_sense_are_refused(llama: HuggingFaceModel, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="positive numbers"):
+    with pytest.raises(ValueError, match=r"positive numbers|must be finite"):
         lora.fit(llama, pairs_for(llama, []), **wrong)
 
 
 def test_no_pairs_and_pairs_that_do_not_fit_are_refused(llama: HuggingFaceModel) -> None:
-    with pytest.raises(ValueError, match="got 0 pairs"):
+    with pytest.raises(ValueError, match="at least one pair"):
         lora.fit(llama, [])
     (pair, *_) = pairs_for(llama, [])
     room = llama.context - len(llama.encode(pair.prompt).ids)

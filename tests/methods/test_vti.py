@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
+from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods import icv, vti
 from grains_ref.methods.vti import VisualTextual, fit, steer_vision, vision_tower, visual_vectors
 from grains_ref.models import HuggingFaceModel
@@ -201,15 +202,9 @@ def test_averages_are_over_all_maskings(llava: HuggingFaceModel, pairs: list[Pre
     assert np.abs(got.numpy() - expected).max() < 1e-5
 
 
-def test_nothing_hidden_gives_no_vector_and_no_edit(
-    vision_model: HuggingFaceModel, pairs: list[PreferencePair]
-) -> None:
-    u = visual_vectors(vision_model, pairs[:3], ratio=0.0, masks=3)
-    assert not u.any()
-    items = items_of(pairs[:2])
-    plain = vision_model.score(items)
-    with steer_vision(vision_model, u, alpha=0.9):
-        assert vision_model.score(items) == plain
+def test_nothing_hidden_is_refused(vision_model: HuggingFaceModel, pairs: list[PreferencePair]) -> None:
+    with pytest.raises(DegenerateShiftsError, match=r"token 0 of the vision tower, .*: the 3 differences are all zero"):
+        visual_vectors(vision_model, pairs[:3], ratio=0.0, masks=3)
 
 
 def test_both_layouts_agree_in_the_mean_but_not_in_the_component(

@@ -25,7 +25,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from grains_ref.grains import HyperParameters, Steering, attribute
 from grains_ref.images import PictureError
-from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, load
+from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, features, load
 from grains_ref.models import huggingface as models
 from grains_ref.models.families import FAMILIES, Family, Gemma3, LlavaNext, Patch, Picture, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import (
@@ -638,13 +638,13 @@ def test_forgetting_features_changes_no_result(vision_model: HuggingFaceModel, m
     pictures = [noise_picture(50, 40, seed=i) for i in range(3)]
     kept = [vision_model.encode(PROMPT, picture).embeds for picture in pictures]
     room = 2.5 * kept[0].element_size() * image_embeds(vision_model.encode(PROMPT, pictures[0])).numel()
-    monkeypatch.setattr(models, "FEATURE_BYTES", int(room))
+    monkeypatch.setattr(features, "FEATURE_BYTES", int(room))
     with runs_of_the_tower(vision_model) as runs:
         for i in (0, 1, 0, 2, 0, 1):
             assert torch.equal(vision_model.encode(PROMPT, pictures[i]).embeds, kept[i])
             assert len(vision_model._features) <= 2
     assert len(runs) == 4  # picture 1 was used least recently when picture 2 came, and had to be seen again
-    monkeypatch.setattr(models, "FEATURE_BYTES", 1)
+    monkeypatch.setattr(features, "FEATURE_BYTES", 1)
     assert torch.equal(vision_model.encode(PROMPT, pictures[2]).embeds, kept[2])
 
 

@@ -13,7 +13,6 @@ DIAGNOSIS = "grains_ref/models/diagnosis.py"
 PAIRS = "grains_ref/data/pairs.py"
 FITTING = "grains_ref/fitting/resumable.py"
 VECTORS = "grains_ref/vectors/steering_vectors.py"
-TOKENS = "grains_ref/report/tokens.py"
 PIXELS = "grains_ref/models/pixels.py"
 BUGS = (
     Bug("off_by_one_logits", "objective", "the row of a token scores the token itself, not the next",
@@ -110,9 +109,8 @@ BUGS = (
     Bug("fingerprint_blind", "text", "the fingerprint ignores vision tower and projector",
         WEIGHTS, "if model.family.marker:", "if False:", "test_families"),
     Bug("hooks_left_behind", "loading", "a failing check leaves its hooks on the caller's model",
-        PROOF, "stack.callback(block.register_forward_hook(hook).remove)",
-        "handle = block.register_forward_hook(hook)\n"
-        "stack.push(lambda error, *_, handle=handle: None if error else handle.remove())", "test_models"),
+        PROOF, "with Hooks([(block, hook) for block in blocks]):",
+        "Hooks([(block, hook) for block in blocks]).__enter__()\n    if True:", "test_models"),
     Bug("batches_without_a_limit", "generation", "prompts are scored at once whatever memory that takes",
         SCORING, "or tokens_if_added > BATCH_TOKENS", "", "test_models"),
     Bug("tower_of_the_decoder", "features", "Qwen2.5-VL's vision tower is taken to be as deep as its decoder",
@@ -151,8 +149,6 @@ BUGS = (
         PAIRS, "if isinstance(given, str | bytes | bytearray | Path):", "if False:", "test_generation"),
     Bug("parts_of_characters_unreadable", "text", "all parts of characters look alike",
         PROMPTS, 'if "\\ufffd" in text:', "if False:", "test_templates"),
-    Bug("tokens_move_the_cursor", "text", "control characters in a token reach the screen",
-        TOKENS, "printable(token.strip() or token)", "(token.strip() or token)", "test_tokens"),
     Bug("scored_past_the_context", "scores", "rows longer than the model's context are scored",
         SCORING, "if excess_tokens(len(row.prompt), len(row.response), model.context) > 0:", "if False:",
         "test_scoring"),

@@ -286,8 +286,8 @@ def test_scaling_vector_and_strength_inversely_leaves_the_logits(model: HuggingF
         ((3, 28), {"layers": [0, 3]}, r"from 0 to 2; got \[0, 3\]"),
         ((3, 28), {"layers": [-1]}, r"from 0 to 2; got \[-1\]"),
         ((3, 28), {"layers": [1, 1]}, r"different numbers from 0 to 2; got \[1, 1\]"),
-        ((3, 28), {"lam": math.nan}, "lam and v must be finite; lam is nan"),
-        ((3, 28), {"lam": math.inf}, "lam and v must be finite; lam is inf"),
+        ((3, 28), {"lam": math.nan}, "lam must be finite; it is nan"),
+        ((3, 28), {"lam": math.inf}, "lam must be finite; it is inf"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
@@ -308,7 +308,7 @@ def test_a_vector_of_another_width_is_refused_and_not_broadcast(llama: HuggingFa
 def test_a_vector_that_is_not_finite_is_refused(llama: HuggingFaceModel) -> None:
     v = vector(llama)
     v[1, 3] = math.nan
-    with pytest.raises(ValueError, match="v holds 1 other values"):
+    with pytest.raises(ValueError, match=r"in layers \[1\] it holds 1 other values"):
         Steering(llama.blocks, v, lam=1.0)
 
 

@@ -372,3 +372,12 @@ def test_a_figure_that_would_mislead_is_refused(tmp_path: Path, name: str, panel
 
 def test_line_breaks_in_titles_and_captions_stay() -> None:
     assert overlay._wrapped("one two three\nfour", 8) == "one two\nthree\nfour"
+
+
+def test_characters_that_are_not_to_be_seen_are_written_out_in_the_figure(tmp_path: Path) -> None:
+    assert overlay._wrapped("a\x1b[2J\u202eb\u2028c\x0cd", 80) == r"a\x1b[2J\u202eb\u2028c\x0cd"
+    picture = Image.new("RGB", (20, 20))
+    panel = Panel("\x1b[31m<b>$x^2$", [Patch("base", 0, 0, (0, 0, 20, 20))], [1.0], pos=(0,), words="\x00\ud83d \r\n")
+    overlay_figure(tmp_path / "figure.png", picture, [panel], title="\u200f\x07 title \ud83d")
+    with pytest.raises(TypeError, match="panels is a Panel"):
+        overlay_figure(tmp_path / "figure.png", picture, panel, title="")  # type: ignore[arg-type]

@@ -61,3 +61,53 @@ def test_no_token_rewrites_the_screen() -> None:
         assert text.replace("\n", "").isprintable()
         for shown in (r"a\x1b[2Jb", r"\r", r"\u202e"):
             assert shown in text
+
+
+# --- characters that would reach the terminal
+
+
+NASTY = [
+    "\x1b[2J",
+    "a\nb",
+    "\u202eevil",
+    "\x9b31m",
+    "\r",
+    "\u200b",
+    "[red]x[/red]",
+    "\ufffd",
+    " \ufffd\ufffd",
+    "\ud83d",
+    "\x00",
+]
+
+
+def raw(text: str) -> list[str]:
+    return [c for c in text if not c.isprintable() and c not in "\n"]
+
+
+def test_tokens_reach_no_terminal_raw() -> None:
+    a = torch.arange(len(NASTY)) - 5.0
+    selection = Selection(pos=(6, 7, 8, 9, 10), neg=(0, 1, 2, 3, 4, 5))
+    text = coloured_tokens(NASTY, a, selection, {0: "\x1b[31m"})
+    assert not raw(text.plain)
+    assert "\n" not in text.plain
+    assert r"\x1b[2J[\x1b[31m] a\nb \u202eevil \x9b31m \r \u200b [red]x[/red] (part of a character)" in text.plain
+    words = strongest_tokens(NASTY, a, selection)
+    assert not raw(words)
+    assert len(words.splitlines()) == 2
+    assert r"a\nb -4.00" in words
+    text.plain.encode()
+    words.encode()
+
+
+def test_scores_and_tokens_that_do_not_fit_are_refused() -> None:
+    for show in (
+        lambda tokens, a: coloured_tokens(tokens, a, Selection((), ()), {}),
+        lambda tokens, a: strongest_tokens(tokens, a, Selection((), ())),
+    ):
+        with pytest.raises(TypeError, match=r"tokens is a str \('abc'\); expected a list of tokens"):
+            show("abc", torch.zeros(3))
+        with pytest.raises(ValueError, match=r"a finite score for each of 2 tokens; got \(3,\)"):
+            show(["a", "b"], torch.zeros(3))
+        with pytest.raises(ValueError, match="a finite score for each of 1 tokens"):
+            show(["a"], torch.tensor([float("nan")]))

@@ -339,7 +339,7 @@ def check_pairs(path: Path) -> str:
 def check_tasks(path: Path) -> str:
     """A file of tasks is read, or refused in a readable sentence."""
     try:
-        tasks = read_tasks(path)
+        tasks = read_tasks(path).tasks
     except (RowError, PairFileError) as error:
         return _refused(error, path)
     assert len({one.id for one in tasks}) == len(tasks) > 0
@@ -356,7 +356,7 @@ def _refused(error: Exception, path: Path) -> str:
 
 
 def _records(path: Path, check: Check) -> tuple[PreferencePair, ...] | tuple[Task, ...]:
-    return read_tasks(path) if check is check_tasks else read_pairs(path).pairs
+    return read_tasks(path).tasks if check is check_tasks else read_pairs(path).pairs
 
 
 def _texts(record: PreferencePair | Task) -> Iterator[str]:

@@ -1,0 +1,44 @@
+"""Image features that are kept, and those that hold for a while only: inside of an edit of pixels or vision tower."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from torch import Tensor
+
+FEATURE_BYTES = 2 << 30  # kept in main memory, so that a sweep runs the vision tower once per picture
+
+Features: TypeAlias = "OrderedDict[str, Tensor]"  # picture digest -> (n, d), least recent first
+
+# By the features that a model keeps: those that stand in for them in this thread or task, innermost last.
+_FRESH: ContextVar[tuple[tuple[Features, Features], ...]] = ContextVar("grains_ref: fresh image features", default=())
+
+
+@contextmanager
+def fresh(kept: Features) -> Iterator[None]:
+    """Inside, in this thread or asyncio task alone, features are computed anew; afterwards they are forgotten."""
+    own: Features = OrderedDict()
+    _FRESH.set((*_FRESH.get(), (kept, own)))
+    try:
+        yield
+    finally:
+        _FRESH.set(tuple(entered for entered in _FRESH.get() if entered[1] is not own))
+
+
+def features_of(digest: str, kept: Features, compute: Callable[[], Tensor]) -> Tensor:
+    """The features of one picture: kept up to `FEATURE_BYTES`, or computed."""
+    here = kept
+    for replaced, own in _FRESH.get():
+        if replaced is kept:
+            here = own
+    features = here.pop(digest, None)  # put back as the most recent
+    if features is None:
+        features = compute()
+    here[digest] = features
+    while len(here) > 1 and sum(one.nbytes for one in list(here.values())) > FEATURE_BYTES:
+        here.popitem(last=False)
+    return features
