@@ -162,7 +162,8 @@ def _full_rung(
         ValueError: an option is not NAME=PLACE, names something unknown, or half a judge was given.
     """
     from grains_ref.datasets.registry import NAMES
-    from grains_ref.evaluation.judge import Cached, ChatJudge
+    from grains_ref.evaluation.judge import ChatJudge
+    from grains_ref.evaluation.verdicts import Cached
     from grains_ref.reproduction.full import LLMS, VLMS, FullRung
     from grains_ref.tiny_models.full_size import find_weights
 
