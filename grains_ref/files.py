@@ -5,7 +5,8 @@
 | `check_target`, `write_whole` | a file that is there whole or not at all; refused before the work, not after it |
 | `read_whole`, `parse_json` | a file that may be damaged, endless, or made to do harm |
 | `write_record`, `read_record` | a JSON object that knows whether it was changed |
-| `only_writer` | one process at a time in a folder |
+| `only_writer`, `only_writer_of` | one process at a time in a folder, or for a file |
+| `appending` | a file that several processes add lines to |
 | `is_address` | a name that people give where a file is expected |
 | `printable`, `some_of` | names out of a file, in a message |
 | `check_listed` | a text where a list of texts is expected |
@@ -24,7 +25,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 MAX_BYTES = 1 << 30  # of a file that is read whole
 MAX_PICTURE_BYTES = 1 << 29  # of a picture: more than the largest that is decoded takes, however it is stored
@@ -32,7 +33,7 @@ MAX_DEPTH = 100  # of nested JSON: Python's parser gives up, others crash, at so
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,3}[^/]|data:")  # one letter would be a drive; a Path drops slashes
 DIGEST = "sha256"  # the field of a record that holds the digest of the others
 DRAFT = ".grains-"  # how the names of unfinished files begin
-LOCK = ".grains-lock"  # the file that the only writer of a folder holds
+LOCK = ".grains-lock"  # the file that the only writer of a folder holds; for a file, a digest of its name follows
 
 
 class FileError(ValueError):
@@ -65,6 +66,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     A link is followed and what it points to is replaced.  An old file's permissions are kept.  The draft is a new
     file of a random name in the same folder (a rename cannot cross disks); nobody's file is overwritten by it.
+    A kill may leave the draft, `.grains-*.tmp`: it does no harm, nothing reads it, and it may be deleted when nothing
+    is being written there.  It is not removed here, for it may be the draft of a process that is still at work.
 
     Raises:
         FileError: as `check_target`.
@@ -216,7 +219,7 @@ def record_bytes(record: Mapping[str, Any]) -> bytes:
     """
     if DIGEST in record:
         raise ValueError(f"a record must not have a field {DIGEST!r} of its own")
-    return json.dumps({**record, DIGEST: _record_digest(record)}, allow_nan=False).encode()
+    return json.dumps({**record, DIGEST: record_digest(record)}, allow_nan=False).encode()
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -245,12 +248,13 @@ def parse_record(content: bytes | str, *, name: str) -> dict[str, Any]:
         raise FileError(f"{name} is damaged: {error}") from error
     if not isinstance(record, dict) or DIGEST not in record:
         raise FileError(f"{name} is damaged: no JSON object with a field {DIGEST!r}")
-    if record.pop(DIGEST) != _record_digest(record):
+    if record.pop(DIGEST) != record_digest(record):
         raise FileError(f"{name} is damaged: its content does not have the digest that it names")
     return record
 
 
-def _record_digest(record: Mapping[str, Any]) -> str:
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its fields."""
     return digest_of(json.dumps(record, sort_keys=True, allow_nan=False).encode())
 
 
@@ -265,7 +269,33 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
     Raises:
         FileError: another process holds the folder, or its disk knows no locks.
     """
-    lock = folder / LOCK
+    refusal = f"{folder} is in use: {what} is running there already. Wait for it, or name another"
+    with _held(folder / LOCK, refusal):
+        yield
+
+
+@contextmanager
+def only_writer_of(path: Path, *, what: str) -> Iterator[None]:
+    """Hold a file that is to be written at the end of long work, by a lock beside it; see `only_writer`.
+
+    Raises:
+        FileError: it cannot be written (`check_target`), or another process is at work on it.
+    """
+    check_target(path)
+    target = _resolved(path)
+    lock = target.with_name(f"{LOCK}-{digest_of(os.fsencode(target.name))[:16]}")
+    with _held(lock, f"{path} is in use: {what} that will write it is running already. Wait for it, or name another"):
+        yield
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is the lock of a folder, or of a file in it."""
+    return path.name == LOCK or path.name.startswith(f"{LOCK}-")
+
+
+@contextmanager
+def _held(lock: Path, refusal: str) -> Iterator[None]:
+    folder = lock.parent
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except FileNotFoundError:
@@ -273,7 +303,9 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
     except OSError as error:
         raise FileError(f"{folder} cannot be written: its lock {lock.name}: {error.strerror}") from error
     try:
-        _hold(handle, lock, what)
+        is_held = _lock(handle, folder, blocking=False)
+        if not is_held or not _is_named(handle, lock):
+            raise FileError(refusal)
         try:
             yield
         finally:
@@ -283,15 +315,13 @@ def only_writer(folder: Path, *, what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _hold(handle: int, lock: Path, what: str) -> None:
+def _lock(handle: int, folder: Path, *, blocking: bool) -> bool:
     from filelock import lock_descriptor
 
     try:
-        is_held = lock_descriptor(handle, blocking=False)
+        return lock_descriptor(handle, blocking=blocking)
     except OSError as error:
-        raise FileError(f"{lock.parent} is on a disk without locks ({error.strerror}); name another folder") from error
-    if not is_held or not _is_named(handle, lock):
-        raise FileError(f"{lock.parent} is in use: {what} is running there already. Wait for it, or name another")
+        raise FileError(f"{folder} is on a disk without locks ({error.strerror}); name another folder") from error
 
 
 def _is_named(handle: int, path: Path) -> bool:
@@ -300,6 +330,25 @@ def _is_named(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """A file to read and to add to, made if it is missing; other processes that ask for it wait until the block ends.
+
+    Raises:
+        FileError: as `check_target`, or the file cannot be opened, or its disk knows no locks.
+    """
+    check_target(path)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+    with os.fdopen(handle, "r+b") as file:
+        _lock(handle, Path(path).parent, blocking=True)
+        yield file
+        file.flush()
+        os.fsync(handle)
 
 
 # -------------------------------------------------------------------------------------------- for messages

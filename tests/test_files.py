@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from grains_ref import files
 from grains_ref.files import (
     FileError,
+    appending,
     check_target,
     is_address,
     is_draft,
+    is_lock,
     json_depth,
     only_writer,
+    only_writer_of,
     parse_json,
     parse_record,
     printable,
@@ -291,6 +294,62 @@ def test_where_no_lock_can_be_there_is_one_sentence(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("filelock.lock_descriptor", fail)
     with pytest.raises(FileError, match="disk without locks"), only_writer(tmp_path, what="a fit"):
         pass
+
+
+def test_a_second_writer_of_a_file_is_refused_by_any_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / ("n" * 250), tmp_path / "link"
+    target.touch()
+    link.symlink_to(target)
+    with only_writer_of(target, what="a fit"):
+        (lock,) = (path for path in target.parent.iterdir() if path != target)
+        assert is_lock(lock)
+        for name in (target, link, tmp_path / "folder" / ".." / "folder" / target.name):
+            refused = pytest.raises(FileError, match="is in use: a fit that will write it is running already")
+            with refused, only_writer_of(name, what="a fit"):
+                pass
+        with only_writer_of(tmp_path / "folder" / "other", what="a fit"), only_writer(target.parent, what="a fit"):
+            pass
+    assert names(target.parent) == [target.name]
+    with pytest.raises(FileError, match="there is no folder"), only_writer_of(tmp_path / "no" / "v", what="a fit"):
+        pass
+
+
+def test_a_draft_that_a_kill_left_is_not_read_and_not_removed(tmp_path: Path) -> None:
+    """It may be that of a process which is still at work."""
+    draft = tmp_path / ".grains-0123.tmp"
+    draft.write_text("half of a fi")
+    write_whole(tmp_path / "v", b"new")
+    assert names(tmp_path) == [draft.name, "v"]
+    assert is_draft(draft)
+
+
+# --- several writers
+
+
+def test_lines_of_two_writers_do_not_mix(tmp_path: Path) -> None:
+    code = "import sys, pathlib, time, grains_ref.files as f\n"
+    code += "with f.appending(pathlib.Path(sys.argv[1])) as file:\n    file.write(b'one')\n    file.flush()\n"
+    code += "    print('in', flush=True)\n    sys.stdin.read()\n    file.write(b' line')\n"
+    path = tmp_path / "lines"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=pipe, stdin=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == b"in\n"
+        assert path.read_bytes() == b"one"
+        other.stdin.close()
+        with appending(path) as file:  # it waits
+            assert file.read() == b"one line"
+            file.write(b", two")
+    assert path.read_bytes() == b"one line, two"
+
+
+def test_what_cannot_be_added_to_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "no" / "v", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(FileError), appending(place):
+            pass
 
 
 # --- for messages

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ from grains_ref.cli.common import (
     SkipOption,
 )
 from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
-from grains_ref.files import check_target
+from grains_ref.files import check_target, only_writer_of, some_of
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -60,6 +60,15 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option("--out", help="Write the chosen vectors and strength here.", show_default=False)
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what is finished. (default: OUT.work; without --out nothing is kept)", show_default=False
+        ),
+    ] = None,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Leave that folder: another grid then costs what is new in it.")
+    ] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -68,11 +77,15 @@ def sweep(
     ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose."""
+    """Choose strength, k, layers and aggregation on dev data, under a limit on what the tasks may lose.
+
+    Interrupted, the same command goes on where it stopped.
+    """
     from grains_ref.data import content_digest
     from grains_ref.evaluation import Grid
     from grains_ref.evaluation import sweep as sweep_grid
     from grains_ref.fitting import checked_examples, steering_vectors
+    from grains_ref.fitting.work_folder import open_work_folder
 
     lams = parse_strengths(lam, "--lam")
     layer_sets = [parse_layers(text) for text in layers or ["all"]]
@@ -86,47 +99,61 @@ def sweep(
         for size in sizes
         for name in aggregations
     ]
-    if output:
-        check_target(output)
-    fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
-    dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore)
-    if shared := len(_prompts(fit_file.pairs) & _prompts(dev_file.pairs)):
-        raise ValueError(f"{shared} prompts are in both {pairs} and {dev}; choosing on them would flatter the vectors")
-    task_list = common.read_task_file(tasks, ignore=ignore)
+    folder = work or (output.with_name(output.name + ".work") if output else None)
+    if keep_work and not folder:
+        raise ValueError("--keep-work keeps the work folder: name one with --work, or a file with --out")
+    with ExitStack() as held:
+        if output:
+            held.enter_context(only_writer_of(output, what="a fit or a sweep"))
+        work_folder = held.enter_context(open_work_folder(folder, work="sweep")) if folder else None
+        if output:
+            check_target(output)  # once more: --out may be the folder that has just been made
+        fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
+        dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore)
+        if shared := len(_prompts(fit_file.pairs) & _prompts(dev_file.pairs)):
+            where = f"in both {pairs} and {dev}"
+            raise ValueError(f"{shared} prompts are {where}; choosing on them would flatter the vectors")
+        task_list = common.read_task_file(tasks, ignore=ignore)
 
-    wrapped = common.load_model(model, dtype, device, device_map, date)
-    layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
-    grid = Grid(
-        lams=tuple(lams), hps=tuple(choose_hp(wrapped) for choose_hp in choose_hps), layer_sets=tuple(layer_names)
-    )
-    fitted_pairs, examples, skipped = checked_examples(wrapped, fit_file.pairs, skip_bad_rows=skip_bad_rows)
-    common.report_skipped(skipped)
-    with console.progress_bar() as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)
-
-        choice = sweep_grid(
-            wrapped, examples, dev_file.pairs, task_list, grid=grid, max_loss=max_loss, on_progress=show
+        wrapped = common.load_model(model, dtype, device, device_map, date)
+        layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
+        grid = Grid(
+            lams=tuple(lams), hps=tuple(choose_hp(wrapped) for choose_hp in choose_hps), layer_sets=tuple(layer_names)
         )
-    best = choice.best
-    written: Path | None = None
-    try:
-        if output and best.lam != 0:
-            made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), examples)
-            replace(made, header=replace(made.header, choice=choice.record())).save(output)
-            written = output
-    finally:  # what was chosen is told although the disk may be full
-        for left_out in choice.left_out:
-            console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
-        if as_json:
-            record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
-            console.out.print_json(data=record)
-        else:
-            _print_choice(choice, layer_names, title=f"Accuracy on {dev} ({choice.n_dev} pairs); * is chosen")
+        fitted_pairs, examples, skipped = checked_examples(wrapped, fit_file.pairs, skip_bad_rows=skip_bad_rows)
+        common.report_skipped(skipped)
+        with _progress(folder) as show:
+            choice = sweep_grid(
+                wrapped,
+                examples,
+                dev_file.pairs,
+                task_list,
+                grid=grid,
+                max_loss=max_loss,
+                on_progress=show,
+                work=work_folder,
+            )
+        best = choice.best
+        written: Path | None = None
+        left: Sequence[Path] = ()
+        try:
+            if output and best.lam != 0:
+                made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), examples)
+                replace(made, header=replace(made.header, choice=choice.record())).save(output)
+                written = output
+            if work_folder and not keep_work:
+                left = work_folder.discard()
+        finally:  # what was chosen is told although the disk may be full
+            for left_out in choice.left_out:
+                console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
+            if as_json:
+                record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
+                console.out.print_json(data=record)
+            else:
+                _print_choice(choice, layer_names, title=f"Accuracy on {dev} ({choice.n_dev} pairs); * is chosen")
+    strangers = [path.name for path in left if not output or path.resolve() != output.resolve()]
+    if strangers:
+        console.err.print(f"left in {folder}, as not of this sweep or not to be removed: {some_of(strangers)}")
     if as_json or not output:
         return
     if written:
@@ -134,6 +161,28 @@ def sweep(
         console.out.print(f"Next: {again}\n({written} holds lam {best.lam:g} and layers {layer_names[best.layers]}.)")
     else:
         console.out.print(f"Nothing was written to {output}.", style="yellow")
+
+
+@contextmanager
+def _progress(folder: Path | None) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars for what a sweep does; an interruption says what is kept of it."""
+    finished: dict[str, str] = {}
+    with console.progress_bar() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            finished[what] = f"{done} of {total} ({what})"
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        try:
+            yield show
+        except KeyboardInterrupt:
+            if folder is None:
+                raise KeyboardInterrupt("nothing is kept: give --out or --work to go on another time") from None
+            counts = ", ".join(finished.values()) or "nothing yet"
+            raise KeyboardInterrupt(f"finished and kept in {folder}: {counts}; run the same command to go on") from None
 
 
 def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | None]]:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import shlex
 import sys
 from collections import Counter
@@ -24,7 +24,8 @@ from grains_ref.files import check_target, write_whole
 if TYPE_CHECKING:
     from grains_ref.conformance.dialects import Dialect
     from grains_ref.conformance.live import LiveResult
-    from grains_ref.conformance.ports import CommandPort, Port, PythonPort
+    from grains_ref.conformance.ports import Port, PythonPort
+    from grains_ref.conformance.programs import CommandPort
 
 conform = typer.Typer(
     help="Check a port of the method, stage by stage: Python module, any program, or files.", no_args_is_help=True
@@ -151,11 +152,12 @@ def live(
 ) -> None:
     """Check a port on a real model and real pairs, at any size. Exit code 0: no failure; 1: failure, or nothing ran."""
     from grains_ref.conformance.live import check_live
+    from grains_ref.conformance.ports import import_port
 
     if json_file:
         check_target(json_file)
     sys.path.insert(0, str(Path.cwd()))  # a port is usually developed where the command is typed
-    module = importlib.import_module(port)
+    module = import_port(port)
     rows = common.read_pair_file(pairs, skip_bad_rows=False, ignore=ignore).pairs[:limit]
     wrapped = common.load_model(model, dtype, device, "")
     path = common.model_path(model)
@@ -166,13 +168,20 @@ def live(
     for failure in failures[:5]:
         out.print(f"{failure.check}, pair {failure.pair}: {failure.message}", style="red")
     if json_file:
-        content = json.dumps([asdict(result) for result in results], indent=1, default=str)
-        write_whole(json_file, content + "\n")
+        records = [_finite(asdict(result)) for result in results]
+        write_whole(json_file, json.dumps(records, indent=1, default=str, allow_nan=False) + "\n")
     if failures or not any(result.status == "passed" for result in results):
         raise typer.Exit(1)
 
 
 # ------------------------------------------------------------------------------------- helpers
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for JSON, which has no infinity: null stands for it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+
+
 def _outputs() -> dict[str, tuple[str, ...]]:
     from grains_ref.conformance.stages import OUTPUTS
 
@@ -197,7 +206,8 @@ def _again(command: str, port: str, cmd: str, dialect: str) -> str:
 
 
 def _port(port: str, cmd: str, timeout: float) -> CommandPort | PythonPort:
-    from grains_ref.conformance.ports import CommandPort, PythonPort
+    from grains_ref.conformance.ports import PythonPort
+    from grains_ref.conformance.programs import CommandPort
 
     if bool(port) == bool(cmd):
         raise ValueError("give either --port (a Python module) or --cmd (a program)")
@@ -207,7 +217,15 @@ def _port(port: str, cmd: str, timeout: float) -> CommandPort | PythonPort:
     return PythonPort(port)
 
 
-def _check(
+def _check(port: Port, *options: Any) -> None:
+    """Run a port and say what came of it; it is closed whatever comes."""
+    try:
+        _check_open(port, *options)
+    finally:
+        port.close()
+
+
+def _check_open(
     port: Port,
     dtypes: Sequence[str] | None,
     only: Sequence[str] | None,
@@ -249,22 +267,19 @@ def _check(
     if only:
         modes = tuple(one for one in modes if one == "isolated")
     known = tuple(read_xfails(xfails)) if xfails else ()
-    try:
-        with progress_bar() as progress:
-            bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
-            budgets = load_budgets(dialect)
-            result = run_port(
-                port,
-                budgets,
-                dialect=spoken,
-                cases=cases,
-                dtypes=dtypes or (),
-                modes=modes,
-                expected_failures=known,
-                on_case=lambda: progress.advance(bar),
-            )
-    finally:
-        port.close()
+    with progress_bar() as progress:
+        bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
+        budgets = load_budgets(dialect)
+        result = run_port(
+            port,
+            budgets,
+            dialect=spoken,
+            cases=cases,
+            dtypes=dtypes or (),
+            modes=modes,
+            expected_failures=known,
+            on_case=lambda: progress.advance(bar),
+        )
     print_run(result, budgets, out, repeat=repeat)
     if json_file:
         write_json(result, json_file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -14,17 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from grains_ref.files import printable
+
 debug = False  # whether an error shows its traceback; the option --debug sets it
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
 def plain(text: str) -> str:
-    r"""Text without control characters (they are written out, as \x1b): those of a file could rewrite the screen."""
-    characters = []
-    for character in text:
-        is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
-        characters.append(repr(character)[1:-1] if is_control else character)
-    return "".join(characters)
+    """Text that no terminal obeys; lines and columns are kept."""
+    return printable(text, keep="\n\t")
 
 
 class Screen(Console):

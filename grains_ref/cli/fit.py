@@ -25,7 +25,7 @@ from grains_ref.cli.common import (
     PresetOption,
     SkipOption,
 )
-from grains_ref.files import check_target, some_of
+from grains_ref.files import check_target, only_writer_of, some_of
 
 if TYPE_CHECKING:
     from grains_ref.fitting import FitRecord
@@ -76,8 +76,7 @@ def fit(
         eligible=eligible,
     )
     folder = work or output.with_name(output.name + ".work")
-    check_target(output)
-    with open_work_folder(folder) as work_folder:
+    with only_writer_of(output, what="a fit or a sweep"), open_work_folder(folder) as work_folder:
         check_target(output)  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         wrapped = common.load_model(model, dtype, device, device_map, date)

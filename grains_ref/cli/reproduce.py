@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
+from grains_ref.files import FileError, only_writer, write_whole
 
 if TYPE_CHECKING:
-    from grains_ref.reproduction.cells import Cell, MakeLab
+    from grains_ref.reproduction.cells import MakeLab
     from grains_ref.reproduction.full import FullRung
+    from grains_ref.reproduction.kept import Cell, Unit
     from grains_ref.reproduction.paper import TableSpec
 
 Rung = Literal["tiny", "full"]
@@ -86,7 +88,8 @@ def reproduce(
         plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
         from grains_ref.reproduction.cells import tiny_lab
 
-        _carry_out(plan, tiny_lab, output, workers=workers or os.cpu_count() or 1, dry_run=dry_run)
+        workers = workers or os.cpu_count() or 1
+        _carry_out(plan, tiny_lab, {"rung": "tiny"}, output, workers=workers, dry_run=dry_run)
         return
     if quick:
         raise ValueError("--quick is for the tiny rung")
@@ -95,7 +98,7 @@ def reproduce(
     if _report_inventory(plan, full_rung) and not dry_run:
         raise ValueError("something is missing (see above); nothing was run")
     if not dry_run:
-        _carry_out(plan, full_rung, output, workers=workers or 1, dry_run=False)
+        _carry_out(plan, full_rung, _inputs(full_rung), output, workers=workers or 1, dry_run=False)
 
 
 # ---------------------------------------------------------------------------------------------- what to run
@@ -162,7 +165,8 @@ def _full_rung(
         ValueError: an option is not NAME=PLACE, names something unknown, or half a judge was given.
     """
     from grains_ref.datasets.registry import NAMES
-    from grains_ref.evaluation.judge import Cached, ChatJudge
+    from grains_ref.evaluation.judge import ChatJudge
+    from grains_ref.evaluation.verdicts import Cached
     from grains_ref.reproduction.full import LLMS, VLMS, FullRung
     from grains_ref.tiny_models.full_size import find_weights
 
@@ -207,50 +211,86 @@ def _report_inventory(plan: Plan, rung: FullRung) -> int:
     return len(missing)
 
 
+def _inputs(rung: FullRung) -> dict[str, str]:
+    """What the cells of the full rung depend on beside their names."""
+    inputs = {"rung": "full", "dtype": rung.dtype, "device": rung.device.partition(":")[0], "pairs": str(rung.n)}
+    inputs |= {"dev and test tasks": ", ".join(map(str, rung.n_tasks))}
+    inputs |= {f"weights of {name}": place for name, place in rung.weights.items()}
+    inputs |= {f"data of {name}": place for name, place in rung.data.items()}
+    return inputs | ({"judge": rung.judge.identity} if rung.judge else {})
+
+
 # ------------------------------------------------------------------------------------------------ running
-def _carry_out(plan: Plan, make_lab: MakeLab, output: Path, *, workers: int, dry_run: bool) -> None:
-    from grains_ref.reproduction.cells import missing, read_cell, run
+def _carry_out(
+    plan: Plan, make_lab: MakeLab, inputs: dict[str, str], output: Path, *, workers: int, dry_run: bool
+) -> None:
+    """Fill the cells that are missing, and write what all of them say; no other run can use the folder meanwhile."""
+    from grains_ref.reproduction.kept import claim, missing, read_cell
 
     cells = plan.cells()
-    units = missing(output, cells)
-    left = sum(len(names) for _, _, names in units)
-    err.print(f"{len(cells)} cells, {len(cells) - left} of them finished; {len(units)} models to work on")
     if dry_run:
+        units = missing(output, cells, on_damage=_tell_damage)
+        _tell_plan(cells, units)
         for world, seed, names in units:
-            out.print(f"{world}, seed {seed}: {', '.join(names)}")
+            out.print(f"{world}, seed {seed}: {', '.join(names) or 'which fact each prompt is about'}")
         return
     output.mkdir(parents=True, exist_ok=True)
-    if units:
-        with progress_bar() as progress:
-            bar = progress.add_task("starting", total=left)
+    with only_writer(output, what="a reproduction"):
+        claim(output, inputs)
+        units = missing(output, cells, on_damage=_tell_damage)
+        _tell_plan(cells, units)
+        if units:
+            _run(units, make_lab, output, workers=workers)
+        found: dict[tuple[str, int, str], Cell] = {}
+        for world, seed, name in cells:
+            cell = read_cell(output, world, seed, name)
+            if cell is None:
+                raise ValueError(f"cell {name!r} of {world}, seed {seed} was run and is not there; is the disk full?")
+            found[world, seed, name] = cell
+        _write(plan, found, output)
 
-            def tick(what: str, finished: int) -> None:
-                progress.update(bar, advance=finished, description=f"{what:50}")
 
-            try:
-                run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"finished cells are kept in {output}; run the same command to go on") from None
-    found: dict[tuple[str, int, str], Cell] = {}
-    for world, seed, name in cells:
-        cell = read_cell(output, world, seed, name)
-        if cell is None:
-            raise ValueError(f"cell {name!r} of {world}, seed {seed} was run and is not there; is the disk full?")
-        found[world, seed, name] = cell
-    _write(plan, found, output)
+def _tell_damage(problem: FileError) -> None:
+    err.print(f"{problem}; what it held is run again", style="yellow")
+
+
+def _tell_plan(cells: Sequence[tuple[str, int, str]], units: Sequence[Unit]) -> None:
+    left = sum(len(names) for _, _, names in units)
+    err.print(f"{len(cells)} cells, {len(cells) - left} of them finished; {len(units)} models to work on")
+
+
+def _run(units: Sequence[Unit], make_lab: MakeLab, output: Path, *, workers: int) -> None:
+    from grains_ref.reproduction.cells import run
+    from grains_ref.reproduction.kept import missing
+
+    with progress_bar() as progress:
+        bar = progress.add_task("starting", total=sum(len(names) for _, _, names in units))
+
+        def tick(what: str, finished: int) -> None:
+            progress.update(bar, advance=finished, description=f"{what:50}")
+
+        try:
+            run(output, units, make_lab=make_lab, workers=min(workers, len(units)), tick=tick)
+        except KeyboardInterrupt:
+            asked = [(world, seed, name) for world, seed, names in units for name in names]
+            left = sum(len(names) for _, _, names in missing(output, asked, on_damage=_tell_damage))
+            raise KeyboardInterrupt(
+                f"{len(asked) - left} of {len(asked)} cells that were missing are finished and kept in {output}; run "
+                "the same command to go on"
+            ) from None
 
 
 def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) -> None:
     """The page, the record and the figures."""
     from grains_ref.reproduction import pages
-    from grains_ref.reproduction.cells import facts_path
     from grains_ref.reproduction.curves import CURVES
+    from grains_ref.reproduction.kept import read_facts
     from grains_ref.reproduction.statistics import results
     from grains_ref.reproduction.transfer import without_outcomes
     from grains_ref.vectors import library_versions
 
     models = dict.fromkeys((world, seed) for world, seed, _ in cells)
-    facts = {(w, s): json.loads(facts_path(output, w, s).read_text()) for w, s in models}
+    facts = {(world, seed): read_facts(output, world, seed) for world, seed in models}
     parts = [pages.LEGEND] if plan.tables else []
     content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions()}
     content |= {"tables": {}, "figures": {}, "curves": {}}
@@ -271,8 +311,8 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
                 curves = {world: [without_outcomes(one) for one in found] for world, found in curves.items()}
             content["curves"][name] = curves
     content["cost"] = pages.cost_record(cells)
-    (output / "tables.md").write_text("\n".join(parts), encoding="utf-8")
-    (output / "record.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "tables.md", "\n".join(parts))
+    write_whole(output / "record.json", json.dumps(content, indent=1) + "\n")
     out.print("\n".join(parts), soft_wrap=True)
     drawn = "".join(f", {name.replace(' ', '-')}.png and .svg" for name in plan.figures)
     err.print(f"written to {output}/: tables.md, record.json{drawn}")

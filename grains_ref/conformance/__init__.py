@@ -16,7 +16,7 @@
 | `budgets` | how far a right port may be off per stage and dtype: measured, stored, printed |
 | `vectors` | the cases on disk, for ports in any language |
 | `schemas` | the JSON Schemas of these files and of the protocol |
-| `ports` | how a port is reached: a Python module, a program, a folder of answers |
+| `ports`, `programs` | how a port is reached: a Python module, a folder of answers; a program |
 | `runner` | a port through the cases, one by one and in chains |
 | `report` | what a run found, for people, as JSON and as JUnit |
 | `test_port` | the cases as tests in a porter's own suite |

@@ -24,6 +24,13 @@ import numpy as np
 from grains_ref.conformance.components import OtherRow, Span
 from grains_ref.conformance.margins import Accepted, Margins, Variant, accepted_of, margins_of
 from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
+from grains_ref.files import printable
+
+MANY = 2**53  # from here on a float64 does not tell whole numbers apart
+KINDS = {
+    "b": "truth values", "U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations",
+    "O": "objects",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,36 @@ def checked(stage: str, got: Mapping[str, Any], want: Values) -> Values:
         raise BadOutput(f"the output has {', '.join(unknown)}, which {stage} does not give; a misspelt name?")
     values: Values = {}
     for name in OUTPUTS[stage]:
-        try:
-            value = np.asarray(got[name], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise BadOutput(f"{name} is no array of numbers: {error}") from None
+        value = numbers(name, got[name])
         if stage == "selection":
-            if value.ndim != 1 or not (value == value.astype(np.int64)).all():
-                raise BadOutput(f"{name} must be a list of token indices; got {got[name]!r}")
+            if value.ndim != 1 or not (np.abs(value) < MANY).all() or not (value == np.round(value)).all():
+                raise BadOutput(f"{name} must be a list of token indices; got {printable(repr(got[name])[:200])}")
             values[name] = [int(j) for j in value]
         elif value.shape != np.shape(want[name]):
             raise BadOutput(f"{name} has the shape {value.shape}; expected {np.shape(want[name])}")
         else:
             values[name] = value
     return values
+
+
+def numbers(name: str, value: Any) -> np.ndarray:
+    """A value of a port as an array of float64.
+
+    Raises:
+        BadOutput: it is none: text, even of digits, truth values, complex numbers, objects, rows of several lengths.
+    """
+    try:
+        array = np.asarray(value)
+        is_whole = array.dtype.kind == "O" and all(isinstance(item, int) for item in array.flat)  # beyond 64 bits
+        if array.dtype.kind in "bUScMmO" and not is_whole and array.size:
+            raise BadOutput(f"{name} is no array of numbers: it holds {KINDS[array.dtype.kind]}")
+        return array.astype(np.float64)
+    except BadOutput:
+        raise
+    except Exception as error:  # of NumPy, or of the object that the port returned
+        raise BadOutput(
+            f"{name} is no array of numbers: {type(error).__name__}: {printable(str(error)[:500])}"
+        ) from None
 
 
 def distance(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -> float:
@@ -129,6 +153,9 @@ def judge(
     if error <= budget:
         return Verdict(True, error)
     if error == float("inf"):
+        largest = max(float(np.abs(np.asarray(values[name], float)).max(initial=0.0)) for name in OUTPUTS[stage])
+        if largest > 1e150:
+            return Verdict(False, error, f"a value of {largest:.0e}, whose square no float64 holds")
         return Verdict(False, error, "something is there where the right answer is exactly zero")
     return Verdict(False, error, f"relative error {error:.1e}, allowed {budget:.1e}")
 

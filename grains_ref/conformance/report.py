@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from grains_ref.conformance.cases import FLAGS
 from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.runner import Mode, Result, Run
 from grains_ref.conformance.stages import OUTPUTS
+from grains_ref.files import printable, write_whole
 
 
 def print_run(run: Run, budgets: Mapping[tuple[str, str], Budget], console: Console, *, repeat: str) -> None:
@@ -80,7 +82,7 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
     yield Text(f"First failing stage: {stage} ({first.mode}, {first.dtype}).", style="bold red")
     if first.mode != "isolated":
         yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
-    yield Text(f"  {first.case}: {first.message}")
+    yield _said(f"  {first.case}: {first.message}")
     case = next((case for case in DIALECTS[run.dialect].cases if case.id == first.case), None)
     if case:
         yield Text(f"  The case: {case.comment}.")
@@ -97,9 +99,9 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
     others = [r for r in failures if not r.diagnosed and r is not first and r.mode != "end to end"]
     for message, number in Counter(_without_details(r.message) for r in others).most_common(3):
         example = next(r.case for r in others if _without_details(r.message) == message)
-        yield Text(f"  Also in {number} case{'s' if number > 1 else ''}, such as {example}: {message}")
+        yield _said(f"  Also in {number} case{'s' if number > 1 else ''}, such as {example}: {message}")
     if case:
-        yield Text(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
+        yield _said(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
 
 
 def _planted(run: Run, stage: str, name: str) -> Bug:
@@ -117,9 +119,14 @@ def _without_details(message: str) -> str:
     return message.partition("\n")[0].partition(" (")[0].partition(". It wrote")[0]
 
 
-def _printable(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+def _xml(text: str) -> str:
+    """Text in which what XML 1.0 cannot hold is replaced, as it would be by a reader who cannot show it."""
+    return re.sub("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]", "\ufffd", text)
+
+
+def _said(text: str) -> Text:
+    """A line of which a part may come from a port: no terminal obeys it."""
+    return Text(printable(text, keep="\n\t"))
 
 
 def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> Table:
@@ -193,21 +200,26 @@ def _row(result: Result) -> dict[str, Any]:
 
 def write_json(run: Run, path: Path) -> None:
     """Write `as_json` to a file."""
-    path.write_text(json.dumps(as_json(run), indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(as_json(run), indent=1) + "\n")
 
 
-def write_junit(run: Run, path: Path) -> None:
-    """Write the run as JUnit XML, one test case per result, for continuous integration."""
-    suite = ElementTree.Element("testsuite", name=f"grains_ref conformance of {run.port}", tests=str(len(run.results)))
+def junit(run: Run) -> bytes:
+    """The run as JUnit XML, one test case per result; valid XML whatever the port says."""
+    name = _xml(f"grains_ref conformance of {run.port}")
+    suite = ElementTree.Element("testsuite", name=name, tests=str(len(run.results)))
     for result in run.results:
-        name = f"{result.case} {result.dtype} {result.mode}"
+        name = _xml(f"{result.case} {result.dtype} {result.mode}")
         case = ElementTree.SubElement(suite, "testcase", classname=f"conformance.{result.stage}", name=name)
         if result.status in ("failed", "unexpected pass"):
             likely = f"; likely bug: {result.diagnosis.bug}" if result.diagnosis else ""
-            message = _printable(f"{result.message or result.status}{likely}")
-            ElementTree.SubElement(case, "failure", message=message)
+            ElementTree.SubElement(case, "failure", message=_xml(f"{result.message or result.status}{likely}"))
         elif result.status != "passed":
-            ElementTree.SubElement(case, "skipped", message=_printable(f"{result.status}: {result.message}"))
+            ElementTree.SubElement(case, "skipped", message=_xml(f"{result.status}: {result.message}"))
     suite.set("skipped", str(sum(child.find("skipped") is not None for child in suite)))
     suite.set("failures", str(sum(child.find("failure") is not None for child in suite)))
-    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def write_junit(run: Run, path: Path) -> None:
+    """Write `junit` to a file, for continuous integration."""
+    write_whole(path, junit(run))

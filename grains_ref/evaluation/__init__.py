@@ -4,8 +4,11 @@
 |---|---|
 | `measures` | measures of a model under whatever steering is active |
 | `choice` | the choice of a strength on dev data: the rule, and `sweep` |
+| `measured` | what a sweep has finished, kept in its work folder |
 | `metrics` | what is made of the numbers: rates, means, intervals, paired tests (needs no model) |
 | `judge` | answers judged by another model (needs no model) |
+| `endpoint` | one request to such a model: within time and size, without a trace of secrets |
+| `verdicts` | its replies, kept in a file |
 | `lm_eval` | a steered model in lm-evaluation-harness |
 
 The names of `measures` and `choice` are also found here. They are fetched when asked for, so that `metrics` and `judge`

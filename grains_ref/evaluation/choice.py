@@ -24,7 +24,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from torch import Tensor
 
 from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.measured import Measured, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
+from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
     DegenerateShiftsError,
     Example,
@@ -169,6 +171,10 @@ class Candidate:
     layers: tuple[int, ...]
     fit: Fit
 
+    def setting(self) -> list[Any]:
+        """What it is, in plain values; of the unsteered model nothing but the strength counts."""
+        return [self.lam, self.hp.as_dict(), list(self.layers)] if self.lam else [0]
+
     def steering(self, model: HuggingFaceModel) -> Steering:
         """Equation (7) with this candidate's vectors, strength and layers: `with candidate.steering(model): ...`."""
         return Steering(model.blocks, self.fit.v, lam=self.lam, layers=self.layers)
@@ -246,6 +252,7 @@ def sweep(
     grid: Grid,
     max_loss: float = 0.5,
     on_progress: OnProgress | None = None,
+    work: WorkFolder | None = None,
 ) -> SweepChoice:
     """Make vectors of the examples by every hyper-parameter of the grid, and choose among all settings on dev data.
 
@@ -262,8 +269,11 @@ def sweep(
         grid: what is tried.
         max_loss: how many points of task accuracy a setting may cost.
         on_progress: called with what is in work, how much of it is done, and how much there is.
+        work: where everything that is finished is kept (`open_work_folder(path, work="sweep")`); the same sweep, or one
+            with another grid, goes on from there and gives the same bits.
 
     Raises:
+        WorkFolderError: the folder holds another sweep, or a file in it is damaged.
         ValueError: no examples, no dev pairs, or a dev prompt that is also an example's.
         DegenerateShiftsError: no fit has a direction.
         FloatingPointError: an attribution, or a score of the unsteered model, is not finite.
@@ -272,16 +282,18 @@ def sweep(
     _check_inputs(model, examples, dev, grid)
     dev_rows, rows = pair_rows(model, dev), task_rows(model, tasks)
     _check_apart(examples, dev_rows)
-    unsteered = exact_matches(model, rows)
+    measured = Measured(work, inputs_of(model, examples, dev_rows, rows) if work else {})
+    unsteered = measured.right(len(rows), lambda: exact_matches(model, rows))
     allowed = allowed_errors(unsteered, max_loss=max_loss)
-    fits, left_out = _fits(model, examples, grid.hps, on_progress)
+    fits, left_out = _fits(model, examples, grid.hps, on_progress, measured)
     candidates = _gentlest_first(model, grid, fits)
 
     accuracies: dict[Candidate, float] = {}
     for done, candidate in enumerate(candidates, start=1):
         try:
-            with candidate.steering(model):
-                accuracies[candidate] = _accuracy(model, dev_rows)
+            accuracies[candidate] = measured.accuracy(
+                candidate.setting(), functools.partial(_accuracy, model, candidate, dev_rows)
+            )
         except ArithmeticError as error:
             if candidate.lam == 0:
                 raise
@@ -291,9 +303,12 @@ def sweep(
     wrong: dict[Candidate, int] = {}
 
     def admissible(candidate: Candidate) -> bool:
-        try:
+        def count() -> int:
             with candidate.steering(model):
-                wrong[candidate] = wrong_answers(model, rows, allowed=allowed)
+                return wrong_answers(model, rows, allowed=allowed)
+
+        try:
+            wrong[candidate] = measured.wrong([*candidate.setting(), allowed], count)
         except ArithmeticError:  # it spoils the tasks so thoroughly that they have no score
             return False
         return wrong[candidate] <= allowed
@@ -338,7 +353,11 @@ def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> N
 
 
 def _fits(
-    model: HuggingFaceModel, examples: Sequence[Example], hps: Sequence[HyperParameters], on_progress: OnProgress
+    model: HuggingFaceModel,
+    examples: Sequence[Example],
+    hps: Sequence[HyperParameters],
+    on_progress: OnProgress,
+    measured: Measured,
 ) -> tuple[dict[HyperParameters, Fit], list[LeftOut]]:
     """The fit of every set of hyper-parameters that has one; what several of them share is computed once."""
     scores: dict[HyperParameters, list[Tensor]] = {}
@@ -352,12 +371,15 @@ def _fits(
         if attributed not in scores:
             scores[attributed] = []
             for i, example in enumerate(examples):
-                compute = functools.partial(attribute, model, example, hp)
-                scores[attributed].append(explained(model, compute, where=f"example {i}").a)
+                compute = functools.partial(_scores, model, example, hp, i)
+                scores[attributed].append(measured.scores(attributed, i, example, compute))
                 on_progress("attribution", sum(len(finished) for finished in scores.values()), total)
         if shifted not in shifts:
-            scored = zip(examples, scores[attributed], strict=True)
-            shifts[shifted] = [shift(model, example, a, hp) for example, a in scored]
+            shifts[shifted] = []
+            for i, (example, a) in enumerate(zip(examples, scores[attributed], strict=True)):
+                make = functools.partial(shift, model, example, a, hp)
+                layers = (len(model.blocks), model.width)
+                shifts[shifted].append(measured.shift(shifted, i, example, a, make, layers=layers))
         try:
             fits[hp] = vectors(shifts[shifted], hp)
         except DegenerateShiftsError as error:
@@ -366,6 +388,10 @@ def _fits(
     if problem and not fits:
         raise problem
     return fits, left_out
+
+
+def _scores(model: HuggingFaceModel, example: Example, hp: HyperParameters, i: int) -> Tensor:
+    return explained(model, functools.partial(attribute, model, example, hp), where=f"example {i}").a
 
 
 def _as_attributed(hp: HyperParameters) -> HyperParameters:
@@ -397,13 +423,14 @@ def _gentlest_first(model: HuggingFaceModel, grid: Grid, fits: dict[HyperParamet
     return candidates
 
 
-def _accuracy(model: HuggingFaceModel, dev_rows: Sequence[TokenRow]) -> float:
-    """Share of the dev pairs with a positive margin.
+def _accuracy(model: HuggingFaceModel, candidate: Candidate, dev_rows: Sequence[TokenRow]) -> float:
+    """Share of the dev pairs with a positive margin under a candidate's steering.
 
     Raises:
         FloatingPointError: a margin is not finite.
     """
-    margins = row_margins(model, dev_rows)
+    with candidate.steering(model):
+        margins = row_margins(model, dev_rows)
     if bad := sum(not math.isfinite(margin) for margin in margins):
         raise FloatingPointError(
             f"the scores of {bad} of {len(margins)} dev pairs are not finite: the model or its steering overflows"

@@ -1,34 +1,36 @@
 """A judge that rates replies for hallucination, MMHal-Bench's way: a chat model anywhere.
 
-    judge = Cached(ChatJudge("http://127.0.0.1:8000/v1", model="some-model"), "verdicts.jsonl")
+    judge = ChatJudge("http://127.0.0.1:8000/v1", model="some-model")
     verdicts = judge_all(judge, [Case(contents=("bus", "dog"), question=..., reference=..., answer=...), ...])
     rating_summary([verdict.rating for verdict in verdicts])
 
 A judge is any `Judge`: something with an identity that turns a case into a reply in free words.  The rating is read out
 of the reply, which is kept, so that it can be read again.  Numbers of different judges cannot be compared: keep
-`Judge.identity` with every result.
+`Judge.identity` with every result.  `grains_ref.evaluation.verdicts` keeps replies in a file.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import http.client
 import json
 import os
 import re
 import string
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from grains_ref.evaluation.endpoint import Endpoint, JudgeError, Reply, Trouble, address_of, check_key
+from grains_ref.files import parse_json, read_whole
+
 KEY_VARIABLE = "GRAINS_JUDGE_API_KEY"
+PATH = "chat/completions"  # below the base of an endpoint
+MAX_TEMPLATE = 1 << 20  # bytes
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # too early, too many, or the server's own trouble
 FIELDS = ("contents", "question", "reference", "answer")
 
@@ -62,10 +64,6 @@ First explain your finding in one or two sentences. Then end with one line "Rati
 ### Answer to check
 {answer}
 """
-
-
-class JudgeError(RuntimeError):
-    """The judge gave no reply; the message says what it answered instead and what to do."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +132,17 @@ def read_template(path: str | os.PathLike[str]) -> str:
     those names in braces.
 
     Raises:
-        ValueError: no such text, or other places in it.
-        OSError: the file cannot be read.
+        ValueError: the file cannot be read, no such text, or other places in it.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = read_whole(Path(path), limit=MAX_TEMPLATE).decode()
+        tree = ast.parse(text if Path(path).suffix == ".py" else "")
+    except (SyntaxError, UnicodeDecodeError, RecursionError, MemoryError) as error:  # the last two: nested too deep
+        raise ValueError(f"{path} cannot be read as a template: {error or 'nested too deep'}") from error
     if Path(path).suffix == ".py":
         texts = [
             node.value.value
-            for node in ast.parse(text).body
+            for node in tree.body
             if isinstance(node, ast.Assign)
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
@@ -155,7 +156,10 @@ def read_template(path: str | os.PathLike[str]) -> str:
 
 
 def _check_template(template: str, where: str) -> None:
-    places = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    places = []
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is not None:
+            places.append(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
     if places != [""] * 4 and sorted(places) != sorted(FIELDS):
         raise ValueError(
             f"{where}: expected the places {{contents}}, {{question}}, {{reference}} and {{answer}} once each, or four "
@@ -194,13 +198,6 @@ def judge_all(
     return [Verdict(reply, read(reply)) for reply in replies]
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is refused: it would turn the request into another, and carry the key elsewhere."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
 @dataclass(frozen=True)
 class ChatJudge:
     """A chat model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, Ollama, a hosted one).
@@ -209,24 +206,26 @@ class ChatJudge:
     after 1, 2, 4, ... seconds, or as long as the server asks for; others are raised at once.
 
     The API key is read from the environment variable `key_variable` with each request, is sent to `base_url` only, and
-    is written nowhere.  Without the variable no key is sent.
+    is written nowhere: should the server quote it, *** stands for it in errors and replies.  Without the variable no
+    key is sent.
 
     Args:
-        base_url: up to and without "/chat/completions", for instance "http://127.0.0.1:8000/v1".
+        base_url: up to and without "/chat/completions", for instance "http://127.0.0.1:8000/v1"; a query, such as
+            ?api-version=..., is kept, and its values are treated as secrets.
         model: the model's name at that endpoint.
         template: see `read_template`.
         options: further fields of the request; temperature 0 unless given.
         key_variable: the name of the environment variable that holds the key.
-        timeout: seconds to wait for one reply.
+        timeout: seconds in which one whole reply must be there.
         attempts: how often one request is tried.
         longest_wait: seconds between two attempts at most.
         sleep: waits that many seconds.
 
     Raises:
-        ValueError: the template has other places, or the address is none.
+        ValueError: the template has other places, the address is none, or the key cannot be sent.
     """
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     template: str = TEMPLATE
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
@@ -238,8 +237,8 @@ class ChatJudge:
 
     def __post_init__(self) -> None:
         _check_template(self.template, "template")
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url {self.base_url!r} is no address; expected e.g. http://127.0.0.1:8000/v1")
+        address_of(self.base_url, PATH)
+        check_key(self.key_variable)
 
     @property
     def identity(self) -> str:
@@ -253,120 +252,59 @@ class ChatJudge:
         Raises:
             JudgeError: refused, or not reached in the given number of attempts.
         """
+        check_key(self.key_variable)
+        endpoint = Endpoint(address_of(self.base_url, PATH), self.key_variable, self.timeout)
+        where = endpoint.address.shown
         message = {"role": "user", "content": fill(self.template, case)}
         body = json.dumps({"model": self.model, "messages": [message], **self.options}).encode()
         trouble = ""
         for attempt in range(self.attempts):
             wait = min(2.0**attempt, self.longest_wait)
-            try:
-                return self._reply(self._post(body))
-            except urllib.error.HTTPError as error:
-                with error:
-                    trouble = f"{error.code} {error.reason}: {self._hidden(error.read(500).decode(errors='replace'))}"
-                if error.code not in RETRIED:
-                    raise JudgeError(f"{self._url} refused the request: {trouble}{self._advice(error.code)}") from None
-                wait = min(max(wait, _asked_for(error.headers.get("Retry-After"))), self.longest_wait)
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                trouble = f"{type(error).__name__}: {error}"
+            answer = endpoint.post(body)
+            if isinstance(answer, Trouble):
+                if not answer.may_pass:
+                    raise JudgeError(f"{where} gave no reply: {answer.words}")
+                trouble = answer.words
+            elif 200 <= answer.status < 300:
+                return endpoint.without_secrets(_content(answer, endpoint))
+            else:
+                trouble = f"{answer.status} {answer.reason}: {endpoint.hidden(answer.text)[:500]}"
+                if answer.status not in RETRIED:
+                    raise JudgeError(f"{where} refused the request: {trouble}{self._advice(answer.status)}")
+                wait = min(max(wait, _asked_for(answer.retry_after)), self.longest_wait)
             if attempt + 1 < self.attempts:
                 self.sleep(wait)
-        raise JudgeError(f"{self._url} gave no reply in {self.attempts} attempts; the last: {trouble}")
+        raise JudgeError(f"{where} gave no reply in {self.attempts} attempts; the last: {trouble}")
 
-    @property
-    def _url(self) -> str:
-        return f"{self.base_url.rstrip('/')}/chat/completions"
-
-    def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
-        if key := os.environ.get(self.key_variable):
-            request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:
-            return bytes(response.read())
-
-    def _reply(self, answer: bytes) -> str:
-        try:
-            content = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            content = None
-        if not isinstance(content, str):
-            beginning = self._hidden(answer[:200].decode(errors="replace"))
-            raise JudgeError(
-                f"{self._url} answered, but not with choices[0].message.content as text: {beginning!r}. "
-                "Is base_url that of an OpenAI-compatible chat endpoint?"
-            )
-        return content
-
-    def _hidden(self, text: str) -> str:
-        """Text of the server without the key, should it quote it."""
-        key = os.environ.get(self.key_variable)
-        return " ".join((text.replace(key, "***") if key else text).split())
-
-    def _advice(self, code: int) -> str:
-        if code in (401, 403):
+    def _advice(self, status: int) -> str:
+        if status in (401, 403):
             return f". Is the environment variable {self.key_variable} set to a valid key?"
-        if code == 404:
+        if status == 404:
             return ". Does base_url end as in http://127.0.0.1:8000/v1, and does the server have this model?"
-        return ". Some models refuse options such as temperature; see `options`" if code == 400 else ""
+        return ". Some models refuse options such as temperature; see `options`" if status == 400 else ""
 
 
-def _asked_for(retry_after: str | None) -> float:
+def _content(answer: Reply, endpoint: Endpoint) -> str:
+    """The message in a server's answer.
+
+    Raises:
+        JudgeError: there is none.
+    """
+    content = None
+    if answer.is_utf8:
+        with suppress(ValueError, LookupError, TypeError):
+            content = parse_json(answer.text)["choices"][0]["message"]["content"]
+    if isinstance(content, str):
+        return content
+    raise JudgeError(
+        f"{endpoint.address.shown} answered, but not with choices[0].message.content as text: "
+        f"{endpoint.hidden(answer.text)[:200]!r}. Is base_url that of an OpenAI-compatible chat endpoint?"
+    )
+
+
+def _asked_for(retry_after: str) -> float:
     """Seconds of a Retry-After header; a date or nothing counts as 0."""
     try:
         return max(0.0, float(retry_after or 0))
     except ValueError:
         return 0.0
-
-
-class Cached:
-    """A judge whose replies are kept in a JSONL file, so that an interrupted run goes on where it stopped.
-
-    A reply's key is the digest of the judge's identity and the case.  Each reply is written as soon as it is there; a
-    line that was cut off by an interruption is dropped.
-
-    Raises:
-        ValueError: the file holds something else.
-        OSError: the file cannot be written.
-    """
-
-    def __init__(self, judge: Judge, path: str | os.PathLike[str]) -> None:
-        self._judge, self._path = judge, Path(path)
-        self._lock = threading.Lock()
-        self._replies: dict[str, str] = {}
-        with self._path.open("a"):  # a folder that cannot be written is known before anything is paid for
-            pass
-        self._read()
-
-    @property
-    def identity(self) -> str:
-        """The inner judge's."""
-        return self._judge.identity
-
-    def __call__(self, case: Case) -> str:
-        """The kept reply, or a new one."""
-        described = {"judge": self.identity, **asdict(case)}
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        if key not in self._replies:
-            reply = self._judge(case)
-            line = json.dumps({"key": key, **described, "reply": reply}) + "\n"
-            with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-                self._replies[key] = reply
-        return self._replies[key]
-
-    def _read(self) -> None:
-        """Take the replies out of the file; cut off a last line without an end."""
-        whole_lines, newline, unfinished = self._path.read_bytes().rpartition(b"\n")
-        content = whole_lines + newline
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                self._replies[str(row["key"])] = str(row["reply"])
-            except (ValueError, LookupError, TypeError):
-                raise ValueError(f"{self._path}:{number}: no kept verdict; is this another file?") from None
-        if not unfinished:
-            return
-        start = b'{"key"'[: len(unfinished)]
-        if not content and not unfinished.startswith(start):
-            raise ValueError(f"{self._path}: no file of kept verdicts; is this another file?")
-        with self._path.open("r+b") as file:
-            file.truncate(len(content))

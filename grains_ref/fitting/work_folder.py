@@ -1,13 +1,15 @@
-"""The folder in which a fit keeps what it has finished, until its vectors are written.
+"""The folder in which a fit or a sweep keeps what it has finished, until its vectors are written.
 
 | file | holds |
 |---|---|
 | `fit.json` | what the scores of all examples depend on: pairs, tokens, model, settings, software |
 | `000000.safetensors`, ... | one finished example: its scores, and its two shifts with what was masked for them |
+| `sweep.json` | of a sweep (`grains_ref.evaluation.choice`), what all that it measures depends on but the settings |
+| `NAME-DIGEST.json`, `NAME-DIGEST-000000.safetensors` | one thing that a sweep has finished, by its settings |
 
-Every file knows whether it was changed, and every example which fit it belongs to, so that a damaged or foreign file
-costs one example and is never mixed in.  A process that is killed at any moment leaves files that are whole, and
-drafts that do no harm.
+Every file knows whether it was changed, and which fit or sweep it belongs to, so that a damaged or foreign file costs
+one example and is never mixed in.  A process that is killed at any moment leaves files that are whole, and drafts that
+do no harm.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from grains_ref.files import (
-    LOCK,
     FileError,
     check_target,
     digest_of,
     is_draft,
+    is_lock,
     only_writer,
     parse_record,
     printable,
@@ -38,14 +40,14 @@ from grains_ref.files import (
 )
 from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
-RECORD = "fit.json"
+Work = Literal["fit", "sweep"]
 TOKENS = "tokens"  # the field of the record that has one digest for every example
 INPUTS = {TOKENS, "chat_template", "date"}  # fields that say how the pairs became tokens
 AGAIN = "delete this file and run the command again"
 
 
 class WorkFolderError(FileError):
-    """The work folder belongs to another fit, or holds something that is damaged or not ours."""
+    """The work folder belongs to other work, or holds something that is damaged or not ours."""
 
     def __str__(self) -> str:
         return printable(str(self.args[0]), keep="\n")
@@ -59,13 +61,13 @@ class Finished(NamedTuple):
 
 
 @contextmanager
-def open_work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Make a work folder, or take up one that an earlier fit left; no other process can use it meanwhile.
+def open_work_folder(path: Path, *, work: Work = "fit") -> Iterator[WorkFolder]:
+    """Make a work folder, or take up one that an earlier fit or sweep left; no other process can use it meanwhile.
 
     An empty folder is removed at the end.
 
     Raises:
-        FileError: the folder cannot be made or written, or another fit is using it.
+        FileError: the folder cannot be made or written, or another process is using it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -73,10 +75,11 @@ def open_work_folder(path: Path) -> Iterator[WorkFolder]:
         raise WorkFolderError(f"{path} cannot be a work folder ({error.strerror}); name another with --work") from error
     is_held = False
     try:
-        with only_writer(path, what="a fit"):
+        with only_writer(path, what=f"a {work}"):
             is_held = True
-            check_target(path / RECORD)
-            yield WorkFolder(path)
+            folder = WorkFolder(path, work)
+            check_target(folder.record_path)
+            yield folder
     finally:
         if is_held:
             with suppress(OSError):  # it holds something, or another fit has begun in it
@@ -84,23 +87,25 @@ def open_work_folder(path: Path) -> Iterator[WorkFolder]:
 
 
 class WorkFolder:
-    """What `open_work_folder` gives: finished examples, read and written one by one."""
+    """What a fit or a sweep has finished, read and written piece by piece.  A piece is an example, or has a name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, work: Work = "fit") -> None:
         self.path = path
-        self._fit = ""  # what every example's file must name
-        self._files: dict[str, str] = {}  # the files of this fit, with the digests of their contents
+        self.record_path = path / f"{work}.json"
+        self._work = work
+        self._whose = ""  # what every file must name
+        self._files: dict[str, str] = {}  # the files of this work, with the digests of their contents
 
     def claim(self, record: Mapping[str, Any], *, names: Sequence[str]) -> None:
-        """Begin a fit here, or go on with one that depends on the same things.
+        """Begin here, or go on with what depends on the same things.
 
-        record: plain values, as JSON has them; its field `tokens` has one digest for every example.  names: what to
-        call the examples in a message.
+        record: plain values, as JSON has them; the field `tokens` of a fit has one digest for every example.  names:
+        what to call the examples in a message.
 
         Raises:
-            WorkFolderError: the folder holds another fit, or something that is no fit.
+            WorkFolderError: the folder holds other work, or something that is none.
         """
-        path = self.path / RECORD
+        path = self.record_path
         content = record_bytes(record)
         if not path.exists():
             self._refuse_strangers()
@@ -110,20 +115,20 @@ class WorkFolder:
                 kept = read_whole(path)
                 found = parse_record(kept, name=str(path))
             except FileError as error:
-                raise WorkFolderError(f"{error}; {AGAIN}: finished examples are kept") from error
+                raise WorkFolderError(f"{error}; {AGAIN}: what is finished is kept") from error
             if found != json.loads(json.dumps(record)):
-                self._refuse_other_fit(found, record, names)
+                self._refuse_other(found, record, names)
             content = kept
-        self._fit = digest_of(json.dumps(record, sort_keys=True).encode())
-        self._files[RECORD] = digest_of(content)
+        self._whose = digest_of(json.dumps(record, sort_keys=True).encode())
+        self._files[path.name] = digest_of(content)
 
-    def read(self, i: int, *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Finished | None:
-        """Example i as `write` kept it; None if it is not finished.
+    def read(self, i: int | str, *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Finished | None:
+        """Example i, or the piece of that name, as `write` kept it; None if it is not finished.
 
         shapes, dtype: what its tensors must be.
 
         Raises:
-            WorkFolderError: its file is damaged, or belongs to another fit or example.
+            WorkFolderError: its file is damaged, or belongs to other work, or is another piece of it.
         """
         path = self.path / _name(i)
         if not path.exists():
@@ -133,8 +138,8 @@ class WorkFolder:
             tensors, record = parse_tensor_file(content, name=str(path))
         except FileError as error:
             raise WorkFolderError(f"{error}; {AGAIN}") from error
-        if (record.pop("fit", None), record.pop("example", None)) != (self._fit, i):
-            raise WorkFolderError(f"{path} is no finished example {i} of this fit; {AGAIN}")
+        if (record.pop("fit", None), record.pop("example", None)) != (self._whose, i):
+            raise WorkFolderError(f"{path} is no finished example {i} of this {self._work}; {AGAIN}")
         if tensors.keys() != shapes.keys():
             raise WorkFolderError(f"{path} holds {some_of(sorted(tensors))}, not {some_of(sorted(shapes))}; {AGAIN}")
         for name, tensor in tensors.items():
@@ -145,25 +150,55 @@ class WorkFolder:
         self._files[path.name] = digest_of(content)
         return Finished(tensors, record)
 
-    def write(self, i: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Keep example i.
+    def write(self, i: int | str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Keep example i, or a piece with a name.
 
         Raises:
             OSError: the disk refuses; what was finished before is kept.
         """
-        path = self.path / _name(i)
-        content = tensor_file(tensors, {**record, "fit": self._fit, "example": i})
+        self._write(_name(i), tensor_file(tensors, {**record, "fit": self._whose, "example": i}))
+
+    def read_figures(self, name: str) -> dict[str, Any] | None:
+        """Figures as `write_figures` kept them; None if there are none.
+
+        Raises:
+            WorkFolderError: the file is damaged, or belongs to other work, or holds other figures.
+        """
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            return None
+        try:
+            content = read_whole(path)
+            figures = parse_record(content, name=str(path))
+        except FileError as error:
+            raise WorkFolderError(f"{error}; {AGAIN}") from error
+        if (figures.pop("fit", None), figures.pop("example", None)) != (self._whose, name):
+            raise WorkFolderError(f"{path} holds no figures of this {self._work}; {AGAIN}")
+        self._files[path.name] = digest_of(content)
+        return figures
+
+    def write_figures(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Keep some figures under a name; see `write`."""
+        self._write(f"{name}.json", record_bytes({**figures, "fit": self._whose, "example": name}))
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
         try:
             write_whole(path, content)
         except OSError as error:
             raise OSError(f"{error}; the examples finished so far are kept") from error
-        self._files[path.name] = digest_of(content)
+        self._files[name] = digest_of(content)
 
     def discard(self) -> list[Path]:
-        """Remove what the fit kept, and say what else is in the folder.
+        """Remove what was kept, and say what else is in the folder.
 
-        A file goes only if its content is what this fit wrote or read; one that has been replaced since stays.
+        A file goes only if its content is what this work wrote or read, or names this work as its own, as what was
+        kept for another grid does; one that has been replaced since stays.
         """
+        for path in self.path.iterdir():
+            if path.name not in self._files and (_record_of(path) or {}).get("fit") == self._whose:
+                with suppress(OSError):
+                    path.unlink()
         for name, digest in reversed(self._files.items()):  # the record last: it tells what the rest belongs to
             with suppress(FileError, OSError):
                 if digest_of(read_whole(self.path / name)) == digest:
@@ -172,7 +207,7 @@ class WorkFolder:
             if is_draft(path):
                 with suppress(OSError):
                     path.unlink()
-        return sorted(path for path in self.path.iterdir() if path.name != LOCK)
+        return sorted(path for path in self.path.iterdir() if not is_lock(path))
 
     def _refuse_strangers(self) -> None:
         """A folder without a record may only hold what a fit leaves that was killed or lost its record."""
@@ -183,9 +218,9 @@ class WorkFolder:
                 "Name another one with --work"
             )
 
-    def _refuse_other_fit(self, found: dict[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> None:
+    def _refuse_other(self, found: dict[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> None:
         changed = [key for key in sorted({*found, *record}) if found.get(key) != record.get(key)]
-        old, new = found.get(TOKENS), record[TOKENS]
+        old, new = found.get(TOKENS), record.get(TOKENS, ())
         if TOKENS in changed and set(changed) <= INPUTS and isinstance(old, list) and len(old) == len(new):
             rows = [name for i, name in enumerate(names) if old[i] != new[i]]
             cause = "Have the chat template or the tokenizer changed? Put back what they were"
@@ -198,23 +233,30 @@ class WorkFolder:
         there = json.dumps({key: found.get(key) for key in changed if key != TOKENS}, sort_keys=True)
         now = json.dumps({key: record.get(key) for key in changed if key != TOKENS}, sort_keys=True)
         raise WorkFolderError(
-            f"{self.path} holds a fit with other {', '.join(changed)}.\n  there: {there}\n  now:   {now}\n"
+            f"{self.path} holds a {self._work} with other {', '.join(changed)}.\n  there: {there}\n  now:   {now}\n"
             "Run the earlier command again to finish it, or delete the folder, or name another one with --work."
         )
 
 
-def _name(i: int) -> str:
-    return f"{i:06d}.safetensors"
+def _name(i: int | str) -> str:
+    return f"{i:06d}.safetensors" if isinstance(i, int) else f"{i}.safetensors"
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is a lock, a draft, or a finished example of some fit."""
-    if path.name == LOCK or is_draft(path):
-        return True
-    if not re.fullmatch(r"[0-9]{6,}\.safetensors", path.name):
-        return False
+    """Whether a file is a lock, a draft, or something that some fit or sweep has finished."""
+    return is_lock(path) or is_draft(path) or _record_of(path) is not None
+
+
+def _record_of(path: Path) -> dict[str, Any] | None:
+    """What is said in a finished piece beside its tensors; None if the file is none."""
+    if not re.fullmatch(r"([0-9]{6,}|[a-z]+(-[0-9a-f]{16})?(-[0-9]{6,})?)\.(safetensors|json)", path.name):
+        return None
     try:
-        _, record = parse_tensor_file(read_whole(path), name=str(path))
+        content = read_whole(path)
+        if path.suffix == ".json":
+            record = parse_record(content, name=str(path))
+        else:
+            _, record = parse_tensor_file(content, name=str(path))
     except FileError:
-        return False
-    return {"fit", "example"} <= record.keys()
+        return None
+    return record if {"fit", "example"} <= record.keys() else None

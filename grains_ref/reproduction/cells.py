@@ -1,28 +1,11 @@
-"""A cell is one row on one model: what was chosen on dev and what came out on test. Finished cells are kept.
-
-A cell is a JSON file, `cells/<world>/seed<seed>/<row>.json`:
-
-| field | meaning |
-|---|---|
-| `world`, `seed`, `row`, `version` | what was measured, and by which version of this package |
-| `fit_seconds` | building the vectors or adapters, less what an earlier row of the same run had computed already |
-| `fit_bytes` | the highest point of its memory, beyond what was in use before; null where that cannot be measured |
-| `draws` | one entry, or one per random draw: `label`, `strength`, `tried` (label, strength, dev accuracy), outcomes |
-| `error` | why the row could not be measured; then there are no draws |
-
-The outcomes of a draw are strings of 0 and 1, one character per test prompt (or task): `right` (the preferred answer
-is the more likely one), `rejected` (greedy decoding gives the rejected answer), `bleu` (the generated text is closer
-to the preferred answer), `capable`.
-"""
+"""A cell is one row on one model: what was chosen on dev and what came out on test; `kept` says what a cell holds."""
 
 from __future__ import annotations
 
 import functools
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from grains_ref.data import PreferencePair
 from grains_ref.demo import workers as processes
@@ -33,18 +16,14 @@ from grains_ref.demo.workers import Tick
 from grains_ref.evaluation.choice import Choice
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import bleu
-from grains_ref.files import write_whole
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import Setting
 from grains_ref.models import BATCH_TOKENS
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
+from grains_ref.reproduction.kept import Cell, Unit, write_cell, write_facts
 from grains_ref.reproduction.rows import rows_of
-from grains_ref.vectors import library_versions
 
-Cell: TypeAlias = dict[str, Any]
-VERSION = library_versions()["grains_ref"]
-Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
 MakeLab: TypeAlias = Callable[[str, int, Path], Lab]  # world, training seed, a folder for data
 
 
@@ -55,38 +34,6 @@ def tiny_lab(world: str, seed: int, folder: Path) -> Lab:
     return planted_lab(world, seed, folder)
 
 
-def cell_path(folder: Path, world: str, seed: int, name: str) -> Path:
-    """Where a cell is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return folder / "cells" / world / f"seed{seed}" / f"{slug}.json"
-
-
-def facts_path(folder: Path, world: str, seed: int) -> Path:
-    """Where it is kept which fact each test prompt is about."""
-    return folder / "cells" / world / f"seed{seed}" / "facts.json"
-
-
-def read_cell(folder: Path, world: str, seed: int, name: str) -> Cell | None:
-    """A finished cell of this version, or None."""
-    path = cell_path(folder, world, seed, name)
-    try:
-        cell: Cell = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or damaged: run it again
-        return None
-    if not isinstance(cell, dict):
-        return None
-    return cell if cell.get("version") == VERSION and cell.get("row") == name else None
-
-
-def missing(folder: Path, cells: Iterable[tuple[str, int, str]]) -> list[Unit]:
-    """The cells that still have to be run, by world and seed: what shares a model is run together."""
-    units: dict[tuple[str, int], list[str]] = {}
-    for world, seed, name in cells:
-        if read_cell(folder, world, seed, name) is None:
-            units.setdefault((world, seed), []).append(name)
-    return [(world, seed, tuple(names)) for (world, seed), names in units.items()]
-
-
 def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
     """Fill cells, several models side by side; each cell is written when it is done."""
     processes.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
@@ -95,14 +42,11 @@ def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int,
 def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:
     world, seed, names = unit
     lab = make_lab(world, seed, folder / "data" / world / f"seed{seed}")
-    path = facts_path(folder, world, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(list(lab.facts)).encode())
+    write_facts(folder, world, seed, lab.facts)
     for name in names:
         what = f"{world}, seed {seed}: {name}"
         tick(what, 0)
-        cell = {"world": world, "seed": seed, "row": name, "version": VERSION} | fill(lab, name)
-        write_whole(cell_path(folder, world, seed, name), json.dumps(cell).encode())
+        write_cell(folder, world, seed, name, fill(lab, name))
         tick(what, 1)
 
 

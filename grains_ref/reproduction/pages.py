@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from grains_ref.report.markdown import markdown_table
 from grains_ref.reproduction import transfer
-from grains_ref.reproduction.cells import Cell
+from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.paper import COST_ROWS, MEASURES, TableSpec, figure_rows, kind_of
 from grains_ref.reproduction.rows import CANDIDATES
 from grains_ref.reproduction.statistics import Cells, Result, Results, dev_curve, dev_gain

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from grains_ref.demo.summary import mean_over_draws
 from grains_ref.evaluation.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
-from grains_ref.reproduction.cells import Cell
+from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.paper import Measure, TableSpec
 
 Cells: TypeAlias = Mapping[tuple[str, int, str], Cell]  # (world, seed, row) -> cell

@@ -12,6 +12,7 @@ import torch
 from command import PROMPT, SIMPLE, bad, good, lines, parsed, run
 from scipy.stats import binomtest
 
+import grains_ref.evaluation.choice
 from grains_ref.demo import planted as demo
 from grains_ref.evaluation import capability, margins, preference_accuracy
 from grains_ref.grains import Steering
@@ -99,6 +100,61 @@ def test_sweep_gives_the_vectors_of_fit_and_stores_what_it_chose(data: Path, tmp
     text = good("inspect", out)
     for words in ("chosen by a sweep", "lam=6", "layers=[0 1 2 3]", "dev_accuracy=", "task_accuracy_unsteered=1"):
         assert words in text
+
+
+def test_an_interrupted_sweep_says_what_is_kept_and_goes_on_to_the_same_bits(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--lam", "2,6", "--aggregation", "mean", "--out"]
+    whole = sweep(data, *options, tmp_path / "whole")
+    real, calls = grains_ref.evaluation.choice.row_margins, list[int]()
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(grains_ref.evaluation.choice, "row_margins", interrupted)
+    command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", *options, tmp_path / "v"]
+    stopped = run(*command)
+    assert stopped.exit_code == 130
+    words = " ".join(stopped.stderr.split())
+    work = tmp_path / "v.work"
+    assert f"finished and kept in {work}: 4 of 4 (attribution), 1 of 3 (dev); run the same command to go on" in words
+    assert len(list(work.glob("dev-*.json"))) == 1
+    assert not (tmp_path / "v").exists()
+
+    again = sweep(data, *options, tmp_path / "v")
+    assert len(calls) == 2 + 2
+    assert (again["best"], again["tried"]) == (whole["best"], whole["tried"])
+    assert (tmp_path / "v").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "whole"]
+
+
+def test_a_kept_work_folder_of_a_sweep_serves_another_grid(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--aggregation", "mean", "--work", tmp_path / "work"]
+    sweep(data, "--lam", "2", *options, "--keep-work")
+    monkeypatch.setattr(grains_ref.evaluation.choice, "attribute", None)  # not needed any more
+    assert [row["lam"] for row in sweep(data, "--lam", "2,6", *options)["tried"]] == [0, 2, 6]
+    assert list(tmp_path.iterdir()) == []
+    assert "--keep-work keeps the work folder: name one" in bad(
+        "sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--keep-work"
+    )
+
+
+def test_an_interrupted_sweep_without_a_folder_says_that_nothing_is_kept(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grains_ref.evaluation.choice, "row_margins", interrupted)
+    stopped = run("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl")
+    assert stopped.exit_code == 130
+    assert "interrupted; nothing is kept: give --out or --work" in " ".join(stopped.stderr.split())
 
 
 def test_nothing_is_written_when_no_steering_won(data: Path, tmp_path: Path) -> None:

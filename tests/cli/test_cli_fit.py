@@ -10,6 +10,7 @@ import torch
 from command import SIMPLE, bad, good, lines, parsed, run
 
 from grains_ref.demo import planted as demo
+from grains_ref.files import only_writer_of
 from grains_ref.fitting import checked_examples
 from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
@@ -135,6 +136,19 @@ def test_a_second_fit_with_the_same_output_is_refused_at_once(data: Path, tmp_pa
     command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v"]
     with open_work_folder(tmp_path / "v.work"):
         assert "v.work is in use: a fit is running there already. Wait for it" in bad(*command)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["fit", "sweep"])
+def test_a_second_process_with_the_same_output_and_another_work_folder_is_refused_at_once(
+    data: Path, tmp_path: Path, command: str
+) -> None:
+    options = ["--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--work", tmp_path / "w"]
+    options += ["--dev", data / "dev.jsonl"] if command == "sweep" else []
+    with only_writer_of(tmp_path / "v", what="a fit or a sweep"):
+        message = bad(command, *SIMPLE, *options)
+    assert "v is in use: a fit or a sweep that will write it is running already" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_model")

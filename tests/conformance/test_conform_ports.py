@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from grains_ref.conformance.ports import (
-    CommandPort,
     FolderPort,
     PortError,
     PythonPort,
@@ -23,6 +22,7 @@ from grains_ref.conformance.ports import (
     decode_values,
     encode_values,
 )
+from grains_ref.conformance.programs import CommandPort
 
 pytestmark = pytest.mark.cpu
 
@@ -124,7 +124,7 @@ def test_a_program_that_crashed_is_started_again_for_the_next_case(tmp_path: Pat
     [
         (HELLO.replace('"version": 1', '"version": 2'), "speaks version 2 of the protocol; this kit speaks 1"),
         (HELLO.replace("steering", "steer"), "claims stages that do not exist: .'steer'.; there are objective"),
-        (HELLO.replace("float32", "fp32"), "claims the dtypes .'fp32'.; there are float64"),
+        (HELLO.replace("float32", "fp32"), "claims dtypes that do not exist: .'fp32'.; there are float64"),
         (HELLO.replace("inline", "pickle"), "arrays is 'pickle'; expected"),
     ],
 )

@@ -19,7 +19,8 @@ import pytest
 from grains_ref.conformance import runner, second_oracle
 from grains_ref.conformance.budgets import Budget, load_budgets
 from grains_ref.conformance.cases import CASES
-from grains_ref.conformance.ports import CommandPort, Port, PythonPort
+from grains_ref.conformance.ports import Port, PythonPort
+from grains_ref.conformance.programs import CommandPort
 from grains_ref.conformance.runner import Mode, run_port
 from grains_ref.conformance.stages import OUTPUTS
 

@@ -99,3 +99,43 @@ def test_workers_end_with_a_parent_that_is_killed(script: Path, tmp_path: Path) 
         assert until(is_gone, 30), f"process {written.name} goes on writing"
     finally:
         parent.kill()
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started, by Linux's list."""
+    try:
+        return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes where Linux lists them")
+def test_a_worker_that_is_only_starting_ends_with_a_parent_that_is_killed(script: Path, tmp_path: Path) -> None:
+    """Before it has begun to watch its parent."""
+    folder = tmp_path / "written"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, script, folder], stderr=subprocess.DEVNULL)
+    started: list[int] = []
+
+    def has_started() -> bool:  # the first is multiprocessing's resource tracker
+        started[:] = children(parent.pid)
+        return len(started) >= 2
+
+    try:
+        assert until(has_started, 120), "no worker has started"
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(30)
+        assert until(lambda: not any(map(runs, started)), 60), f"{started} go on"
+    finally:
+        parent.kill()
+    written = [path.read_text() for path in folder.iterdir()]
+    time.sleep(0.3)
+    assert [path.read_text() for path in folder.iterdir()] == written

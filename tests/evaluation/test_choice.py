@@ -332,7 +332,7 @@ def test_a_setting_whose_tasks_overflow_is_not_admissible(
 
     monkeypatch.setattr(grains_ref.evaluation.choice, "wrong_answers", wrong)
     accuracies = iter([0.0, 1.0])
-    monkeypatch.setattr(grains_ref.evaluation.choice, "_accuracy", lambda model, rows: next(accuracies))
+    monkeypatch.setattr(grains_ref.evaluation.choice, "_accuracy", lambda *_: next(accuracies))
     choice = sweep(simple_model, examples, dev, tasks, grid=Grid(lams=(5.0,), hps=(QUICK,)), max_loss=100)
     assert (choice.best.lam, choice.accuracy) == (0, 0.0)
     assert choice.tasks == TaskCost(20, choice.tasks.wrong_unsteered, choice.tasks.wrong_unsteered, 100)  # type: ignore[union-attr]

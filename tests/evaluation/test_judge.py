@@ -16,7 +16,6 @@ import pytest
 from grains_ref.evaluation.judge import (
     KEY_VARIABLE,
     TEMPLATE,
-    Cached,
     Case,
     ChatJudge,
     JudgeError,
@@ -26,6 +25,8 @@ from grains_ref.evaluation.judge import (
     read_rating_strictly,
     read_template,
 )
+from grains_ref.evaluation.verdicts import Cached
+from grains_ref.files import FileError
 
 pytestmark = pytest.mark.cpu
 
@@ -409,7 +410,7 @@ def test_another_file_is_left_alone(tmp_path: Path, content: str) -> None:
 
 
 def test_a_folder_that_is_not_there_is_known_before_anything_is_asked(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError, match=r"there is no folder .*missing\. Make it first"):
         Cached(chat(server), tmp_path / "missing" / "verdicts.jsonl")
 
 

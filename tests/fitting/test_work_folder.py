@@ -159,7 +159,7 @@ def damaged(folder: Path, name: str, content: bytes) -> str:
 def test_a_damaged_record_costs_no_example(half_done: Path, whole: FitRecord, content: bytes) -> None:
     message = damaged(half_done, "fit.json", content)
     assert f"{half_done / 'fit.json'} is damaged" in message
-    assert "delete this file and run the command again: finished examples are kept" in message
+    assert "delete this file and run the command again: what is finished is kept" in message
     (half_done / "fit.json").unlink()
     record = run(half_done)
     assert record.resumed == 2
@@ -333,12 +333,14 @@ def test_drafts_of_killed_processes_go_with_the_rest(half_done: Path) -> None:
 # --- kill -9
 
 
-def test_a_kill_at_any_operation_on_the_disk_loses_at_most_one_example(tmp_path: Path) -> None:
-    """Every call of a function of `os` that changes the disk, in turn, is a process's last; see kills.py."""
+@pytest.mark.parametrize(("kind", "every", "operations"), [("fit", 1, 40), ("sweep", 4, 60), ("reproduction", 4, 40)])
+def test_a_kill_at_any_operation_on_the_disk_loses_at_most_the_piece_in_work(
+    tmp_path: Path, kind: str, every: int, operations: int
+) -> None:
+    """Every call, or every fourth, of a function of `os` that changes the disk is a process's last; see kills.py."""
     script = Path(work_folders.__file__).with_name("kills.py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(script), str(tmp_path), kind, str(every)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 40  # operations, each the last one of a process
+    assert int(done.stdout) >= operations  # each the last one of a process

@@ -6,7 +6,26 @@ COMPARE = "grains_ref/conformance/compare.py"
 COMPONENTS = "grains_ref/conformance/components.py"
 STORED = "grains_ref/conformance/vectors.py"
 MARGINS = "grains_ref/conformance/margins.py"
+PORTS = "grains_ref/conformance/ports.py"
+PROGRAMS = "grains_ref/conformance/programs.py"
+REPORT = "grains_ref/conformance/report.py"
 BUGS = (
+    Bug("digits_are_numbers", "conformance", "text of digits counts as numbers",
+        COMPARE, 'array.dtype.kind in "bUScMmO"', 'array.dtype.kind in "bScMmO"', "test_bad_ports"),
+    Bug("exits_end_the_run", "conformance", "a port that calls sys.exit ends the run",
+        PORTS, 'raise PortError(f"{stage} tried to end the program: {told_by(error)}") from error', "raise",
+        "test_bad_ports"),
+    Bug("endless_patience", "conformance", "a program that hangs is asked again for every case",
+        PROGRAMS, "if self._hangs >= MOST_HANGS:", "if False:", "test_bad_ports"),
+    Bug("children_go_on", "conformance", "what a killed program has started goes on",
+        PROGRAMS, "os.killpg(self._process.pid, signal.SIGKILL)", "self._process.kill()", "test_bad_ports"),
+    Bug("truths_are_numbers_of_messages", "conformance", "an answer to `true` is one to message 1",
+        PROGRAMS, "if type(found) is not int or found != seq:", "if found != seq:", "test_bad_ports"),
+    Bug("junit_as_it_comes", "conformance", "JUnit holds what XML cannot hold",
+        REPORT, '_xml(f"grains_ref conformance of {run.port}")', 'f"grains_ref conformance of {run.port}"',
+        "test_bad_ports"),
+    Bug("terminal_obeys", "conformance", "what a port says reaches the terminal as it is",
+        REPORT, 'return Text(printable(text, keep="\\n\\t"))', "return Text(text)", "test_bad_ports"),
     Bug("every_sign_right", "conformance", "a component is right with either sign",
         COMPARE, "rows = [u, *(", "rows = [u, -u, *(", "test_one_truth"),
     Bug("rows_of_any_layer", "conformance", "a row that is right in one layer is right in all",

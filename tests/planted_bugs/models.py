@@ -110,7 +110,7 @@ BUGS = (
         WEIGHTS, "if model.family.marker:", "if False:", "test_families"),
     Bug("hooks_left_behind", "loading", "a failing check leaves its hooks on the caller's model",
         PROOF, "with Hooks([(block, hook) for block in blocks]):",
-        "Hooks([(block, hook) for block in blocks]).__enter__()\n    if True:", "test_models"),
+        "Hooks([(block, hook) for block in blocks]).__enter__()\nif True:", "test_models"),
     Bug("batches_without_a_limit", "generation", "prompts are scored at once whatever memory that takes",
         SCORING, "or tokens_if_added > BATCH_TOKENS", "", "test_models"),
     Bug("tower_of_the_decoder", "features", "Qwen2.5-VL's vision tower is taken to be as deep as its decoder",

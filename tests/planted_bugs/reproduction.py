@@ -3,6 +3,7 @@
 from planted_bugs.planting import Bug
 
 CELLS = "grains_ref/reproduction/cells.py"
+KEPT = "grains_ref/reproduction/kept.py"
 CURVES = "grains_ref/reproduction/curves.py"
 ROWS = "grains_ref/reproduction/rows.py"
 STATISTICS = "grains_ref/reproduction/statistics.py"
@@ -10,8 +11,13 @@ TRANSFER = "grains_ref/reproduction/transfer.py"
 PAGES = "grains_ref/reproduction/pages.py"
 BUGS = (
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
-        CELLS, 'if cell.get("version") == VERSION and cell.get("row") == name', 'if cell.get("row") == name',
-        "test_reproduction"),
+        KEPT, 'if cell["version"] != VERSION:', "if False:", "test_reproduction"),
+    Bug("damage_is_not_said", "reproduction", "a damaged cell is run again without a word",
+        KEPT, "on_damage(error)\n            cell = None", "cell = None", "test_kept"),
+    Bug("cells_of_any_shape", "reproduction", "a cell is believed whatever it holds",
+        KEPT, "if problem := problem_of(cell):", 'if problem := "":', "test_kept"),
+    Bug("cells_of_other_weights", "reproduction", "cells that were made with other inputs are mixed in",
+        KEPT, "name in found and found[name] != inputs[name]", "name in found and False", "test_kept"),
     Bug("longest_answers_cut", "reproduction", "generations are as long as the shortest reference",
         CELLS, "new = max(len(row.response) for row in rows) + 2", "new = min(len(row.response) for row in rows)",
         "test_cells"),

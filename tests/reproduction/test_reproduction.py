@@ -23,7 +23,7 @@ from grains_ref.demo.summary import summarise
 from grains_ref.evaluation.measures import margins
 from grains_ref.evaluation.metrics import holm, sign_flip_p
 from grains_ref.grains import PRESETS, Steering, fit, integrated_gradients
-from grains_ref.reproduction import cells, curves, pages, paper, rows, statistics
+from grains_ref.reproduction import cells, curves, kept, pages, paper, rows, statistics
 from grains_ref.reproduction.full import COLUMNS, without_planted_rows
 
 pytestmark = pytest.mark.cpu
@@ -50,7 +50,7 @@ def test_every_row_that_can_be_run_stands_somewhere() -> None:
 
 def test_cells_have_files_of_their_own() -> None:
     names = [*rows.TEXT, *rows.VISUAL, *curves.CURVES]
-    paths = {cells.cell_path(Path(), "simple", 0, name) for name in names}
+    paths = {kept.cell_path(Path(), "simple", 0, name) for name in names}
     assert len(paths) == len(set(names))
 
 
@@ -81,7 +81,7 @@ def test_the_full_rung_asks_for_nothing_that_only_a_planted_world_has() -> None:
 # --- what a table says of its cells
 
 
-def cell(*draws: dict[str, Any]) -> cells.Cell:
+def cell(*draws: dict[str, Any]) -> kept.Cell:
     return {"draws": list(draws)}
 
 
@@ -95,7 +95,7 @@ SPEC = paper.TableSpec("t", "T", "text", ("right",), {"Base": "unsteered", "Ours
 
 
 @pytest.fixture
-def some_cells() -> dict[tuple[str, int, str], cells.Cell]:
+def some_cells() -> dict[tuple[str, int, str], kept.Cell]:
     base = draw("000000", label="unsteered", strength=0.0)
     found = {("simple", seed, "unsteered"): cell(base) for seed in (0, 1)}
     found["simple", 0, "GrAInS"] = cell(draw("111000"))
@@ -403,11 +403,11 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`cells.run` in this process, with a fake measurement."""
     names: list[str] = []
 
-    def fill(lab: Any, name: str) -> cells.Cell:
+    def fill(lab: Any, name: str) -> kept.Cell:
         if name == "gradient":
             raise MemoryError
         names.append(name)
-        return {"draws": []}
+        return {"draws": [draw("01")]}
 
     def run(work: Any, units: Any, tick: Any, *, workers: int) -> None:
         for unit in units:
@@ -418,8 +418,13 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def left(folder: Path, *names: str) -> list[kept.Unit]:
+    """The units that are still to be run."""
+    return kept.missing(folder, [("simple", 0, name) for name in names], on_damage=lambda problem: None)
+
+
 def run(folder: Path, *names: str) -> None:
-    units = cells.missing(folder, [("simple", 0, name) for name in names])
+    units = left(folder, *names)
     cells.run(folder, units, make_lab=lambda *_: FakeLab(), workers=1, tick=lambda *_: None)  # type: ignore[arg-type, return-value]
 
 
@@ -429,15 +434,17 @@ def test_finished_cells_are_kept_when_a_later_one_fails(filled: list[str], tmp_p
     assert filled == ["GrAInS", "mean"]
     run(tmp_path, "GrAInS", "mean", "CAA")
     assert filled == ["GrAInS", "mean", "CAA"]
-    assert json.loads(cells.facts_path(tmp_path, "simple", 0).read_text()) == ["a", "b"]
+    assert kept.read_facts(tmp_path, "simple", 0) == ["a", "b"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"row": "mean", "version": "0.0.0"}', '{"row": "CAA"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"row": "mean", "version": "0.0.0"}', '{"row": "CAA"}', "[" * 20_000]
+)
 def test_a_damaged_cell_or_one_of_another_version_is_run_again(filled: list[str], tmp_path: Path, content: str) -> None:
     run(tmp_path, "mean")
-    assert not cells.missing(tmp_path, [("simple", 0, "mean")])
-    cells.cell_path(tmp_path, "simple", 0, "mean").write_text(content)
-    assert cells.missing(tmp_path, [("simple", 0, "mean")]) == [("simple", 0, ("mean",))]
+    assert not left(tmp_path, "mean")
+    kept.cell_path(tmp_path, "simple", 0, "mean").write_text(content)
+    assert left(tmp_path, "mean") == [("simple", 0, ("mean",))]
     run(tmp_path, "mean")
     assert filled == ["mean", "mean"]
 
@@ -445,7 +452,7 @@ def test_a_damaged_cell_or_one_of_another_version_is_run_again(filled: list[str]
 # --- the command
 
 
-def measured(lab: Any, name: str) -> cells.Cell:
+def measured(lab: Any, name: str) -> kept.Cell:
     """What a cell could hold, a little different for every row."""
     if name == "figure 3":
         return {"curve": {sign: [float(len(sign) * k) for k in range(1, 11)] for sign in pages.COLOURS}}

@@ -1,9 +1,11 @@
-"""A fit that is killed at every operation on the disk in turn, and taken up by the same command.
+"""A fit, sweep or reproduction that is killed at every operation on the disk in turn, and taken up by the same command.
 
-    python kills.py FOLDER
+    python kills.py FOLDER fit|sweep|reproduction [EVERY]
+
+EVERY: 3 for every third operation only.
 
 Each run is a process of its own that ends by `os._exit` in the middle of the operation, as `kill -9` would: no
-`finally`, no clean-up. Prints the number of operations that one fit takes.
+`finally`, no clean-up. Prints the number of operations that one run takes.
 """
 
 from __future__ import annotations
@@ -16,10 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robustness.work_folders import fit_in
-
-from grains_ref.files import is_draft
-from grains_ref.fitting.work_folder import open_work_folder
+from grains_ref.files import is_draft, is_lock, only_writer, only_writer_of, write_whole
 
 OPERATIONS = ("open", "mkdir", "replace", "unlink", "rmdir", "fsync", "fchmod", "fdopen")
 KILLED = 9
@@ -27,11 +26,61 @@ KILLED = 9
 
 def whole_fit(folder: Path) -> int:
     """What the command does: fit, save, discard. How many examples were there already."""
-    with open_work_folder(folder / "v.work") as work:
+    from robustness.work_folders import fit_in
+
+    from grains_ref.fitting.work_folder import open_work_folder
+
+    with only_writer_of(folder / "v", what="a fit"), open_work_folder(folder / "v.work") as work:
         record = fit_in(work)
         record.vectors.save(folder / "v")
         assert work.discard() == []
     return record.resumed
+
+
+def whole_sweep(folder: Path) -> int:
+    """The same of a sweep: how many pieces were there already."""
+    from robustness.sweeps import SMALL, n_pieces, sweep_in
+
+    from grains_ref.fitting.work_folder import open_work_folder
+
+    with only_writer_of(folder / "v", what="a sweep"), open_work_folder(folder / "v.work", work="sweep") as work:
+        found, calls = sweep_in(work, **SMALL)
+        settings = [(tried.setting.setting(), tried.accuracy) for tried in found.tried]
+        write_whole(folder / "v", repr((settings, found.record(), found.left_out, found.best.fit.v.tolist())))
+        assert work.discard() == []
+    return n_pieces() - len(calls)
+
+
+def whole_reproduction(folder: Path) -> int:
+    """The same of a reproduction, whose cells stay: how many were there already."""
+    from robustness.cell_files import FACTS, FIGURES
+
+    from grains_ref.reproduction import cells, kept
+
+    class SmallLab:
+        facts = FACTS
+
+    wanted = [("simple", 0, name) for name in FIGURES]
+    cells.fill = lambda lab, name: FIGURES[name]
+    with only_writer(folder, what="a reproduction"):
+        kept.claim(folder, {"rung": "tiny"})
+        units = kept.missing(folder, wanted, on_damage=lambda problem: None)
+        for unit in units:
+            cells._fill_unit(folder, lambda *_: SmallLab(), unit, lambda *_: None)  # type: ignore[arg-type, return-value]
+        read = [kept.read_cell(folder, *place) for place in wanted]
+        write_whole(folder / "v", repr((read, kept.read_facts(folder, "simple", 0))))
+    return len(wanted) - sum(len(names) for _, _, names in units)
+
+
+def pieces(folder: Path) -> int:
+    """How many finished pieces lie in a folder."""
+    files = [*folder.glob("v.work/*"), *folder.glob("cells/*/*/*.json")]
+    records = ("fit.json", "sweep.json", "facts.json")
+    return sum(path.name not in records and not is_draft(path) and not is_lock(path) for path in files)
+
+
+RUNS: dict[str, Callable[[Path], int]] = {"fit": whole_fit, "sweep": whole_sweep, "reproduction": whole_reproduction}
+STAYS = {"v", "cells", "inputs.json"}
 
 
 def kill_at(last: int) -> None:
@@ -65,31 +114,32 @@ def in_a_process(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(parent: Path) -> None:
-    """Kill at operation 0, 1, 2, ... until a fit comes to its end."""
+def main(parent: Path, kind: str, every: int) -> None:
+    """Kill at operation 0, 1, 2, ... until a run comes to its end."""
+    run = RUNS[kind]
     (parent / "whole").mkdir()
-    whole_fit(parent / "whole")
+    run(parent / "whole")
     expected = (parent / "whole" / "v").read_bytes()
-    for last in itertools.count():
+    for last in itertools.count(step=every):
         folder = parent / "killed"
         folder.mkdir()
 
-        def killed_fit(folder: Path = folder, last: int = last) -> None:
+        def killed_run(folder: Path = folder, last: int = last) -> None:
             kill_at(last)
-            whole_fit(folder)
+            run(folder)
 
-        status = in_a_process(killed_fit)
+        status = in_a_process(killed_run)
         assert status in (0, KILLED), f"operation {last}: exit status {status}"
-        finished = len(list(folder.glob("v.work/*.safetensors")))
-        assert whole_fit(folder) == finished, f"operation {last}: a finished example was lost"
-        left = [path.name for path in folder.iterdir() if not is_draft(path)]
-        assert left == ["v"], f"operation {last}: {left}"
-        assert (folder / "v").read_bytes() == expected, f"operation {last}: other vectors"
-        shutil.rmtree(folder)
         if status == 0:
             print(last)
             return
+        finished = pieces(folder)
+        assert run(folder) == finished, f"operation {last}: something finished was lost"
+        left = {path.name for path in folder.iterdir() if not is_draft(path)}
+        assert left <= STAYS, f"operation {last}: {left}"
+        assert (folder / "v").read_bytes() == expected, f"operation {last}: other results"
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 1)

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
+from types import ModuleType
 
 import pytest
-from robustness import vector_files, work_folders
+from robustness import (
+    cell_files,
+    judge_answers,
+    port_answers,
+    reports,
+    sweeps,
+    vector_files,
+    verdict_files,
+    work_folders,
+)
 
 pytestmark = pytest.mark.cpu
 
@@ -30,3 +41,23 @@ def test_every_kind_of_damage_changes_the_file(kind: object) -> None:
     rng = random.Random(1)
     original = vector_files.originals()[0]
     assert any(kind(rng, original) != original for _ in range(5))  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("module", "n", "outcomes"),
+    [
+        (judge_answers, 150, {"accepted", "refused"}),
+        (verdict_files, 150, {"accepted", "refused"}),
+        (cell_files, 60, {"accepted", "refused"}),
+        (port_answers, 100, {"accepted", "refused"}),
+        (reports, 10, {"accepted"}),
+        (sweeps, 12, {"refused"}),
+    ],
+    ids=lambda value: value.__name__.rpartition(".")[2] if isinstance(value, ModuleType) else "",
+)
+def test_what_is_damaged_is_refused_or_means_the_same(
+    tmp_path: Path, module: ModuleType, n: int, outcomes: set[str]
+) -> None:
+    rng = random.Random(0)
+    assert {module.campaign(rng, tmp_path) for _ in range(n)} == outcomes

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from grains_ref.conformance.live.distances import BadAnswer, is_fingerprint, to_numpy
+from grains_ref.conformance.compare import MANY, BadOutput, numbers
+from grains_ref.conformance.live.distances import BadAnswer, check_fingerprint, is_fingerprint, to_numpy
 from grains_ref.conformance.live.reference import Values
+from grains_ref.conformance.ports import told_by
 from grains_ref.data import PreferencePair
 from grains_ref.models import HuggingFaceModel
 
@@ -68,14 +70,16 @@ class Answers:
             raise BadAnswer(f"live_contrast must return {' and '.join(names)}; got {type(answer).__name__}")
         shape = (len(self.model.blocks), self.model.width)
         advice = "The rows are decoder blocks."
-        return {name: _array(f"live_contrast: {name}", answer[name], shape, advice) for name in names}
+        return {name: _array(f"live_contrast: {name}", answer[name], shape, advice, is_large=True) for name in names}
 
     def steer(self, v: np.ndarray, lam: float) -> Any:
         """live_steer's logits (R, V)."""
         n = len(self.model.response_ids(self.pair.prompt, self.pair.chosen))
         logits = self._call("live_steer", self.pair.chosen, self.pair.rejected, v, lam)
         shape = (n, self.model.text_config.vocab_size)
-        return _array("live_steer", logits, shape, "One row per token of chosen; it predicts that token.")
+        return _array(
+            "live_steer", logits, shape, "One row per token of chosen; it predicts that token.", is_large=True
+        )
 
     def edit(self, h: np.ndarray, v: np.ndarray, lam: float) -> np.ndarray:
         """live_edit's states, of h's shape."""
@@ -84,10 +88,15 @@ class Answers:
     def selection(self, a: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, list[int]]:
         """live_selection's two sets."""
         answer = self._call_bare("live_selection", a, eligible, k)
-        try:
-            return {name: [int(j) for j in answer[name]] for name in ("pos", "neg")}
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadAnswer(f"live_selection must return {{'pos': [...], 'neg': [...]}}: {error!r}") from error
+        if not isinstance(answer, Mapping) or {"pos", "neg"} - set(answer):
+            raise BadAnswer(f"live_selection must return {{'pos': [...], 'neg': [...]}}; got {type(answer).__name__}")
+        sets = {}
+        for name in ("pos", "neg"):
+            indices = _numbers_of(f"live_selection: {name}", answer[name])
+            if indices.ndim != 1 or not (np.abs(indices) < MANY).all() or not (indices == np.round(indices)).all():
+                raise BadAnswer(f"live_selection: {name} must be a list of token indices")
+            sets[name] = [int(j) for j in indices]
+        return sets
 
     def batch(self, pairs: Sequence[PreferencePair]) -> list[Values]:
         """live_batch's numbers, as `objective` has them, for every pair."""
@@ -111,25 +120,34 @@ class Answers:
         copies = [value.copy() if isinstance(value, np.ndarray) else value for value in arguments]
         try:
             return function(self.handle, *copies, **options)
-        except Exception as error:
-            raise BadAnswer(f"{name} raised {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit too
+            raise BadAnswer(f"{name} raised {told_by(error)}") from error
 
     def _numbers(self, name: str, answer: Any) -> Values:
         if not isinstance(answer, Mapping) or {"log_p_pos", "log_p_neg", "f"} - set(answer):
-            raise BadAnswer(f"{name} must return log_p_pos, log_p_neg and f; got {answer!r:.200}")
+            raise BadAnswer(f"{name} must return log_p_pos, log_p_neg and f; got {type(answer).__name__}")
         return {key: _array(f"{name}: {key}", answer[key], ()) for key in ("log_p_pos", "log_p_neg", "f")}
 
 
-def _array(name: str, value: Any, shape: tuple[int, ...], advice: str = "") -> Any:
-    """The answer as float64; fingerprints stay what they are, for `rows_apart`."""
-    if is_fingerprint(value) or (isinstance(value, list) and value and all(map(is_fingerprint, value))):
+def _array(name: str, value: Any, shape: tuple[int, ...], advice: str = "", *, is_large: bool = False) -> Any:
+    """The answer as float64; is_large: fingerprints may stand for it, and stay what they are, for `rows_apart`."""
+    several = value if isinstance(value, list) and value else [value]
+    if is_large and all(map(is_fingerprint, several)):
+        for one in several:
+            check_fingerprint(name, one)
         return value
-    try:
-        array = to_numpy(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BadAnswer(f"{name}: no array of numbers: {error}") from error
+    array = _numbers_of(name, value)
     if array.shape != shape:
         raise BadAnswer(f"{name}: the shape is {array.shape}; expected {shape}. {advice}".rstrip())
     if not np.isfinite(array).all():
         raise BadAnswer(f"{name}: {int((~np.isfinite(array)).sum())} values are NaN or infinite")
     return array
+
+
+def _numbers_of(name: str, value: Any) -> np.ndarray:
+    try:
+        return to_numpy(value) if isinstance(value, Tensor) else numbers(name, value)
+    except (BadOutput, TypeError, ValueError, RuntimeError) as error:  # a tensor of no numbers, or on no device
+        raise BadAnswer(str(error)) from error

@@ -31,6 +31,7 @@ from grains_ref.conformance.live.reference import (
     steer_of,
     upcast,
 )
+from grains_ref.conformance.ports import told_by
 from grains_ref.data import PreferencePair
 from grains_ref.grains import mask, select
 from grains_ref.models import HuggingFaceModel
@@ -82,7 +83,7 @@ def check_live(
         problem = "no pairs were given" if not pairs else f"the port defines none of {', '.join(FUNCTIONS)}"
         raise ValueError(f"nothing to check: {problem}")
     source = model if path is None else path
-    handle = port.LOAD(source) if hasattr(port, "LOAD") else source
+    handle = _loaded(port, source)
     reference = upcast(model) if oracle else model
     results: list[LiveResult] = []
     for i, pair in enumerate(pairs):
@@ -91,6 +92,22 @@ def check_live(
         for seed in seeds:
             results += checks.run(seed, checks.drawn(np.random.default_rng([seed, i]), k))
     return results
+
+
+def _loaded(port: Any, source: Any) -> Any:
+    """What the port's `LOAD` makes of the model; the model itself without one.
+
+    Raises:
+        ValueError: it raised, or tried to end the program.
+    """
+    if not hasattr(port, "LOAD"):
+        return source
+    try:
+        return port.LOAD(source)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"the port's LOAD raised {told_by(error)}") from error
 
 
 Found: TypeAlias = tuple[float, float, str]  # error, allowed, what it means if it is too large
@@ -147,6 +164,9 @@ class PairChecks:
                 yield LiveResult(name, self.pair.id, seed, "skipped", message=str(skip))
             except BadAnswer as bad:
                 yield LiveResult(name, self.pair.id, seed, "failed", math.inf, message=str(bad))
+            except (TypeError, ValueError, ArithmeticError, LookupError) as problem:  # what no rule foresaw
+                message = f"the answer cannot be judged: {told_by(problem)}"
+                yield LiveResult(name, self.pair.id, seed, "failed", math.inf, message=message)
             else:
                 passed: Status = "undecidable" if allowed > HOPELESS else "passed"
                 status: Status = passed if error <= allowed else "failed"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from grains_ref.conformance.compare import BadOutput, numbers
+
 SKETCH = 64  # numbers in a fingerprint's sketch
 
 
@@ -90,6 +92,23 @@ def _hash(z: np.ndarray) -> np.ndarray:
 def is_fingerprint(value: Any) -> bool:
     """Whether an answer is a fingerprint, not an array."""
     return isinstance(value, Mapping) and {"shape", "norm", "mean", "sketch"} <= set(value)
+
+
+def check_fingerprint(name: str, value: Mapping[str, Any]) -> None:
+    """Refuse a fingerprint whose fields are not what `fingerprint` makes.
+
+    Raises:
+        BadAnswer: something is no number, not finite, or of another size.
+    """
+    shape = value["shape"]
+    try:
+        found = [numbers(field, value[field]) for field in ("norm", "mean", "sketch")]
+        sizes = list(shape) if isinstance(shape, (list, tuple)) else [None]
+    except BadOutput as error:
+        raise BadAnswer(f"{name}: a fingerprint whose {error}") from error
+    is_right = [array.shape for array in found] == [(), (), (SKETCH,)] and all(type(n) is int for n in sizes)
+    if not is_right or not all(np.isfinite(array).all() for array in found):
+        raise BadAnswer(f"{name}: a fingerprint needs a shape, a norm, a mean and a sketch of {SKETCH} finite numbers")
 
 
 def fingerprints_apart(got: Mapping[str, Any], want: Mapping[str, Any]) -> float:

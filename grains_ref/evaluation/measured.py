@@ -1,0 +1,158 @@
+"""What a sweep has finished, kept in its work folder: every score, shift and accuracy is computed once.
+
+Each is known by the settings that it depends on, so that the grid may change between two runs; what everything depends
+on (examples, dev pairs, tasks, model, software) is in the folder's record and may not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from grains_ref.files import digest_of
+from grains_ref.fitting.resumable import tokens_digest
+from grains_ref.fitting.work_folder import AGAIN, WorkFolder, WorkFolderError
+from grains_ref.grains import (
+    Example,
+    HyperParameters,
+    Shift,
+    at_least_float32,
+    eligible_tokens,
+    select,
+)
+from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.vectors import library_versions
+
+Figures = Mapping[str, Any]
+
+
+def rows_digest(rows: Sequence[TokenRow]) -> str:
+    """SHA-256 of what a model is asked: token ids and pictures."""
+    seen = [[row.prompt, row.response, row.picture.digest if row.picture else ""] for row in rows]
+    return digest_of(json.dumps(seen).encode())
+
+
+def inputs_of(
+    model: HuggingFaceModel, examples: Sequence[Example], dev: Sequence[TokenRow], tasks: Sequence[TokenRow]
+) -> dict[str, Any]:
+    """What everything in a sweep depends on, whatever is tried."""
+    return {
+        "examples": tokens_digest(examples),
+        "dev_pairs": rows_digest(dev),
+        "tasks": rows_digest(tasks),
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.hf.dtype),
+        "device": model.device.type,
+        "versions": library_versions(),
+    }
+
+
+class Measured:
+    """Looks up what is finished, and keeps what is computed; without a folder, computes everything.
+
+    Raises, as all its methods do:
+        WorkFolderError: the folder holds another sweep, or a file in it is damaged.
+    """
+
+    def __init__(self, folder: WorkFolder | None, inputs: Mapping[str, Any]) -> None:
+        self._folder = folder
+        if folder:
+            folder.claim(inputs, names=())
+
+    def scores(self, hp: HyperParameters, i: int, example: Example, compute: Callable[[], Tensor]) -> Tensor:
+        """The scores (T,) of example i."""
+        if not self._folder:
+            return compute()
+        name = f"scores-{_digest(hp.as_dict())}-{i:06d}"
+        kept = self._folder.read(name, shapes={"a": example.encoded.ids.shape}, dtype=_dtype(example))
+        if kept:
+            return kept.tensors["a"]
+        a = compute()
+        self._folder.write(name, {"a": a}, {})
+        return a
+
+    def shift(
+        self, hp: HyperParameters, i: int, example: Example, a: Tensor, compute: Callable[[], Shift], *, layers: Any
+    ) -> Shift:
+        """The shift of example i, whose scores are a; layers: (L, d)."""
+        if not self._folder:
+            return compute()
+        name = f"shift-{_digest(hp.as_dict())}-{i:06d}"
+        kept = self._folder.read(name, shapes={"delta_pos": layers, "delta_neg": layers}, dtype=_dtype(example))
+        if kept:
+            selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+            return Shift(a, selection, kept.tensors["delta_pos"], kept.tensors["delta_neg"])
+        computed = compute()
+        tensors = {"delta_pos": computed.delta_pos, "delta_neg": computed.delta_neg}
+        if all(tensor.isfinite().all() for tensor in tensors.values()):  # else the fit refuses them
+            self._folder.write(name, tensors, {})
+        return computed
+
+    def right(self, n: int, compute: Callable[[], Sequence[bool]]) -> list[bool]:
+        """Which of the n tasks the unsteered model answers rightly."""
+
+        def figures() -> Figures:
+            return {"right": "".join("1" if is_right else "0" for is_right in compute())}
+
+        kept = self._figures("unsteered", figures)
+        bits = kept.get("right")
+        if not isinstance(bits, str) or len(bits) != n or not set(bits) <= {"0", "1"}:
+            raise self._wrong("unsteered")
+        return [bit == "1" for bit in bits]
+
+    def accuracy(self, setting: Any, compute: Callable[[], float]) -> float:
+        """A setting's accuracy on dev.
+
+        Raises:
+            ArithmeticError: it has none; kept with its message.
+        """
+        name = f"dev-{_digest(setting)}"
+        kept = self._figures(name, lambda: _or_overflow("accuracy", compute))
+        if isinstance(kept.get("overflow"), str):
+            raise FloatingPointError(kept["overflow"])
+        accuracy = kept.get("accuracy")
+        if type(accuracy) is not float or not 0 <= accuracy <= 1:
+            raise self._wrong(name)
+        return accuracy
+
+    def wrong(self, setting: Any, compute: Callable[[], int]) -> int:
+        """How many tasks a setting answers wrongly, counted as far as is allowed; raises as `accuracy` does."""
+        name = f"tasks-{_digest(setting)}"
+        kept = self._figures(name, lambda: _or_overflow("wrong", compute))
+        if isinstance(kept.get("overflow"), str):
+            raise FloatingPointError(kept["overflow"])
+        wrong = kept.get("wrong")
+        if type(wrong) is not int or wrong < 0:
+            raise self._wrong(name)
+        return wrong
+
+    def _figures(self, name: str, compute: Callable[[], Figures]) -> Figures:
+        if not self._folder:
+            return compute()
+        kept = self._folder.read_figures(name)
+        if kept is None:
+            kept = dict(compute())
+            self._folder.write_figures(name, kept)
+        return kept
+
+    def _wrong(self, name: str) -> WorkFolderError:
+        assert self._folder
+        return WorkFolderError(f"{self._folder.path / name}.json holds figures of another kind; {AGAIN}")
+
+
+def _or_overflow(name: str, compute: Callable[[], float]) -> Figures:
+    try:
+        return {name: compute()}
+    except ArithmeticError as error:
+        return {"overflow": str(error)}
+
+
+def _digest(setting: Any) -> str:
+    return digest_of(json.dumps(setting, sort_keys=True).encode())[:16]
+
+
+def _dtype(example: Example) -> Any:
+    return at_least_float32(example.encoded.embeds)
