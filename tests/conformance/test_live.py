@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ports.live_ports import PlainPort, reference_port, with_fingerprints
 
 from grains_ref.conformance import live
 from grains_ref.conformance.live import FUNCTIONS, LiveResult, check_live, fingerprint
+from grains_ref.conformance.live.check import Finding, Noisy, judged
 from grains_ref.data import PreferencePair
 from grains_ref.models.families import Picture
 from grains_ref.tiny_models import random_models, random_vision_models
@@ -192,6 +194,29 @@ def test_crashes_wrong_shapes_and_missing_functions_are_told_apart() -> None:
         check_live(random_llama(), [pair(1)], SimpleNamespace())
     with pytest.raises(ValueError, match="no pairs were given"):
         check_live(random_llama(), [], PlainPort())
+
+
+def test_a_pair_is_allowed_the_noise_of_the_noisiest_pair_that_can_be_decided() -> None:
+    noise = {"quiet": 1e-5, "noisy": 1e-3, "hopeless": 1.0}
+    errors = {"quiet": 2e-3, "noisy": 4e-3, "hopeless": 1.0}
+    findings = [Finding("steer", name, 0, Noisy(errors[name], noise[name], "")) for name in noise]
+    findings.append(Finding("contrast", "quiet", 0, Noisy(2e-3, 1e-5, "")))  # another check has its own noise
+    results = judged(findings, torch.float32)
+    assert [r.status for r in results] == ["passed", "failed", "undecidable", "failed"]
+    assert [r.allowed for r in results] == pytest.approx([3e-3, 3e-3, 3.0, 3e-5])
+
+
+def test_float32_is_compared_with_float64_and_both_numbers_can_be_told_apart() -> None:
+    model = random_llama()
+    assert live.reference.upcast(model).hf.dtype == torch.float64
+    assert model.hf.dtype == torch.float32
+    port = reference_port()
+    right = port.live_objective
+    port.live_objective = lambda *arguments: {name: value + 1e-2 for name, value in right(*arguments).items()}
+    (told,) = [r.message for r in check_live(model, [pair(1)], port, m=1) if r.check == "objective"]
+    got, want = re.findall(r"(-?[0-9.]+) nats, expected (-?[0-9.]+)", told)[0]
+    assert got != want
+    assert "off by +1.00e-02" in told
 
 
 def test_where_noise_hides_everything_nothing_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,16 @@ returned, or the path itself where it has none. For a pair with a picture every 
 Any subset will do; what is missing is reported as skipped. Instead of an array a function may return its `fingerprint`,
 or a list with one per row. Two kinds of checks:
 
-**against the oracle**, by the rule of three: with the oracle in float32 on the same weights,
+**against the oracle**, by the rule of three: with the oracle on the same weights, in float64 where a small model is in
+float32 and in float32 where the model is in half precision,
 
     error(port) <= 3 * max(noise, floor)        noise = the worst error of the reference in the model's own dtype
 
-over its legal ways to compute (plain, padded on the left, as a batch). A float32 model is its own oracle, and only the
-order of its sums is left as noise. Where the allowed error is above one half, nothing can be told: `undecidable`. (In
-contrast such layers are left out, if there are others: the shift of a token that a layer cannot see is rounding only.)
+over its legal ways to compute (plain, padded on the left, as a batch, with another kernel of attention) and over all
+pairs of the run: the noise of one pair may be small by luck. A large float32 model is its own oracle, and only the
+order of its sums is left as noise. Where the allowed error is above one half, nothing can be told: `undecidable`; such
+a pair does not count for the others. (In contrast such layers are left out, if there are others: the shift of a token
+that a layer cannot see is rounding only.)
 
 **relations** that every right port keeps, whatever the oracle says; they need no float32 copy of the model.
 
