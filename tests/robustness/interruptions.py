@@ -29,10 +29,11 @@ from command import SIMPLE
 from robustness import kills, work_folders
 from typer.testing import CliRunner
 
-from grains_ref.cli import app, common
+from grains_ref.cli import app, common, reproduce
 from grains_ref.demo import planted
-from grains_ref.files import FileError, is_draft
+from grains_ref.files import FileError, is_draft, is_lock
 from grains_ref.fitting.work_folder import open_work_folder
+from grains_ref.reproduction.cells import tiny_lab
 from grains_ref.tiny_models.worlds import build_world
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOENT, errno.EMFILE)
@@ -43,6 +44,7 @@ class Undisturbed(NamedTuple):
     """What a command writes where nothing interrupts it, and how long it takes, in seconds."""
 
     content: bytes
+    record: dict[str, Any]  # what it prints
     seconds: float
 
 
@@ -60,6 +62,12 @@ def world() -> Path:
 def fit_command(out: Path) -> list[str]:
     files = ["--pairs", str(world() / "steer.jsonl"), "--out", str(out)]
     return ["fit", *SIMPLE, *files, "--m", "2", "--aggregation", "mean", "--json"]
+
+
+def sweep_command(out: Path) -> list[str]:
+    files = [f"--{name}={world() / file}.jsonl" for name, file in (("pairs", "steer"), ("dev", "dev"))]
+    grid = ["--tasks", str(world() / "dev_tasks.jsonl"), "--lam", "5,16", "--k", "2,3", "--max-loss", "100"]
+    return ["sweep", *SIMPLE, *files, *grid, "--aggregation", "mean", "--out", str(out), "--json"]
 
 
 # --- running a command
@@ -83,8 +91,8 @@ def finish(command: list[str]) -> Any:
     return json.loads(result.stdout)
 
 
-def start(command: list[str]) -> int:
-    """The command in a process of its own, with the group of processes that it may start: its number."""
+def start(action: Callable[[], int]) -> int:
+    """The action in a process of its own, with the group of processes that it may start: its number."""
     child = os.fork()
     if child:
         return child
@@ -95,12 +103,21 @@ def start(command: list[str]) -> int:
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with loaded_once():
-            status = app(command, standalone_mode=False) or 0  # this mode returns the exit code
+        status = action()
     except KeyboardInterrupt:
         status = 130
     finally:
         os._exit(status)
+
+
+def as_command(arguments: list[str]) -> Callable[[], int]:
+    """The action of a command; its exit code."""
+
+    def action() -> int:
+        with loaded_once():
+            return app(arguments, standalone_mode=False) or 0  # this mode returns the exit code
+
+    return action
 
 
 def ended(child: int) -> int:
@@ -110,14 +127,23 @@ def ended(child: int) -> int:
 
 @functools.cache
 def undisturbed_fit() -> Undisturbed:
+    return _undisturbed(fit_command)
+
+
+@functools.cache
+def undisturbed_sweep() -> Undisturbed:
+    return _undisturbed(sweep_command)
+
+
+def _undisturbed(command_to: Callable[[Path], list[str]]) -> Undisturbed:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "v.safetensors"
-        finish(fit_command(out))  # the first one also loads the model
+        finish(command_to(out))  # the first one also loads the model
         content = out.read_bytes()
         begin = time.perf_counter()
-        finish(fit_command(out))
+        record = finish(command_to(out))
         assert out.read_bytes() == content
-        return Undisturbed(content, time.perf_counter() - begin)
+        return Undisturbed(content, _without_paths(record), time.perf_counter() - begin)
 
 
 # --- misfortunes
@@ -126,26 +152,81 @@ def undisturbed_fit() -> Undisturbed:
 def campaign_fit_kills(rng: random.Random, folder: Path) -> str:
     """The command `fit` is ended by one to three signals at random moments, and then let alone."""
     out = folder / "v.safetensors"
-    expected = undisturbed_fit()
-    finished_before = 0
+    return _killed(rng, folder, fit_command(out), undisturbed_fit(), out)
+
+
+def campaign_sweep_kills(rng: random.Random, folder: Path) -> str:
+    """The same for `sweep`; the choice that it prints is the undisturbed one, too."""
+    out = folder / "v.safetensors"
+    return _killed(rng, folder, sweep_command(out), undisturbed_sweep(), out)
+
+
+def _killed(rng: random.Random, folder: Path, command: list[str], expected: Undisturbed, out: Path) -> str:
+    n_kept = 0
     for _ in range(rng.choice([1, 1, 2, 3])):
-        child = start(fit_command(out))
+        child = start(as_command(command))
         time.sleep(rng.uniform(0, 1.2 * expected.seconds))
         os.kill(child, rng.choice(SIGNALS))
         status = ended(child)
         assert status in (0, 130, -signal.SIGKILL, -signal.SIGTERM), f"exit status {status}"
-        n_kept = len(list(folder.glob("v.safetensors.work/[0-9]*.safetensors")))
+        n_kept, n_before = len(list(folder.glob("v.safetensors.work/*[0-9].safetensors"))), n_kept
         if status == 0:
-            finished_before = 0
+            n_kept = 0
             break
         if out.exists():  # killed between saving and tidying up
             assert out.read_bytes() == expected.content
-        assert n_kept >= finished_before or out.exists(), "a finished example was lost"
-        finished_before = n_kept
-    record = finish(fit_command(out))
-    assert record["resumed"] >= finished_before
+        assert n_kept >= n_before or out.exists(), "something finished was lost"
+    record = finish(command)
+    assert _without_paths(record) == expected.record, "another record than that of an undisturbed run"
     _only(folder, out, expected.content)
-    return "resumed" if record["resumed"] else "finished"
+    return "resumed" if n_kept else "finished"
+
+
+def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("vectors", "resumed")}
+
+
+def campaign_reproduction_kills(rng: random.Random, folder: Path) -> str:
+    """A reproduction of three cells in a worker process is killed, and run again; no worker outlives it."""
+    expected = undisturbed_reproduction()
+    child = start(lambda: reproduce_in(folder))
+    time.sleep(rng.uniform(0, expected.seconds))
+    os.kill(child, rng.choice(SIGNALS))
+    status = ended(child)
+    assert status in (0, 130, -signal.SIGKILL, -signal.SIGTERM), f"exit status {status}"
+    _until_gone(child)
+    finished = {path: path.read_bytes() for path in folder.glob("cells/*/*/*.json") if not is_draft(path)}
+    assert ended(start(lambda: reproduce_in(folder))) == 0
+    for path, content in finished.items():
+        assert path.read_bytes() == content, f"{path.name} was finished and computed again"
+    assert (folder / "record.json").read_bytes() == expected.content, "another record than that of an undisturbed run"
+    return "resumed" if finished and status else "finished"
+
+
+def reproduce_in(folder: Path) -> int:
+    """Figure 3 and the margins of one world and one seed."""
+    plan = reproduce.Plan(tables={}, figures={"figure 3": ("simple",)}, extras={"margins": ("simple",)}, seeds=(0,))
+    reproduce._carry_out(plan, tiny_lab, {"rung": "tiny"}, folder, workers=1, dry_run=False)
+    return 0
+
+
+@functools.cache
+def undisturbed_reproduction() -> Undisturbed:
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        assert ended(start(lambda: reproduce_in(Path(folder)))) == 0
+        return Undisturbed((Path(folder) / "record.json").read_bytes(), {}, time.perf_counter() - begin)
+
+
+def _until_gone(group: int) -> None:
+    """Wait for the end of the workers of a command that has been killed: they notice it by themselves."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a worker went on for ten seconds after its parent was killed")
 
 
 def campaign_fit_races(rng: random.Random, folder: Path) -> str:
@@ -154,7 +235,7 @@ def campaign_fit_races(rng: random.Random, folder: Path) -> str:
     expected = undisturbed_fit()
     children = []
     for _ in range(rng.choice([2, 2, 3])):
-        children.append(start(fit_command(out)))
+        children.append(start(as_command(fit_command(out))))
         time.sleep(rng.uniform(0, 0.5 * expected.seconds))
     statuses = [ended(child) for child in children]
     assert 0 in statuses, statuses
@@ -223,13 +304,13 @@ def _replaced_in_os(replaced: dict[str, Callable[..., Any]]) -> Iterator[None]:
 
 def _only(folder: Path, out: Path, content: bytes) -> None:
     """The one file that is left is the one that was asked for, whole; drafts of a killed writer do no harm."""
-    left = [path.name for path in folder.iterdir() if not is_draft(path) and path.suffix != ".lock"]
+    left = [path.name for path in folder.iterdir() if not is_draft(path) and not is_lock(path)]
     assert left == [out.name], f"left behind: {left}"
     assert out.read_bytes() == content, "other bits than those of an undisturbed run"
 
 
 if __name__ == "__main__":
     for seed in range(int(sys.argv[1])):
-        for campaign in (campaign_fit_kills, campaign_fit_races, campaign_disk_errors):
+        for campaign in (campaign_reproduction_kills, campaign_fit_kills, campaign_sweep_kills, campaign_fit_races):
             with tempfile.TemporaryDirectory() as parent:
                 print(seed, campaign.__name__, campaign(random.Random(seed), Path(parent)), flush=True)
