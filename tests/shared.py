@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import toys
+import typer.testing
 from hypothesis import settings
 
 import grains_ref.tiny_models.worlds
@@ -26,6 +30,17 @@ settings.register_profile("suite", deadline=None, derandomize=True, database=Non
 settings.load_profile("suite")
 
 SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def looked_up_once() -> Iterator[None]:
+    """What stays the same while the suite runs and is slow to find."""
+    with pytest.MonkeyPatch.context() as patch:
+        # For every command that a test runs, typer reads the annotations of all: longer than most commands take.
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
+        # Every fit and every file of vectors names them: each time a search through all that is installed.
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        yield
 
 
 @pytest.fixture(scope="session")
