@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             os.environ.setdefault(name, "1")
         for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # glibc: keep freed memory, no page faults
             os.environ.setdefault(name, str(1 << 28))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker takes the whole of tests/conformance, where answers are remembered from file to file."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndOneFolder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "conformance" if Path(file).parent.name == "conformance" else file
+
+    return FilesAndOneFolder(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import toys
+import typer.testing
 from hypothesis import settings
 
+import grains_ref.fixtures
 import grains_ref.tiny_models.worlds
+from grains_ref.datasets import sources
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.random_models import random_llama, random_qwen2
 from grains_ref.tiny_models.random_vision_models import (
@@ -26,6 +33,33 @@ settings.register_profile("suite", deadline=None, derandomize=True, database=Non
 settings.load_profile("suite")
 
 SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
+MINIATURES = Path(grains_ref.fixtures.__file__).parent / "datasets"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def looked_up_once() -> Iterator[None]:
+    """What stays the same while the suite runs and is slow to find."""
+    with pytest.MonkeyPatch.context() as patch:
+        # For every command that a test runs, typer reads the annotations of all: longer than most commands take.
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
+        # Every fit and every file of vectors names them: each time a search through all that is installed.
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        patch.setattr(sources, "_read_files", miniatures_once(sources._read_files))
+        yield
+
+
+def miniatures_once(read: Callable[[Sequence[Path], str], Any]) -> Callable[[Sequence[Path], str], Any]:
+    """Files of the repository's own stay as they are, and the `datasets` library takes long over each."""
+    known: dict[tuple[Path, ...], Any] = {}
+
+    def read_files(files: Sequence[Path], scratch: str) -> Any:
+        if not all(path.is_relative_to(MINIATURES) for path in files):
+            return read(files, scratch)
+        if tuple(files) not in known:
+            known[tuple(files)] = read(files, scratch)
+        return known[tuple(files)]
+
+    return read_files
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,21 +87,40 @@ def test_a_planted_wrong_import_is_seen(room: str, line: str) -> None:
     assert len(wrong_imports(room, line)) == 1
 
 
-@pytest.mark.parametrize(
-    ("command", "heavy"),
-    [
-        ("import grains_ref.data", "torch numpy transformers PIL rich"),
-        ("import grains_ref.images, grains_ref.files", "torch transformers matplotlib"),
-        ("import grains_ref.datasets", "torch transformers matplotlib"),
-        ("import grains_ref.evaluation.metrics, grains_ref.evaluation.judge", "torch transformers matplotlib"),
-        ("import grains_ref.grains", "transformers matplotlib"),
-        ("import grains_ref.cli", "torch transformers matplotlib"),
-    ],
-)
-def test_light_rooms_stay_light(command: str, heavy: str) -> None:
-    code = f"import sys\n{command}\nprint(*(set('{heavy}'.split()) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+LIGHT = {
+    "import grains_ref.data": "torch numpy transformers PIL rich",
+    "import grains_ref.images, grains_ref.files": "torch transformers matplotlib",
+    "import grains_ref.datasets": "torch transformers matplotlib",
+    "import grains_ref.evaluation.metrics, grains_ref.evaluation.judge": "torch transformers matplotlib",
+    "import grains_ref.grains": "transformers matplotlib",
+    "import grains_ref.cli": "torch transformers matplotlib",
+}
+EACH_IN_A_FRESH_PROCESS = """
+import json, os, sys
+
+for command in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(command)
+        print(json.dumps([command, list(sys.modules)]), flush=True)
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit(f"{command} failed")
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, list[str]]:
+    """By command, the modules that it leaves imported."""
+    command = [sys.executable, "-c", EACH_IN_A_FRESH_PROCESS, *LIGHT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_light_rooms_stay_light(command: str, imported: dict[str, list[str]]) -> None:
+    room = command.split()[1].strip(",")
+    assert room in imported[command]
+    assert set(LIGHT[command].split()) & set(imported[command]) == set()
 
 
 def test_no_file_is_longer_than_one_sitting() -> None:

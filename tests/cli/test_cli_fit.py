@@ -89,6 +89,7 @@ def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--work", tmp_path / "w"]
+    command += ["--m", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(SteeringVectors, "save", full)
         assert "No space left on device" in bad(*command)
@@ -101,7 +102,7 @@ def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, mo
 
 
 def test_a_kept_work_folder_serves_another_aggregation_and_another_k(data: Path, tmp_path: Path) -> None:
-    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "uncentred"]
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "uncentred", "--m", "1"]
     good(*command, "--out", tmp_path / "v", "--keep-work")
     for number, options in enumerate((["--aggregation", "mean"], ["--k", "1", "--mask-baseline", "mean"])):
         fresh, kept = tmp_path / f"fresh{number}", tmp_path / f"kept{number}"

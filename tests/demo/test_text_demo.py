@@ -66,7 +66,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         whole,
         steer=whole.steer[:6],
         causes=whole.causes[:6],
-        dev=(whole.dev[0][:8], whole.dev[1][:12]),
+        dev=(whole.dev[0][:5], whole.dev[1][:8]),
         test=(whole.test[0][:10], whole.test[1][:10]),
         facts=whole.facts[:10],
         lams=(1.6, 6.3),

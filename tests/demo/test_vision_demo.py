@@ -39,8 +39,8 @@ from grains_ref.tiny_models.visual_worlds import LURE, VisualWorld, build_visual
 
 pytestmark = pytest.mark.cpu
 PAPER = PRESETS["paper_vlm"]
-SIZES = {"steer": 6, "dev": 8, "test": 10}
-TASKS = {"dev": 12, "test": 10}
+SIZES = {"steer": 4, "dev": 5, "test": 6}
+TASKS = {"dev": 6, "test": 4}
 
 
 def small_world(name: Any) -> VisualWorld:
@@ -96,7 +96,7 @@ def test_every_row_is_there_with_its_number_of_draws(result: SeedResult) -> None
     assert {row: len(outcomes) for row, outcomes in result.outcomes.items()} == expected
     for outcomes in result.outcomes.values():
         for outcome in outcomes:
-            assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (10, 10, 10)
+            assert (len(outcome.right), len(outcome.rejected), len(outcome.capable)) == (6, 6, 4)
             assert outcome.strength in (0.0, 0.4, 1.0)
 
 

