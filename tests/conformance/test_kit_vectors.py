@@ -400,7 +400,7 @@ def test_junit_holds_whatever_a_program_prints(tmp_path: Path) -> None:
     failed = Result("steering-001", "steering", "float32", "isolated", "failed", message="\x00\x1b[31m<&> é")
     write_junit(Run("mine", ("steering",), ("float32",), (failed,)), tmp_path / "run.xml")
     (failure,) = ElementTree.parse(tmp_path / "run.xml").getroot().iter("failure")
-    assert failure.get("message") == "[31m<&> é"
+    assert failure.get("message") == "\ufffd\ufffd[31m<&> é"
 
 
 def test_json_and_junit_files(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path
         return ["fit", "--model", "tiny:simple-seed0", *places, "--m", "8", "--json"]
 
     work, out = tmp_path / "v.safetensors.work", tmp_path / "v.safetensors"
-    process = interruptions.start(command("v.safetensors"))
+    process = interruptions.start(interruptions.as_command(command("v.safetensors")))
     try:
         while not (work / "000001.safetensors").exists():
             assert os.waitpid(process, os.WNOHANG) == (0, 0)  # it runs

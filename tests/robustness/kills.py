@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from grains_ref.files import is_draft, is_lock, only_writer, only_writer_of, write_whole
 
@@ -61,8 +62,8 @@ def whole_reproduction(folder: Path) -> int:
         facts = FACTS
 
     wanted = [("simple", 0, name) for name in FIGURES]
-    cells.fill = lambda lab, name: FIGURES[name]
-    with only_writer(folder, what="a reproduction"):
+    fill = patch.object(cells, "fill", lambda lab, name: FIGURES[name])
+    with fill, only_writer(folder, what="a reproduction"):
         kept.claim(folder, {"rung": "tiny"})
         units = kept.missing(folder, wanted, on_damage=lambda problem: None)
         for unit in units:
