@@ -57,30 +57,30 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("pair files", "robustness.pairs:campaign_pairs", 500_000, 10_000,
+    Row("pair files", "robustness.pairs:campaign_pairs", 650_000, 13_000,
         "JSONL, JSON, CSV, TSV and gzip in ten shapes: whole, with spoilt rows, with spoilt bytes"),
-    Row("task files", "robustness.pairs:campaign_tasks", 100_000, 10_000, "the same of tasks"),
-    Row("Parquet pair files", "robustness.pairs:campaign_parquet", 20_000, 2_000, "whole, and with spoilt bytes"),
-    Row("vectors files", "robustness.vector_files:campaign", 150_000, 5_000,
+    Row("task files", "robustness.pairs:campaign_tasks", 200_000, 10_000, "the same of tasks"),
+    Row("Parquet pair files", "robustness.pairs:campaign_parquet", 20_000, 2_500, "whole, and with spoilt bytes"),
+    Row("vectors files", "robustness.vector_files:campaign", 60_000, 5_000,
         "flipped bits, cut, spliced, other headers, edited with right digests; loaded, summed, shown, saved again"),
-    Row("pictures", "robustness.pictures:campaign", 100_000, 5_000,
+    Row("pictures", "robustness.pictures:campaign", 30_000, 5_000,
         "seven formats, modes, palettes, EXIF turns; whole, animated, bombs, cut and spoilt bytes"),
-    Row("dataset files", "robustness.readers:campaign", 4_000, 200,
+    Row("dataset files", "robustness.readers:campaign", 1_000, 125,
         "of every registered dataset: spoilt bytes, values, columns, missing and strange files"),
-    Row("uses of hooks", "robustness.hook_uses:campaign", 10_000, 500,
+    Row("uses of hooks", "robustness.hook_uses:campaign", 2_000, 200,
         "every method nested at random in one to four threads or tasks, with exceptions, generators and copies"),
-    Row("answers of a judge", "robustness.judge_answers:campaign", 60_000, 3_000,
+    Row("answers of a judge", "robustness.judge_answers:campaign", 40_000, 4_000,
         "bodies cut, nested, repeated, of every type; broken chunks; keys repeated"),
-    Row("judge caches", "robustness.verdict_files:campaign", 40_000, 2_000,
+    Row("judge caches", "robustness.verdict_files:campaign", 20_000, 4_000,
         "lines flipped, cut, edited, of other judges"),
-    Row("answers of a port", "robustness.port_answers:campaign", 60_000, 3_000,
+    Row("answers of a port", "robustness.port_answers:campaign", 30_000, 4_000,
         "greetings and answers: types, shapes, numbers beyond range, nesting, not JSON"),
-    Row("cells of a reproduction", "robustness.cell_files:campaign", 20_000, 1_000, "flipped, cut, edited, exchanged"),
-    Row("reports", "robustness.reports:campaign", 3_000, 200, "JUnit and terminal, with any character in any text"),
-    Row("work folders of a sweep", "robustness.sweeps:campaign", 5_000, 250, "as those of a fit"),
-    Row("work folders of a fit", "robustness.work_folders:campaign", 30_000, 1_000,
+    Row("cells of a reproduction", "robustness.cell_files:campaign", 10_000, 2_000, "flipped, cut, edited, exchanged"),
+    Row("reports", "robustness.reports:campaign", 1_000, 250, "JUnit and terminal, with any character in any text"),
+    Row("work folders of a sweep", "robustness.sweeps:campaign", 2_000, 500, "as those of a fit"),
+    Row("work folders of a fit", "robustness.work_folders:campaign", 8_000, 1_000,
         "files flipped, cut, exchanged, missing, edited; the fit goes on by its own advice"),
-    Row("disk errors in a fit", "robustness.interruptions:campaign_disk_errors", 5_000, 500,
+    Row("disk errors in a fit", "robustness.interruptions:campaign_disk_errors", 2_000, 500,
         "full, read-only, no permission, I/O error at a random operation, once, twice or for good"),
     Row("kills of fit", "robustness.interruptions:campaign_fit_kills", 200, 50,
         "SIGKILL, SIGTERM or SIGINT to the command at one to three random moments, then run again", 120.0),
@@ -152,9 +152,28 @@ def work(row: Row, start: int, end: int, progress: Path, result: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------- all chunks
+def chunks_of(row: Row, share: float) -> list[tuple[int, int]]:
+    """The inputs of a row, from each number to the next."""
+    total = max(1, round(row.inputs * share))
+    return [(start, min(total, start + row.chunk)) for start in range(0, total, row.chunk)]
+
+
+def _file_of(row: Row, start: int, end: int, folder: Path) -> Path:
+    return folder / f"{row.name.replace(' ', '-')}-{start}-{end}.json"
+
+
+def _of_earlier_run(row: Row, work: Path, share: float) -> list[dict[str, Any]]:
+    """A row that this run leaves out, as the latest run had it that drew all of it; nothing if there is none."""
+    for folder in sorted(work.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+        files = [_file_of(row, start, end, folder) for start, end in chunks_of(row, share)]
+        if all(file.exists() for file in files):
+            return [read_record(file) for file in files]
+    return []
+
+
 def run_chunk(row: Row, start: int, end: int, folder: Path) -> dict[str, Any]:
     """A chunk in a process of its own; one that dies or hangs goes on after the input that did it."""
-    result = folder / f"{row.name.replace(' ', '-')}-{start}-{end}.json"
+    result = _file_of(row, start, end, folder)
     try:
         return read_record(result)
     except FileError:
@@ -193,6 +212,7 @@ def run_chunk(row: Row, start: int, end: int, folder: Path) -> dict[str, Any]:
         "grown_mb": max((p["grown_mb"] for p in parts), default=0.0),
         "seconds": time.perf_counter() - begin,
         "date": datetime.date.today().isoformat(),
+        "sources": folder.name,
     }
     write_record(result, record)
     return record
@@ -243,10 +263,7 @@ def main() -> int:
     rows = [row for row in ROWS if not options.only or row.name in options.only]
     folder = options.work / sources_digest()
     folder.mkdir(parents=True, exist_ok=True)
-    units = []
-    for row in rows:
-        total = max(1, round(row.inputs * options.share))
-        units += [(row, start, min(total, start + row.chunk)) for start in range(0, total, row.chunk)]
+    units = [(row, start, end) for row in rows for start, end in chunks_of(row, options.share)]
     units.sort(key=lambda unit: unit[1])  # a first chunk of every row, then the second ones, ...
     records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
@@ -256,7 +273,10 @@ def main() -> int:
             record = future.result()
             records[row.name].append(record)
             print(f"{n}/{len(units)} {row.name} {start}-{end}: {_words(record)}", flush=True)
-    lines = table(rows, records)
+    for row in ROWS:
+        if row not in rows:
+            records[row.name] = _of_earlier_run(row, options.work, options.share)
+    lines = table(records)
     print("\n".join(lines))
     if options.table:
         _write_between_markers(options.table, lines)
@@ -274,16 +294,16 @@ FAILURES = ("silent", "untyped", "crash", "hang", "slow", "memory")
 BEGIN, END = "<!-- robustness table: begin -->", "<!-- robustness table: end -->"
 
 
-def table(rows: list[Row], records: dict[str, list[dict[str, Any]]]) -> list[str]:
+def table(records: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Markdown: a row for each campaign, with what was drawn, how it ended, and the worst time and growth."""
     lines = [
-        f"Run on {platform.system()} with Python {platform.python_version()}; sources {sources_digest()}.",
+        f"Run on {platform.system()} with Python {platform.python_version()}.",
         "",
-        f"| what | inputs | ended as | {' | '.join(FAILURES)} | slowest, s | memory, MB | date |",
-        "|---|---|---|" + "---|" * (len(FAILURES) + 3),
+        f"| what | inputs | ended as | {' | '.join(FAILURES)} | slowest, s | memory, MB | date | sources |",
+        "|---|---|---|" + "---|" * (len(FAILURES) + 4),
     ]
     all_inputs = 0
-    for row in rows:
+    for row in ROWS:
         outcomes: Counter[str] = Counter()
         failures: Counter[str] = Counter()
         for record in records[row.name]:
@@ -296,8 +316,9 @@ def table(rows: list[Row], records: dict[str, list[dict[str, Any]]]) -> list[str
         slowest = max((record["slowest"] for record in records[row.name]), default=0.0)
         grown = max((record["grown_mb"] for record in records[row.name]), default=0.0)
         dates = sorted({record["date"] for record in records[row.name]})
-        what = f"**{row.name}**: {row.what}"
-        lines.append(f"| {what} | {n:,} | {ended} | {counts} | {slowest:.1f} | {grown:.0f} | {', '.join(dates)} |")
+        sources = sorted({record["sources"] for record in records[row.name]})
+        figures = f"{slowest:.1f} | {grown:.0f} | {', '.join(dates)} | {', '.join(sources)}"
+        lines.append(f"| **{row.name}**: {row.what} | {n:,} | {ended} | {counts} | {figures} |")
     return [*lines, "", f"Together {all_inputs:,} inputs."]
 
 

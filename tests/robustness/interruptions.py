@@ -61,7 +61,7 @@ def world() -> Path:
 
 def fit_command(out: Path) -> list[str]:
     files = ["--pairs", str(world() / "steer.jsonl"), "--out", str(out)]
-    return ["fit", *SIMPLE, *files, "--m", "30", "--aggregation", "mean", "--json"]
+    return ["fit", *SIMPLE, *files, "--m", "12", "--aggregation", "mean", "--json"]
 
 
 def sweep_command(out: Path) -> list[str]:
