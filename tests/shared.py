@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,42 @@ def looked_up_once() -> Iterator[None]:
         patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         patch.setattr(sources, "_read_files", miniatures_once(sources._read_files))
         yield
+
+
+ASKED_FOR: list[str] = []  # addresses beyond this machine that a test wanted to reach
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Nothing beyond this machine can be reached, as on a machine without a network, but at once."""
+    look_up, connect = socket.getaddrinfo, socket.socket.connect
+
+    def look_up_here(host: Any, *more: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name in (None, "", "localhost") or re.fullmatch(r"127\.[0-9.]+|::1|0\.0\.0\.0", name):
+            return look_up(host, *more, **options)
+        ASKED_FOR.append(str(name))
+        raise socket.gaierror(socket.EAI_NONAME, "no network in the tests")
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(("127.", "::1")):
+            ASKED_FOR.append(str(address[0]))
+            raise OSError(errno.ENETUNREACH, "no network in the tests")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", look_up_here)
+        patch.setattr(socket.socket, "connect", connect_here)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def asks_no_network() -> Iterator[None]:
+    """A test that wants the network fails, also where the code goes on without it."""
+    yield
+    asked_for = sorted(set(ASKED_FOR))
+    ASKED_FOR.clear()
+    assert not asked_for, f"the network was asked for: {asked_for}"
 
 
 def miniatures_once(read: Callable[[Sequence[Path], str], Any]) -> Callable[[Sequence[Path], str], Any]:

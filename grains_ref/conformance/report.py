@@ -199,8 +199,9 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def write_json(run: Run, path: Path) -> None:
-    """Write `as_json` to a file."""
-    write_whole(path, json.dumps(as_json(run), indent=1) + "\n")
+    """Write `as_json` to a file; halves of a character, which no UTF-8 holds, become U+FFFD."""
+    content = json.dumps(as_json(run), indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, content.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def junit(run: Run) -> bytes:

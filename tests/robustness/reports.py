@@ -55,7 +55,8 @@ def check(run: Run, folder: Path) -> str:
     failures = sum(result.status in ("failed", "unexpected pass") for result in run.results)
     assert (suite.get("tests"), suite.get("failures")) == (str(len(run.results)), str(failures)), "silent: a lost case"
     write_json(run, folder / "run.json")
-    assert json.loads((folder / "run.json").read_text())["port"] == run.port, "silent: another name"
+    name = run.port.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves of a character: U+FFFD
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["port"] == name, "silent: another name"
     file = io.StringIO()
     screen = Screen()
     screen.file = file
