@@ -82,6 +82,8 @@ ROWS = (
         "files flipped, cut, exchanged, missing, edited; the fit goes on by its own advice"),
     Row("disk errors in a fit", "robustness.interruptions:campaign_disk_errors", 2_000, 500,
         "full, read-only, no permission, I/O error at a random operation, once, twice or for good"),
+    Row("kills at operations on the disk", "robustness.interruptions:campaign_kills_at_operations", 1_000, 250,
+        "a small fit, sweep or reproduction ends in the middle of one of its operations, and is run again"),
     Row("kills of fit", "robustness.interruptions:campaign_fit_kills", 200, 50,
         "SIGKILL, SIGTERM or SIGINT to the command at one to three random moments, then run again", 120.0),
     Row("kills of sweep", "robustness.interruptions:campaign_sweep_kills", 50, 25,

@@ -229,6 +229,12 @@ def _until_gone(group: int) -> None:
     raise AssertionError("a worker went on for ten seconds after its parent was killed")
 
 
+def campaign_kills_at_operations(rng: random.Random, folder: Path) -> str:
+    """A small fit, sweep or reproduction ends at a random operation on the disk, and is run again; see kills.py."""
+    kind, last = rng.choice(sorted(kills.RUNS)), rng.randrange(110)
+    return kills.killed_at(folder, kind, last)
+
+
 def campaign_fit_races(rng: random.Random, folder: Path) -> str:
     """Two or three commands `fit` with one `--out`, started together: one writes it, the others are refused."""
     out = folder / "v.safetensors"

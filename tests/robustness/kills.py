@@ -10,10 +10,12 @@ Each run is a process of its own that ends by `os._exit` in the middle of the op
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,30 +117,44 @@ def in_a_process(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@functools.cache
+def undisturbed(kind: str) -> bytes:
+    """What a run writes that nothing interrupts."""
+    with tempfile.TemporaryDirectory() as folder:
+        RUNS[kind](Path(folder))
+        return (Path(folder) / "v").read_bytes()
+
+
+def killed_at(folder: Path, kind: str, last: int) -> str:
+    """A run in an empty folder that ends at the operation of that number, and is run again.
+
+    "finished": it has fewer operations; "resumed": the second run found everything that the first had finished.
+    """
+
+    def killed_run() -> None:
+        kill_at(last)
+        RUNS[kind](folder)
+
+    expected = undisturbed(kind)
+    status = in_a_process(killed_run)
+    assert status in (0, KILLED), f"operation {last}: exit status {status}"
+    if status == KILLED:
+        finished = pieces(folder)
+        assert RUNS[kind](folder) == finished, f"operation {last}: something finished was lost"
+    left = {path.name for path in folder.iterdir() if not is_draft(path)}
+    assert left <= STAYS, f"operation {last}: {left}"
+    assert (folder / "v").read_bytes() == expected, f"operation {last}: other results"
+    return "resumed" if status == KILLED else "finished"
+
+
 def main(parent: Path, kind: str, every: int) -> None:
     """Kill at operation 0, 1, 2, ... until a run comes to its end."""
-    run = RUNS[kind]
-    (parent / "whole").mkdir()
-    run(parent / "whole")
-    expected = (parent / "whole" / "v").read_bytes()
     for last in itertools.count(step=every):
         folder = parent / "killed"
         folder.mkdir()
-
-        def killed_run(folder: Path = folder, last: int = last) -> None:
-            kill_at(last)
-            run(folder)
-
-        status = in_a_process(killed_run)
-        assert status in (0, KILLED), f"operation {last}: exit status {status}"
-        if status == 0:
+        if killed_at(folder, kind, last) == "finished":
             print(last)
             return
-        finished = pieces(folder)
-        assert run(folder) == finished, f"operation {last}: something finished was lost"
-        left = {path.name for path in folder.iterdir() if not is_draft(path)}
-        assert left <= STAYS, f"operation {last}: {left}"
-        assert (folder / "v").read_bytes() == expected, f"operation {last}: other results"
         shutil.rmtree(folder)
 
 
