@@ -63,14 +63,17 @@ def read_picture(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "")) or "the picture in memory"
         with _explained(name):
-            return _upright_rgb(source, name)
+            _check_header(source, name)
+            return _rgb(ImageOps.exif_transpose(source), name)  # turns a copy
     if not isinstance(source, (str, os.PathLike)):
         advice = "Wrap bytes in io.BytesIO for PIL.Image.open; turn an array into one with PIL.Image.fromarray."
         raise TypeError(f"expected a path or a PIL.Image.Image, found {type(source).__name__}. {advice}")
     name = os.fspath(source)
     _check_file(name)
     with _explained(name), open(name, "rb") as file, Image.open(file, formats=FORMATS) as picture:
-        return _upright_rgb(picture, name)
+        _check_header(picture, name)
+        ImageOps.exif_transpose(picture, in_place=True)  # decodes the picture; a copy would cost as much memory again
+        return _rgb(picture, name)
 
 
 def picture_digest(picture: Image.Image) -> str:
@@ -84,9 +87,8 @@ def picture_digest(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.width}x{picture.height}:".encode() + picture.tobytes()).hexdigest()
 
 
-def _upright_rgb(picture: Image.Image, name: str) -> Image.Image:
-    _check_header(picture, name)
-    upright = ImageOps.exif_transpose(picture)  # decodes the picture, and gives a copy
+def _rgb(upright: Image.Image, name: str) -> Image.Image:
+    """A new RGB picture from an upright one of any mode."""
     if upright.mode == "I" or upright.mode.startswith("I;16"):
         upright = _eight_bits(upright, name)
     elif upright.mode not in OPAQUE + TRANSPARENT:
@@ -131,12 +133,15 @@ def _is_transparent(picture: Image.Image) -> bool:
 
 def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
     """16-bit greyscale as 8 bits: value / 257, rounded. Pillow's own conversion clips, and all above 255 is white."""
-    values = np.asarray(picture).astype(np.int32)
+    values = np.asarray(picture)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         problem = f"values from {low} to {high} in 32-bit greyscale; expected 16-bit values, 0 to 65535"
         raise PictureError(f"{name}: {problem}. Scale them, and save the picture as an 8-bit PNG.")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    rounded = np.empty(values.shape, np.uint8)
+    for row, of_row in zip(rounded, values, strict=True):  # all rows at once would need a gigabyte for a large picture
+        row[:] = (of_row.astype(np.int32) + 128) // 257
+    return Image.fromarray(rounded)
 
 
 def _check_file(name: str) -> None:

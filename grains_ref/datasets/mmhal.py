@@ -15,6 +15,7 @@ picture.  Chosen: the faithful description (`value`).  Rejected: the one with ad
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -158,7 +159,7 @@ def generation(row: Row, *, chat: bool = True) -> JudgedQuestion:
 
 
 def _existing(row: Row, column: str, picture: Path) -> Path:
-    if not picture.is_file():
+    if not os.path.isfile(picture):  # False for a name that no disk takes
         row.fail(column, f"{picture} does not exist; the picture is missing.")
     return picture
 

@@ -26,7 +26,10 @@ def fresh(kept: Features) -> Iterator[None]:
     try:
         yield
     finally:
-        _FRESH.set(tuple(entered for entered in _FRESH.get() if entered[1] is not own))
+        left = tuple(entered for entered in _FRESH.get() if entered[1] is not own)
+        for _, others in left:  # those entered later hold features of both edits
+            others.clear()
+        _FRESH.set(left)
 
 
 def features_of(digest: str, kept: Features, compute: Callable[[], Tensor]) -> Tensor:

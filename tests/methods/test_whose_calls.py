@@ -188,6 +188,24 @@ def test_noise_in_one_thread_stays_out_of_the_features_of_another() -> None:
     assert scored() == plain == random_llava().score([item])[0].log_prob
 
 
+def test_of_two_edits_of_pixels_the_earlier_may_be_left_first() -> None:
+    """What was computed under both does not outlive either."""
+    model = random_llava()
+    item = ("<image>What is this?", "It is round.", noise_picture(42, 42))
+
+    def scored() -> float:
+        return model.score([item])[0].log_prob
+
+    with edit_pixels(model, lambda pixels: pixels.flip(-1)):
+        flipped = scored()
+    dark = edit_pixels(model, lambda pixels: pixels * 0.2)
+    dark.__enter__()
+    with edit_pixels(model, lambda pixels: pixels.flip(-1)):
+        assert scored() != flipped
+        dark.__exit__(None, None, None)
+        assert scored() == flipped
+
+
 # --- the mechanism
 
 
