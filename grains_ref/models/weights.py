@@ -76,11 +76,16 @@ def _parameters(module: nn.Module, *, but: Set[int] = frozenset()) -> Iterator[T
     for path, parameter in module.named_parameters():
         if id(parameter) not in but:  # what is left out is not read from the disk either
             owner, _, name = path.rpartition(".")
-            yield _whole(module.get_submodule(owner), name, parameter)
+            value = _whole(module.get_submodule(owner), name, parameter)
+            if value is not None:
+                yield value
 
 
-def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """The value of a parameter, also where the parameter itself is only a place-holder or one device's share."""
+def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor | None:
+    """The value of a parameter, also where the parameter itself is only a place-holder or one device's share.
+
+    None for the place-holder of a matrix that is tied to another one and stored only there.
+    """
     if hasattr(parameter, "full_tensor"):  # a DTensor
         gathered: Tensor = parameter.full_tensor()
         return gathered
@@ -89,8 +94,7 @@ def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
     for hook in _accelerate_hooks(owner):
         stored = getattr(hook, "weights_map", None)
         if stored is not None:
-            value: Tensor = stored[name]
-            return value
+            return stored[name] if name in stored else None
     raise UnsupportedModelError(
         f"the parameter {name!r} of a {type(owner).__name__} is on the meta device: it has no value. Was the model "
         "built without loading weights, or offloaded by something other than accelerate (device_map)?"

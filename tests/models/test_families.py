@@ -94,7 +94,10 @@ def real_llava() -> LlavaNext:
 
 def real_qwen_vl() -> Qwen25VL:
     """As in Qwen2.5-VL-7B-Instruct."""
-    processor = pil("Qwen2VLImageProcessor")(size={"shortest_edge": 3136, "longest_edge": 12_845_056})
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}}
+    if TRANSFORMERS_4:  # it replaces a size that is given so by its own default
+        sizes = {"min_pixels": 3136, "max_pixels": 12_845_056}
+    processor = pil("Qwen2VLImageProcessor")(**sizes)
     return Qwen25VL(transformers.Qwen2_5_VLConfig(), processor, "<|image_pad|>")
 
 
@@ -540,6 +543,7 @@ def test_qwens_positions_are_those_of_transformers(
     n = len(qwen_vl.family.patches(size))
     is_image = torch.tensor([False] * before + [True] * n + [False] * after)
     ids = torch.where(is_image, qwen_vl.hf.config.image_token_id, 50)[None]
+    ids[0, before - 1] = qwen_vl.hf.config.vision_start_token_id  # by which transformers 4 finds pictures
     rope_index = qwen_vl.hf.model.get_rope_index
     grid, everything = tensors["image_grid_thw"], torch.ones_like(ids)
     types = {} if TRANSFORMERS_4 else {"mm_token_type_ids": is_image[None].int()}  # transformers 4 finds them itself

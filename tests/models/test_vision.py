@@ -134,7 +134,7 @@ def test_captum_agrees_on_words_and_picture(
     difference = ((ours.ig - theirs).abs().max() / theirs.abs().max()).item()
     print(f"{model.name}, float64, m = {m}: largest relative difference from Captum {difference:.1e}")
     assert difference < 1e-6
-    assert ours.ig[seen].abs().max() / ours.ig.abs().max() > 1e-2  # the picture's share is not lost in the comparison
+    assert ours.ig[seen].abs().max() / ours.ig.abs().max() > 1e-3  # the picture's share is not lost in the comparison
 
 
 def test_many_steps_account_for_all_of_f(vision_model64: HuggingFaceModel) -> None:
