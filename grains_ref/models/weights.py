@@ -76,16 +76,11 @@ def _parameters(module: nn.Module, *, but: Set[int] = frozenset()) -> Iterator[T
     for path, parameter in module.named_parameters():
         if id(parameter) not in but:  # what is left out is not read from the disk either
             owner, _, name = path.rpartition(".")
-            value = _whole(module.get_submodule(owner), name, parameter)
-            if value is not None:
-                yield value
+            yield _whole(module.get_submodule(owner), name, parameter)
 
 
-def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor | None:
-    """The value of a parameter, also where the parameter itself is only a place-holder or one device's share.
-
-    None for the place-holder of a matrix that is tied to another one and stored only there.
-    """
+def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
+    """The value of a parameter, also where the parameter itself is only a place-holder or one device's share."""
     if hasattr(parameter, "full_tensor"):  # a DTensor
         gathered: Tensor = parameter.full_tensor()
         return gathered
@@ -94,7 +89,8 @@ def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor | None:
     for hook in _accelerate_hooks(owner):
         stored = getattr(hook, "weights_map", None)
         if stored is not None:
-            return stored[name] if name in stored else None
+            value: Tensor = stored[name]
+            return value
     raise UnsupportedModelError(
         f"the parameter {name!r} of a {type(owner).__name__} is on the meta device: it has no value. Was the model "
         "built without loading weights, or offloaded by something other than accelerate (device_map)?"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError, load, weights
@@ -171,6 +172,9 @@ def test_an_offloaded_model_has_the_fingerprint_and_the_scores_of_the_whole(
     assert loaded.score([("The capital", "Paris")]) == llama.score([("The capital", "Paris")])
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4 itself cannot run such a model: KeyError"
+)
 def test_an_offloaded_vision_model_with_tied_embeddings_has_its_fingerprint(tmp_path: Path) -> None:
     model = random_gemma3()
     folder = saved(model, tmp_path / "model", max_shard_size="60KB")
