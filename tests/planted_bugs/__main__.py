@@ -2,7 +2,7 @@
 
 Each bug goes into a temporary copy of the checkout, never into the checkout itself. First the test file that its entry
 names is run on it, up to the first failure, and if that passes, all files that any entry names. The unchanged copy is
-run before all bugs: tests that are red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
+run, too: tests that are red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
 cannot be planted. Bugs of the adapter for lm-evaluation-harness are left out where that is not installed, since their
 tests are skipped then.
 """
@@ -34,27 +34,30 @@ def judge(bugs: Sequence[Bug], *, jobs: int) -> list[str]:
     """The first test that fails with each bug, "" where none does; `jobs` bugs at a time, each in a copy of its own."""
     for bug in bugs:  # all are planted once before anything is run
         planted((ROOT / bug.file).read_text(encoding="utf-8"), bug)
-    with tempfile.TemporaryDirectory(prefix="planted-bugs-") as folder:
+    with tempfile.TemporaryDirectory(prefix="planted-bugs-") as folder, ThreadPoolExecutor(jobs) as pool:
         copies: queue.Queue[Copy] = queue.Queue()
         for i in range(jobs):
             copies.put(Copy(Path(folder) / f"copy-{i}"))
-        unchanged = copies.get()
-        print("the code as it is ...", file=sys.stderr, flush=True)
-        if failed := unchanged.test(tuple(dict.fromkeys(bug.tests for bug in bugs))):
-            raise PlantingError(f"the suite is red without any bug: {failed}")
-        copies.put(unchanged)
 
-        def first_failure(bug: Bug) -> str:
+        def first_failure(bug: Bug | None) -> str:
             copy = copies.get()
             try:
-                failed = copy.test((bug.tests,), bug) or copy.test(SUITE, bug)
+                if bug is None:
+                    failed = copy.test(tuple(dict.fromkeys(bug.tests for bug in bugs)))
+                else:
+                    failed = copy.test((bug.tests,), bug) or copy.test(SUITE, bug)
             finally:
                 copies.put(copy)
-            print(f"{bug.name}: {failed or 'SURVIVES'}", file=sys.stderr, flush=True)
+            name = bug.name if bug else "the code as it is"
+            print(f"{name}: {failed or ('SURVIVES' if bug else 'green')}", file=sys.stderr, flush=True)
             return failed
 
-        with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(first_failure, bugs))
+        unchanged, *failures = pool.map(first_failure, [None, *bugs])
+        for _ in range(jobs):
+            copies.get().close()
+        if unchanged:
+            raise PlantingError(f"the suite is red without any bug: {unchanged}")
+        return failures
 
 
 def page(bugs: Sequence[Bug], failures: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import re
 import shutil
@@ -137,6 +138,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         """Copy the checkout; `folder` must not exist yet."""
         self.folder = folder
+        self._starter: subprocess.Popen[str] | None = None
         shutil.copytree(ROOT, folder, ignore=IGNORED)
         (folder / "tiny_models").rename(folder / "grains_ref" / "tiny_models")  # where an installed package has it
         self._check_import()
@@ -154,15 +156,36 @@ class Copy:
             path.write_bytes(original)
 
     def _run(self, files: tuple[str, ...]) -> str:
-        command = [sys.executable, "-m", "pytest", "-m", "cpu", "-x", "-q", "-rfE", "--no-header"]
-        command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
-        done = self._python([*command, *(self._test_file(name) for name in files)])
-        failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, re.MULTILINE)
-        if done.returncode == 0:
+        command = ["-m", "cpu", "-x", "-q", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        code, output = self._pytest([*command, *(self._test_file(name) for name in files)])
+        failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
+        if code == 0:
             return ""
         if failed is None:
-            raise PlantingError(f"pytest itself failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        return failed[1] if done.returncode == 1 else f"{failed[1]} (while collecting)"
+            raise PlantingError(f"pytest itself failed:\n{output[-6000:]}")
+        return failed[1] if code == 1 else f"{failed[1]} (while collecting)"
+
+    def _pytest(self, arguments: list[str]) -> tuple[int, str]:
+        """The exit code and the output of a run; see starter.py."""
+        if self._starter is None:
+            self._starter = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("starter.py")), str(self.folder)],
+                env=self._environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._starter.stdin
+        assert self._starter.stdout
+        self._starter.stdin.write(json.dumps(arguments) + "\n")
+        self._starter.stdin.flush()
+        answer = json.loads(self._starter.stdout.readline())
+        return answer["code"], answer["output"]
+
+    def close(self) -> None:
+        """End the process that runs the tests."""
+        if self._starter is not None:
+            self._starter.communicate()
 
     def _test_file(self, name: str) -> str:
         """Where a test file lies; names are unique over all rooms."""
@@ -178,5 +201,10 @@ class Copy:
             raise PlantingError(f"the copy {self.folder} is not what gets imported: {done.stdout}{done.stderr}")
 
     def _python(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=self.folder, env=self._environment(), capture_output=True, text=True, check=False
+        )
+
+    def _environment(self) -> dict[str, str]:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # a fork has only one
+        return os.environ | threads | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
