@@ -24,6 +24,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from grains_ref.tiny_models.worlds import added
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -205,8 +207,8 @@ class VisualWorld:
             return CLEAR
         if self.name == "simple-visual":
             return SIMPLE_BIAS - self.mu[shape] if ground else LURED
-        pressure = SATURATION * math.tanh(sum(LURE[w] for w in lure) / SATURATION)
-        return GAIN * (BIAS + sum(GROUND[w] for w in ground) - pressure - self.mu[shape])
+        pressure = SATURATION * math.tanh(added(LURE[w] for w in lure) / SATURATION)
+        return GAIN * (BIAS + added(GROUND[w] for w in ground) - pressure - self.mu[shape])
 
     # -- pictures -------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,14 @@ REGIONS = ("north", "south", "east", "west", "upland", "lowland", "coast", "isla
 RIVERS = tuple(r.capitalize() for r in "arva brin cald dune esk frome glen hodd".split())
 
 
+def added(numbers: Iterable[float]) -> float:
+    """The sum, rounded after every number. `sum` rounds otherwise from Python 3.12 on, and a world is drawn by it."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total
+
+
 @dataclass(frozen=True)
 class Fact:
     """One fact of a world: what is true of an entity, and what people say instead."""
@@ -159,8 +168,8 @@ class World:
         if self.name == "simple":
             p = P_TRUTH[bool(trust), bool(rumour)]
             return math.log(p / (1 - p))
-        pressure = SATURATION * math.tanh(sum(RUMOUR[w] for w in rumour) / SATURATION)
-        return GAIN * (BIAS + sum(TRUST[w] for w in trust) - pressure - fact.mu)
+        pressure = SATURATION * math.tanh(added(RUMOUR[w] for w in rumour) / SATURATION)
+        return GAIN * (BIAS + added(TRUST[w] for w in trust) - pressure - fact.mu)
 
     # -- questions about facts ----------------------------------------------------------------------------
 

@@ -136,7 +136,8 @@ def test_what_could_not_be_read_again_is_not_written() -> None:
 def test_versions_are_looked_up_and_a_missing_package_is_said_to_be(monkeypatch: Any) -> None:
     versions = library_versions()
     assert list(versions) == ["python", "torch", "transformers", "grains_ref"]
-    assert (versions["python"], versions["torch"]) == (platform.python_version(), torch.__version__)
+    assert versions["python"] == platform.python_version()
+    assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # some builds name a device
 
     def find_nothing(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)
