@@ -64,7 +64,7 @@ BUGS = (
         G, "return edit(output)", "return torch.cat([edit(output)[:1], output[1:]])", "test_6_steering"),
     Bug("tuples_lose_their_rest", "steering", "of a block's tuple only the state is handed on",
         G, "return (edit(output[0]), *output[1:])", "return (edit(output[0]),)", "test_6_steering"),
-    Bug("steers_copies_too", "steering", "a deep copy made inside the `with` block stays steered",
+    Bug("steers_copies_too", "steering", "a shallow copy of a block is steered with it",
         G, "module is self._module and self._entry in", "self._entry in", "test_6_steering"),
     Bug("steers_other_threads", "steering", "what another thread computes meanwhile is steered too",
         G, "module is self._module and self._entry in _ENTERED.get()", "module is self._module", "test_6_steering"),

@@ -455,6 +455,15 @@ def test_a_copy_made_while_steered_is_not_steered(llama: HuggingFaceModel) -> No
     assert not torch.equal(steered, plain)
 
 
+def test_a_shallow_copy_of_a_steered_block_is_not_steered() -> None:
+    """It shares the block's hooks."""
+    block, h = torch.nn.Linear(4, 4), torch.ones(1, 2, 4)
+    plain = block(h)
+    with Steering([block], torch.ones(1, 4), lam=2.0):
+        assert torch.equal(copy.copy(block)(h), plain)
+        assert not torch.equal(block(h), plain)
+
+
 def test_a_steered_model_is_not_pickled() -> None:
     block = torch.nn.Linear(4, 4)
     with (
