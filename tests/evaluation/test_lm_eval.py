@@ -30,6 +30,7 @@ def lm_eval() -> Iterator[Any]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:  # it asks pip for every installed package after every evaluation
         patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        patch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)  # it reads files with `load_dataset`
         yield module
 
 
