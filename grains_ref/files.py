@@ -51,14 +51,20 @@ def check_target(path: Path) -> None:
         FileError: its folder is missing or not writable, or something that is no regular file bears its name.
     """
     target = _resolved(path)
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike Path.is_dir, False for a name that no disk takes
         raise FileError(f"{path} is a folder; name a file in it")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise FileError(f"{path} cannot be written: there is no folder {target.parent}. Make it first")
     if os.path.lexists(target) and not target.is_file():
         raise FileError(f"{path} is no regular file (a device, pipe or socket) and is not replaced; name another file")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise FileError(f"{path} cannot be written: the folder {target.parent} is not writable")
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        pass  # a new file
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -55,6 +55,12 @@ def test_every_name_is_written_and_nothing_else_is_left(tmp_path: Path, name: st
     assert names(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/v"], ids=["file", "folder"])
+def test_a_name_that_no_disk_takes_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileError, match=r"cannot be written: (File name too long|there is no folder)"):
+        check_target(tmp_path / name)
+
+
 def test_a_neighbour_of_any_name_is_left_alone(tmp_path: Path) -> None:
     for name in ("v.tmp", "v.part", "v.safetensors.tmp", ".v.tmp"):
         (tmp_path / name).write_text("the user's own")

@@ -17,6 +17,7 @@ import transformers
 import grains_ref.tiny_models as tiny_models
 from grains_ref.data import PreferencePair, Task
 from grains_ref.demo.lab import Lab
+from grains_ref.files import write_whole
 from grains_ref.grains import PRESETS, Selection
 from grains_ref.methods.ict import Box
 from grains_ref.models import HuggingFaceModel, load
@@ -99,7 +100,7 @@ def _write(folder: Path, name: str, prompts: Sequence[AnyPrompt] | Sequence[AnyT
             picture(prompt.scene).save(folder / row["image"])
         row |= {field: getattr(prompt, field) for field in fields}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    (folder / name).write_text("".join(lines), encoding="utf-8")
+    write_whole(folder / name, "".join(lines))
 
 
 # ----------------------------------------------------------------------------------------------------- labs

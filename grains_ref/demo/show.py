@@ -19,6 +19,7 @@ from grains_ref.demo.centring import centring_figure
 from grains_ref.demo.experiment import Demo, Exhibit, SeedResult, run_seed
 from grains_ref.demo.planted import PICTURES, build, facts, write_data
 from grains_ref.demo.summary import SummaryRow, detection_means, record, summarise
+from grains_ref.files import write_whole
 from grains_ref.grains import Selection, eligible_tokens, select
 from grains_ref.images import read_picture
 from grains_ref.models import EncodedPicture
@@ -128,7 +129,7 @@ def _facts(world: str) -> list[str]:
 
 def _write(content: dict[str, Any], results: Sequence[SeedResult], output: Path) -> None:
     """The record of all seeds and the vectors of the first."""
-    (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "report.json", json.dumps(content, indent=2) + "\n")
     results[0].vectors.save(output / "vectors.safetensors")
 
 

@@ -57,5 +57,23 @@ def test_the_message_advises_what_then_works(data: Path, tmp_path: Path) -> None
     assert remark in " ".join(run(*ignored).output.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [("fit", ("pairs",)), ("sweep", ("pairs", "dev", "tasks")), ("eval", ("pairs", "tasks"))],
+    ids=["fit", "sweep", "eval"],
+)
+@pytest.mark.usefixtures("no_model")
+def test_it_is_obeyed_in_every_file_of_a_command(
+    data: Path, tmp_path: Path, command: str, files: tuple[str, ...]
+) -> None:
+    source = {"pairs": "steer", "dev": "dev", "tasks": "dev_tasks"}
+    arguments = [command, *SIMPLE, *([] if command == "eval" else ["--out", tmp_path / "v"])]
+    for name in files:
+        path = with_columns(data / f"{source[name]}.jsonl", tmp_path / f"{name}.jsonl", tools="call it by its name")
+        arguments += [f"--{name}", path]
+    assert "If it is not needed: --ignore tools" in bad(*arguments)
+    assert "a model was loaded" in run(*arguments, "--ignore", "tools").stderr  # nothing in any file stopped it before
+
+
 def test_tasks_are_none_without_a_file() -> None:
     assert common.read_task_file(None, ignore=None) == ()
