@@ -41,7 +41,7 @@ Status = Literal["passed", "failed", "skipped", "undecidable"]
 THREE = 3.0  # times the noise is allowed
 HOPELESS = 0.5  # an allowed error above this tells nothing
 STRENGTH = 0.3  # |lam v| / |h| at the last prompt token: leaving it out anywhere shows
-FLOORS = {  # noise that is allowed for at least; with float32 weights every planted bug is a thousand times further off
+FLOORS = {  # noise that is allowed for at least; on tiny float32 models the tests' broken ports are 7,000 times as far
     "attribution": 1e-5,
     "exchanged responses negate a": 1e-5,
     "contrast": 1e-5,
@@ -168,7 +168,7 @@ def _judged(finding: Finding, least_noise: float) -> LiveResult:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Below this no noise is believed in any check: three samples may agree by luck."""
+    """Below this no noise is believed in any check: a few samples may agree by luck."""
     half = dtype in (torch.float16, torch.bfloat16)
     return (0.25 if half else 4) * torch.finfo(dtype).eps
 
