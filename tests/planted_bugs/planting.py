@@ -156,7 +156,7 @@ class Copy:
             path.write_bytes(original)
 
     def _run(self, files: tuple[str, ...]) -> str:
-        command = ["-m", "cpu", "-x", "-q", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = ["-m", "not gpu", "-x", "-q", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
         code, output = self._pytest([*command, *(self._test_file(name) for name in files)])
         failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
         if code == 0:
