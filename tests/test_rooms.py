@@ -20,7 +20,7 @@ PACKAGE = Path(grains_ref.__file__).parent
 FLOORS = (
     {"grains"},
     {"files"},
-    {"data", "images"},
+    {"data"},
     {"models", "vectors", "fast", "authors"},
     {"fitting", "methods", "evaluation", "datasets"},
     {"report", "export", "demo"},
@@ -89,8 +89,9 @@ def test_a_planted_wrong_import_is_seen(room: str, line: str) -> None:
 
 LIGHT = {
     "import grains_ref.data": "torch numpy transformers PIL rich",
-    "import grains_ref.images, grains_ref.files": "torch transformers matplotlib",
+    "import grains_ref.data.images, grains_ref.files": "torch transformers matplotlib",
     "import grains_ref.datasets": "torch transformers matplotlib",
+    "import grains_ref.export": "torch transformers matplotlib gguf huggingface_hub",
     "import grains_ref.evaluation.metrics, grains_ref.evaluation.judge": "torch transformers matplotlib",
     "import grains_ref.grains": "transformers matplotlib",
     "import grains_ref.cli": "torch transformers matplotlib",

@@ -4,6 +4,7 @@
 |---|---|
 | `commands` | the list of all commands, `--version`, `--debug` |
 | `demo`, `look`, `fit`, `choose`, `generate` | demo; attribute and inspect; fit; sweep and eval; generate |
+| `export` | export and import |
 | `datasets`, `reproduce`, `conform` | the paper's datasets; its tables and figures; is a port right? |
 | `common`, `lists` | options and helpers of several commands; lists of layers and numbers |
 | `console` | where is printed, and how a command fails |

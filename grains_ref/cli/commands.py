@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from grains_ref import __version__
-from grains_ref.cli import choose, conform, console, datasets, demo, fit, generate, look, reproduce
+from grains_ref.cli import choose, conform, console, datasets, demo, export, fit, generate, look, reproduce
 
 ORDER = (  # in which people need them
-    "demo", "attribute", "fit", "inspect", "sweep", "eval", "generate", "datasets", "reproduce", "conform",
+    "demo", "attribute", "fit", "inspect", "sweep", "eval", "generate", "export", "import", "datasets",
+    "reproduce", "conform",
 )  # fmt: skip
 
 
@@ -43,6 +44,8 @@ app.command("inspect")(look.inspect)
 app.command("sweep")(choose.sweep)
 app.command("eval")(choose.eval_)
 app.command("generate")(generate.generate)
+app.command("export")(export.export)
+app.command("import")(export.import_)
 app.add_typer(datasets.datasets, name="datasets")
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(conform.conform, name="conform")

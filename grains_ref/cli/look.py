@@ -81,7 +81,7 @@ def attribute(
     attribution = explained(wrapped, lambda: attribute_example(wrapped, example, hp))
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     if overlay and image:
-        from grains_ref.images import read_picture
+        from grains_ref.data.images import read_picture
         from grains_ref.report.overlay import Panel, overlay_figure
 
         patches = getattr(example.encoded, "patches", ())

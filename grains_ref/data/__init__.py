@@ -22,8 +22,10 @@ field.  Further columns are listed if they hold no content (scores, sources) and
 | `fields`, `columns` | each field checked; columns that no reader takes |
 | `containers` | JSONL, JSON arrays, CSV, Parquet, gzip |
 | `reading` | all of it in order |
+| `images` | pictures, read strictly |
 
-Nothing but the standard library is imported; pyarrow where a Parquet file asks for it.
+Nothing but the standard library is imported; pyarrow where a Parquet file asks for it. `images` needs Pillow, and no
+other module imports it.
 """
 
 from grains_ref.data.pairs import (

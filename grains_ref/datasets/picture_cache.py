@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from grains_ref.data.images import FORMATS, PictureError
 from grains_ref.files import digest_of, write_whole
-from grains_ref.images import FORMATS, PictureError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grains_ref" / "pictures"
 

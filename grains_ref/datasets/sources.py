@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from grains_ref.data import RowError, Where
+from grains_ref.data.images import PictureError
 from grains_ref.datasets.picture_cache import CACHE, keep_picture
 from grains_ref.datasets.records import DatasetError, Row, check_seen
 from grains_ref.datasets.schema import PICTURE, TEXT, Schema, check_columns, check_value
 from grains_ref.files import MAX_DEPTH, json_depth
-from grains_ref.images import PictureError
 
 Source: TypeAlias = str | Path
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from grains_ref.data.images import read_picture
 from grains_ref.demo import text, vision, workers
 from grains_ref.demo.centring import centring_figure
 from grains_ref.demo.experiment import Demo, Exhibit, SeedResult, run_seed
@@ -21,7 +22,6 @@ from grains_ref.demo.planted import PICTURES, build, facts, write_data
 from grains_ref.demo.summary import SummaryRow, detection_means, record, summarise
 from grains_ref.files import write_whole
 from grains_ref.grains import Selection, eligible_tokens, select
-from grains_ref.images import read_picture
 from grains_ref.models import EncodedPicture
 from grains_ref.report.overlay import Panel, overlay_figure
 from grains_ref.report.tokens import coloured_tokens, named_tokens, strongest_tokens

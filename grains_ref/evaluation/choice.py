@@ -232,6 +232,7 @@ class SweepChoice(Choice[Candidate]):
             "dev_accuracy": self.accuracy,
             "dev_accuracy_unsteered": self.accuracy_unsteered,
             "dev_pairs": self.n_dev,
+            "dev_curve": self._dev_curve(),
         }
         if self.tasks:
             record |= {
@@ -241,6 +242,16 @@ class SweepChoice(Choice[Candidate]):
                 "max_loss": self.tasks.max_loss,
             }
         return record
+
+    def _dev_curve(self) -> list[list[float]]:
+        """[strength, accuracy on dev] of every strength that was tried with the chosen vectors and layers, and of 0."""
+        curve = []
+        for tried in self.tried:
+            candidate = tried.setting
+            is_same = candidate.hp == self.best.hp and candidate.layers == self.best.layers
+            if is_same or candidate.lam == 0:
+                curve.append([candidate.lam, tried.accuracy])
+        return sorted(curve)
 
 
 def sweep(

@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 from grains_ref.data import PreferencePair, read_column
+from grains_ref.data.images import read_picture
 from grains_ref.grains import finite_number
-from grains_ref.images import read_picture
 from grains_ref.methods.core import (
     Edit,
     Positions,

@@ -33,7 +33,7 @@ try:
 except ImportError:  # transformers 4
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from grains_ref.images import picture_digest, read_picture
+from grains_ref.data.images import picture_digest, read_picture
 from grains_ref.models.pixels import PatchRows, PixelLayout, Views
 
 PictureSource: TypeAlias = str | os.PathLike[str] | Image.Image
@@ -71,7 +71,7 @@ class Picture:
         """Read and check a picture.
 
         Raises:
-            PictureError: see `grains_ref.images.read_picture`.
+            PictureError: see `grains_ref.data.images.read_picture`.
         """
         pixels = read_picture(source)
         return cls(picture_digest(pixels), pixels.size, source)

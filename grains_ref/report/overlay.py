@@ -22,8 +22,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from grains_ref.data.images import read_picture
 from grains_ref.files import check_listed, printable, write_whole
-from grains_ref.images import read_picture
 from grains_ref.report.tokens import NEGATIVE, POSITIVE
 
 LONGEST = 1024  # cells of the score map along the longer side, at most

@@ -44,8 +44,8 @@ class Header:
         n_examples: number of pairs the vectors were made from.
         versions: of the software that made the vectors (`library_versions`).
         diagnostics: from aggregation: single values, and lists of one number per layer.
-        choice: the strength and layers that a sweep chose, with the accuracy on dev and the cost on tasks that they
-            had there (`grains_ref.evaluation.SweepChoice.record`); {} where nothing was chosen.
+        choice: the strength and layers that a sweep chose, with the accuracy on dev, by strength too, and the cost on
+            tasks that they had there (`grains_ref.evaluation.SweepChoice.record`); {} where nothing was chosen.
 
     Raises:
         VectorError: a value of the wrong type, a newer format, or content that JSON cannot hold.

@@ -37,6 +37,9 @@ COMMANDS = {
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
     "--device-map --date --json",
     "inspect": "vectors --json",
+    "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "
+    "--date --json",
+    "import": "file --from --model --out --lam --force --dtype --device --device-map --json",
 }
 
 

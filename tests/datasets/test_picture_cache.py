@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from grains_ref.data.images import PictureError
 from grains_ref.datasets.picture_cache import keep_picture
-from grains_ref.images import PictureError
 
 pytestmark = pytest.mark.cpu
 

@@ -216,6 +216,7 @@ def test_the_sweep_is_brute_force_over_the_grid(
         "dev_accuracy": best_accuracy,
         "dev_accuracy_unsteered": expected[0][3],
         "dev_pairs": 8,
+        "dev_curve": [[t[0], t[3]] for t in expected if t[0] == 0 or t[1:3] == best[1:3]],
         "task_accuracy": choice.tasks.accuracy,
         "task_accuracy_unsteered": unsteered,
         "tasks": 20,

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
+from grains_ref.data.images import PictureError
 from grains_ref.grains import HyperParameters, Steering, attribute
-from grains_ref.images import PictureError
 from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError, features, load
 from grains_ref.models import huggingface as models
 from grains_ref.models.families import FAMILIES, Family, Gemma3, LlavaNext, Patch, Picture, Qwen25VL

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from grains_ref.images import PIXEL_CAP, PictureError, picture_digest, read_picture
+from grains_ref.data.images import PIXEL_CAP, PictureError, picture_digest, read_picture
 
 
 class Made(NamedTuple):

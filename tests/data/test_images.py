@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from grains_ref import images
-from grains_ref.images import PIXEL_CAP, PictureError, picture_digest, read_picture
+from grains_ref.data import images
+from grains_ref.data.images import PIXEL_CAP, PictureError, picture_digest, read_picture
 
 pytestmark = pytest.mark.cpu
 
