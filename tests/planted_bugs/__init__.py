@@ -4,7 +4,7 @@
 of the package; `reference` has those of the modules that stand alone.
 """
 
-from planted_bugs import conformance, datasets, demo, evaluation, methods, models, reference, reproduction
+from planted_bugs import conformance, datasets, demo, evaluation, export, methods, models, reference, reproduction
 
-ROOMS = (reference, models, methods, datasets, evaluation, demo, reproduction, conformance)
+ROOMS = (reference, models, methods, datasets, evaluation, demo, export, reproduction, conformance)
 BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)
