@@ -579,10 +579,9 @@ class Hooks:
         handles: list[RemovableHandle] = []
         try:
             for module, hook in self._hooks:
-                handles.append(module.register_forward_hook(_OwnHook(module, hook, entry)))
+                handles.append(module.register_forward_hook(self._own(module, hook, entry)))
             for module, hook in self._before:
-                own = _OwnHook(module, hook, entry)
-                handles.append(module.register_forward_pre_hook(own, with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(self._own(module, hook, entry), with_kwargs=True))
             self._entries[entry] = handles
             _ENTERED.set((*_ENTERED.get(), entry))
         except BaseException:  # for instance Ctrl-C between two of them
@@ -590,6 +589,9 @@ class Hooks:
                 handle.remove()
             raise
         return self
+
+    def _own(self, module: nn.Module, hook: Hook | EarlyHook, entry: object) -> _OwnHook:
+        return _OwnHook(module, hook, entry)
 
     def __exit__(self, *exception: object) -> None:
         here = [entry for entry in _ENTERED.get() if entry in self._entries]

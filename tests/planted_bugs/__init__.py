@@ -4,7 +4,18 @@
 of the package; `reference` has those of the modules that stand alone.
 """
 
-from planted_bugs import conformance, datasets, demo, evaluation, export, methods, models, reference, reproduction
+from planted_bugs import (
+    conformance,
+    datasets,
+    demo,
+    evaluation,
+    export,
+    fast_steering,
+    methods,
+    models,
+    reference,
+    reproduction,
+)
 
-ROOMS = (reference, models, methods, datasets, evaluation, demo, export, reproduction, conformance)
+ROOMS = (reference, fast_steering, models, methods, datasets, evaluation, demo, export, reproduction, conformance)
 BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)

@@ -3,7 +3,7 @@
 from planted_bugs.planting import Bug
 
 G = "grains_ref/grains.py"
-FAST = "grains_ref/fast.py"
+FAST = "grains_ref/fast/__init__.py"
 BUGS = (
     Bug("logits_one_late", "objective", "the row after the right one scores each response token",
         G, "log_p[:, torch.arange(len(y)), y.to(log_p.device)]",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from grains_ref import grains
+from grains_ref.fast.steering import RowSteering as RowSteering
+from grains_ref.fast.steering import Steering as Steering
 from grains_ref.grains import (
     Attribution,
     Example,

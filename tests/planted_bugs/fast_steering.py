@@ -1,0 +1,43 @@
+"""Bugs of the steering whose vectors wait on the device."""
+
+from planted_bugs.planting import Bug
+
+KERNELS, STEERING = "grains_ref/fast/kernels.py", "grains_ref/fast/steering.py"
+BUGS = (
+    Bug("fast_rows_share_the_first_vector", "steering", "every row gets the vectors of the first row's behaviour",
+        KERNELS, "v = v[table.behaviour[:slots].long()]", "v = v[table.behaviour[:1].long()].expand(slots, -1)",
+        "test_fast_steering"),
+    Bug("fast_rows_share_the_first_strength", "steering", "every row gets the strength of the first row",
+        KERNELS, "lam[:slots].view(rows, columns, 1)", "lam[:1].expand(slots).view(rows, columns, 1)",
+        "test_fast_steering"),
+    Bug("fast_tokens_by_row", "steering", "tokens that have slots of their own go by the slot of their row",
+        KERNELS, 'columns = h.shape[0], 1 if per == "row" else h.shape[1]', "columns = h.shape[0], 1",
+        "test_fast_steering"),
+    Bug("fast_norm_not_restored", "steering", "the plain path leaves equation (8) out",
+        KERNELS, "torch.where(kept, wide, shifted * ratio).to(h.dtype)", "torch.where(kept, wide, shifted).to(h.dtype)",
+        "test_fast_steering"),
+    Bug("fast_norm_in_half_precision", "steering", "the plain path computes norms in the stream's own type",
+        KERNELS, "wide = h.to(v.dtype)", "wide, v, lam = h, v.to(h.dtype), lam.to(h.dtype)", "test_fast_steering"),
+    Bug("fast_zero_strength_rounds", "steering", "a minus zero becomes a zero in a row that is not steered",
+        KERNELS, "~ratio.isfinite() | (lam == 0)", "~ratio.isfinite() | (lam != lam)", "test_fast_steering"),
+    Bug("fast_strength_not_refreshed", "steering", "a new strength does not reach the buffers",
+        STEERING, 'self._lam.fill_(finite_number("lam", value)) self._fill_all()',
+        'self._lam.fill_(finite_number("lam", value))', "test_fast_steering"),
+    Bug("fast_slots_not_refreshed", "steering", "a released row stays steered, because the buffers keep its strength",
+        STEERING, 'self._lam[different_numbers("slots", slots, below=self._n_slots)] = 0.0 self._fill_all()',
+        'self._lam[different_numbers("slots", slots, below=self._n_slots)] = 0.0', "test_fast_steering"),
+    Bug("fast_vectors_not_refreshed", "steering", "replaced vectors do not reach the buffers",
+        STEERING, "table.bank[number].copy_(self._bank[number])", "table.bank[number]", "test_fast_steering"),
+    Bug("fast_layers_all", "steering", "a row that is to be steered at some layers is steered at all",
+        STEERING, "self._lam[row, steered] = strength", "self._lam[row] = strength", "test_fast_steering"),
+    Bug("fast_switch_left_on", "steering", "what was compiled inside the block is steered after it is left",
+        STEERING, "table.switch.fill_(self.entered) if table", "table.switch.fill_(1.0)\nif table",
+        "test_fast_steering"),
+    Bug("fast_faults_pass", "steering", "in compiled code, states that are not finite pass",
+        STEERING, "if exception[:1] == (None,):", "if False:", "test_fast_steering"),
+    Bug("fast_steers_other_threads", "steering", "what another thread computes meanwhile is steered too",
+        STEERING, "return super().__call__(module, *given)",
+        "return self._hook(module, *given) if module is self._module else None", "test_fast_steering"),
+    Bug("fast_shared_vectors", "steering", "vectors that the caller changes later change the steering",
+        STEERING, '.to("cpu", torch.float64, copy=True)', '.to("cpu", torch.float64)', "test_fast_steering"),
+)  # fmt: skip
