@@ -63,7 +63,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def logits_tolerance(model: HuggingFaceModel, *, vision: bool = False) -> float:
     """vision: the two runs may also differ in the features of a picture."""
     dtype, blocks = model.hf.dtype, len(model.blocks)
-    blocks += model.hf.config.vision_config.num_hidden_layers if vision else 0
+    blocks += model.family.n_vision_blocks if vision else 0
     return (16 if dtype == torch.float32 else 4) * unit_roundoff(dtype) * math.sqrt(3 * blocks + 1)
 
 
@@ -377,15 +377,11 @@ def check_batch(
         torch.cat([encoded.ids[:1].expand(pad), encoded.ids]) for pad, encoded in zip(pads, prompts, strict=True)
     ]).to(model.device)  # fmt: skip
     mask = torch.stack([(torch.arange(longest) >= pad).long() for pad in pads]).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": mask, **vision_inputs(model, ids, images)}
+    if prompts[0].replay["position_ids"].ndim == 1:  # in three dimensions the model finds them by itself
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     with steering:
-        together = model.hf(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=1,
-            use_cache=False,
-            **vision_inputs(model, ids, images),
-        ).logits[:, -1]
+        together = model.hf(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
         alone = torch.cat([
             model.hf(
                 input_ids=token_ids(model, encoded),

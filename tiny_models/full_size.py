@@ -32,15 +32,13 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image, ImageDraw
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
-from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig
 
 from grains_ref.data import PICTURE_MARK, PreferencePair
 from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.families import family_class
+from grains_ref.tiny_models.full_processors import processors_of
 
 CONFIGS = Path(__file__).parent / "configs"
 GIB = 2**30
@@ -67,6 +65,8 @@ RELEASED = {
     ),
     "qwen2.5-7b": Released("GRAINS_QWEN_PATH", ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B")),
     "llava-v1.6-vicuna-7b": Released("GRAINS_LLAVA_PATH", ("llava-hf/llava-v1.6-vicuna-7b-hf",)),
+    "qwen2.5-vl-7b": Released("GRAINS_QWEN_VL_PATH", ("Qwen/Qwen2.5-VL-7B-Instruct",)),
+    "gemma-3-12b": Released("GRAINS_GEMMA_PATH", ("google/gemma-3-12b-it", "google/gemma-3-12b-pt")),
 }
 
 
@@ -90,14 +90,14 @@ def read_config(name: str, **changes: Any) -> PretrainedConfig:
 def shrunken(name: str, *, vocab_size: int, n_blocks: int = 3) -> PretrainedConfig:
     """The same architecture with few and narrow blocks; query heads per key-value head and rotary scaling are kept.
 
-    LLaVA keeps its pinpoints and its patch size too, with views of 4 x 4 patches, and its vision tower has two blocks
-    more than the decoder.
+    Vision towers have two blocks more than the decoder, and views of 4 x 4 patches of the full size (LLaVA, which keeps
+    its pinpoints, and Gemma 3) or pictures of any size (Qwen2.5-VL).  As many rows of the vocabulary lie behind the
+    token of a picture as in the full model.
 
     Raises:
-        ValueError: there is no such configuration, or none that `random_model` can fill.
+        ValueError: there is no such configuration.
     """
     full = read_config(name)
-    _check_can_be_filled(full)
     text = full.get_text_config()
     heads = 2 * text.num_attention_heads // text.num_key_value_heads
     width = heads * max(8, 64 // heads)
@@ -109,25 +109,57 @@ def shrunken(name: str, *, vocab_size: int, n_blocks: int = 3) -> PretrainedConf
         "hidden_size": width,
         "intermediate_size": 3 * width,
     }
-    if full.model_type != "llava_next":
-        windows = {"max_window_layers": n_blocks} if full.model_type == "qwen2" else {}
-        return read_config(name, **windows, **narrow, bos_token_id=0, eos_token_id=1)
+    image_id = vocab_size - 64
+    tower = {"hidden_size": 32, "intermediate_size": 128}
+    if full.model_type == "llama":
+        return read_config(name, **narrow, bos_token_id=0, eos_token_id=1)
+    if full.model_type == "qwen2":
+        return read_config(name, **narrow, max_window_layers=n_blocks, bos_token_id=0, eos_token_id=1)
+    if full.model_type == "qwen2_5_vl":
+        return read_config(
+            name,
+            **narrow,
+            max_window_layers=n_blocks,
+            bos_token_id=0,
+            eos_token_id=1,
+            vision_start_token_id=image_id - 2,
+            vision_end_token_id=image_id - 1,
+            image_token_id=image_id,
+            video_token_id=image_id + 1,
+            rope_scaling={"type": "mrope", "mrope_section": [1, 1, width // heads // 2 - 2]},
+            vision_config={
+                **tower,
+                "depth": n_blocks + 2,
+                "num_heads": 2,
+                "out_hidden_size": width,
+                "fullatt_block_indexes": [1, n_blocks + 1],
+                "patch_size": full.vision_config.patch_size,
+                "window_size": full.vision_config.window_size,
+            },
+        )
     view = 4 * full.vision_config.patch_size
+    tower |= {"num_attention_heads": 2, "num_hidden_layers": n_blocks + 2}
+    tower |= {"image_size": view, "patch_size": full.vision_config.patch_size}
+    if full.model_type == "gemma3":
+        kinds = ["sliding_attention"] * (n_blocks - 1) + ["full_attention"]
+        rotary = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "layer_types": kinds}
+        heads_of = {"head_dim": width // heads, "query_pre_attn_scalar": width // heads, "sliding_window": 16}
+        return read_config(
+            name,
+            image_token_index=image_id,
+            boi_token_index=image_id - 2,
+            eoi_token_index=image_id - 1,
+            mm_tokens_per_image=4,
+            text_config={**narrow, **rotary, **heads_of, "model_type": "gemma3_text"},
+            vision_config={**tower, "model_type": "siglip_vision_model", "vision_use_head": False},
+        )
     return read_config(
         name,
         vocab_size=vocab_size,
-        image_token_index=vocab_size - 64,  # as many rows lie behind it in the full model
+        image_token_index=image_id,
         image_grid_pinpoints=[[view * edge // 336 for edge in pinpoint] for pinpoint in full.image_grid_pinpoints],
         text_config={**narrow, "model_type": "llama", "rms_norm_eps": text.rms_norm_eps, "pad_token_id": 0},
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 128,
-            "num_attention_heads": 2,
-            "num_hidden_layers": n_blocks + 2,
-            "image_size": view,
-            "patch_size": full.vision_config.patch_size,
-        },
+        vision_config={**tower, "model_type": "clip_vision_model"},
     )
 
 
@@ -142,67 +174,72 @@ def random_model(
 ) -> HuggingFaceModel:
     """A model of `config` with random weights and a tokenizer that is trained here on the synthetic pairs.
 
-    LLaVA-NeXT gets a tokenizer and an image processor made like its own.  The weights are a function of the seed and
-    the parameter's name; equal on machines with the same kind of device.
+    Models that see get a tokenizer and an image processor made like their own.  The weights are a function of the seed
+    and the parameter's name; equal on machines with the same kind of device.
 
     Raises:
-        ValueError: another architecture than Llama, Qwen2 and LLaVA-NeXT, or a vocabulary too small for the tokenizer.
+        ValueError: another architecture than the five of `configs/`, or a vocabulary too small for the tokenizer.
     """
-    _check_can_be_filled(config)
-    if config.model_type == "llava_next":
-        tokenizer, image_processor = vicuna_tokenizer(config.image_token_id), llava_image_processor(config)
-    else:
-        tokenizer, image_processor = byte_level_tokenizer(), None
-    text = config.get_text_config()
-    if len(tokenizer) > text.vocab_size:
-        raise ValueError(f"vocab_size is {text.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
+    tokenizer, image_processor = processors_of(config, _texts(sees=hasattr(config, "vision_config")))
     device = torch.device(device)
+    family = family_class(config)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        hf = family_class(config).auto_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    vision = config.vision_config.num_hidden_layers if image_processor else 0
-    fill_on_device(hf, n_blocks=text.num_hidden_layers, n_vision_blocks=vision, seed=seed)
+        hf = family.auto_class.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    n_vision_blocks = family(config, image_processor, "").n_vision_blocks if image_processor else 0
+    fill_on_device(hf, n_vision_blocks=n_vision_blocks, seed=seed)
     return HuggingFaceModel(hf, tokenizer, name=name, image_processor=image_processor)
 
 
-def fill_on_device(module: nn.Module, *, n_blocks: int, n_vision_blocks: int = 0, seed: int) -> None:
+# Matrices that write to a residual stream, in the decoders and in the vision towers.
+WRITES = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight", "attn.proj.weight")
+
+
+def fill_on_device(module: transformers.PreTrainedModel, *, n_vision_blocks: int = 0, seed: int) -> None:
     """Normal weights, drawn where the parameters are, at which activations stay of order one at any depth and width.
 
     Embeddings have standard deviation 1, CLIP's class token and LLaVA's newline among them, and matrices and the
-    convolution that reads the pixels 1 / sqrt(fan-in).  The matrices that write to a residual stream (`o_proj`,
-    `down_proj`; `out_proj`, `fc2` in the vision tower) are divided by sqrt(2 L) more, as in GPT-2, so that 2 L writes
-    add up to the size of one.  Norms' weights are 1 and biases small but not zero, which a biased projection needs in
-    order to be tested.
+    convolution that reads the pixels 1 / sqrt(fan-in).  The matrices that write to a residual stream (`WRITES`) are
+    divided by sqrt(2 L) more, as in GPT-2, so that 2 L writes add up to the size of one.  Norms' weights are 1 and
+    biases small but not zero, which a biased projection needs in order to be tested.
+
+    Gemma 3 multiplies embeddings by sqrt(d), adds 1 to the weights of its norms, and has a norm behind everything that
+    writes to the residual stream: embeddings are divided by sqrt(d) here, its norms' weights are 0, and those norms
+    scale by 1 / sqrt(2 L), because no matrix in front of them could.
     """
-    writes = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")
+    text = module.config.get_text_config()
+    is_gemma = module.config.model_type == "gemma3"
+    adds_one = {id(m.weight) for m in module.modules() if type(m).__name__ == "Gemma3RMSNorm"}
     for name, parameter in module.named_parameters():
+        in_vision = "vision_tower" in name or ".visual." in name
+        depth = n_vision_blocks if in_vision else text.num_hidden_layers
         generator = torch.Generator(parameter.device)
         generator.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") % 2**63)
         with torch.no_grad():
             if name.endswith(("class_embedding", "image_newline")):
                 parameter.normal_(0.0, 1.0, generator=generator)
+            elif name.endswith("mm_input_projection_weight"):  # (fan-in, fan-out)
+                parameter.normal_(0.0, len(parameter) ** -0.5, generator=generator)
             elif parameter.ndim >= 2:
                 std = 1.0 if "embed" in name and parameter.ndim == 2 else parameter[0].numel() ** -0.5
-                depth = n_vision_blocks if "vision_tower" in name else n_blocks
-                std /= (2 * depth) ** 0.5 if name.endswith(writes) else 1.0
+                if is_gemma and name.endswith("embed_tokens.weight"):
+                    std = text.hidden_size**-0.5
+                std /= (2 * depth) ** 0.5 if name.endswith(WRITES) else 1.0
                 parameter.normal_(0.0, std, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.1, generator=generator)
+            elif id(parameter) in adds_one:
+                behind_a_write = "post_attention" in name or "post_feedforward" in name
+                parameter.fill_((2 * depth) ** -0.5 - 1 if behind_a_write else 0.0)
             else:
                 parameter.fill_(1.0)
-
-
-def _check_can_be_filled(config: PretrainedConfig) -> None:
-    """`fill_on_device` and the tokenizers here were made for these."""
-    if config.model_type not in (known := ("llama", "qwen2", "llava_next")):
-        raise ValueError(f"random weights can be drawn for {', '.join(known)}; not for {config.model_type}")
 
 
 def find_weights(name: str) -> Path | None:
     """The folder with released weights of configuration `name` on this machine, or None.
 
-    Looked for in the folder that the environment variable names (GRAINS_LLAMA_PATH, GRAINS_QWEN_PATH,
-    GRAINS_LLAVA_PATH), then in the Hugging Face cache.  A cache entry that lacks some of its files, as an interrupted
-    download leaves it, is passed over; a folder that was asked for by name is not.
+    Looked for in the folder that the environment variable of `RELEASED` names, then in the Hugging Face cache.  A cache
+    entry that lacks some of its files, as an interrupted download leaves it, is passed over; a folder that was asked
+    for by name is not.
 
     Raises:
         FileNotFoundError: the variable is set, but its folder lacks something.
@@ -360,93 +397,12 @@ def truthfulqa_shaped_pairs(n: int = 50) -> tuple[PreferencePair, ...]:
     return tuple(pairs)
 
 
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on the synthetic pairs; it takes any text, adds BOS and pads left."""
-    bos, eos, pad = "<s>", "</s>", "<pad>"  # ids 0, 1, 2
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in (bos, eos, pad)],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    pairs = truthfulqa_shaped_pairs()
-    tokenizer.train_from_iterator([f"{pair.prompt} {pair.chosen} {pair.rejected}" for pair in pairs], trainer)
-    tokenizer.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]),
-    ])  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def vicuna_tokenizer(image_id: int) -> PreTrainedTokenizerFast:
-    """A tokenizer made like LLaVA-1.6-Vicuna's, trained on the synthetic pairs: `<image>` is number `image_id`.
-
-    As with SentencePiece, a space is written as U+2581 and put in front of every text, unknown characters become
-    bytes, and BOS comes first.  Ids that training leaves free below `<image>` belong to words that no text has;
-    `<pad>` follows `<image>`.
-
-    Raises:
-        ValueError: `image_id` is too small for the trained pieces.
-    """
-    space, special = "\u2581", ["<unk>", "<s>", "</s>"]
-    tokenizer = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(space, behavior="merged_with_next")  # for training only
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
-        show_progress=False,
-    )
+def _texts(*, sees: bool) -> list[str]:
+    """What the tokenizer of a random model is trained on: all that it is asked and answered here."""
     texts = [f"{pair.prompt} {pair.chosen} {pair.rejected}" for pair in truthfulqa_shaped_pairs()]
-    texts += [f"USER: {' '.join(row)} ASSISTANT:" for row in _PICTURE_QUESTIONS]
-    tokenizer.train_from_iterator([text.replace("\n", " ") for text in texts], trainer)  # line breaks stay bytes
-    tokenizer.pre_tokenizer = None
-    trained = json.loads(tokenizer.to_str())
-    words = trained["model"]["vocab"]
-    for word in [f"<0x{byte:02X}>" for byte in range(256)]:
-        words[word] = len(words)
-    if len(words) > image_id:
-        raise ValueError(f"<image> cannot have the id {image_id}: the tokenizer has {len(words)} pieces")
-    for unused in range(image_id - len(words)):
-        words[f"<unused {unused}>"] = len(words)
-    tokenizer = Tokenizer.from_str(json.dumps(trained))
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (PICTURE_MARK, "<pad>")])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words["<s>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def llava_image_processor(config: PretrainedConfig) -> Any:
-    """The PIL image processor with the released settings: CLIP's colours, and views and pinpoints of `config`."""
-    name, view = "LlavaNextImageProcessor", config.vision_config.image_size
-    processor = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    return processor(
-        size={"shortest_edge": view},
-        crop_size={"height": view, "width": view},
-        image_grid_pinpoints=config.image_grid_pinpoints,
-        image_mean=[0.48145466, 0.4578275, 0.40821073],
-        image_std=[0.26862954, 0.26130258, 0.27577711],
-    )
+    if sees:
+        texts += [f"USER: {' '.join(row)} ASSISTANT:" for row in _PICTURE_QUESTIONS]
+    return texts
 
 
 # -------------------------------------------------------------------------------------------- pictures

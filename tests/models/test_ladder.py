@@ -14,15 +14,15 @@ import ladder
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from ports.live_ports import PlainPort, reference_port
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
 from grains_ref.grains import PRESETS, Steering, fit
 from grains_ref.models import HuggingFaceModel
-from grains_ref.tiny_models import full_size
+from grains_ref.tiny_models import full_processors, full_size
 from grains_ref.tiny_models.full_size import (
-    byte_level_tokenizer,
     examples_of,
     find_weights,
     full_model,
@@ -35,7 +35,6 @@ from grains_ref.tiny_models.full_size import (
     shrunken,
     timed_fit,
     truthfulqa_shaped_pairs,
-    vicuna_tokenizer,
     write_record,
 )
 
@@ -44,6 +43,7 @@ pytestmark = pytest.mark.cpu
 HP = dataclasses.replace(PRESETS["paper_llm"], m=2)  # no check here depends on the number of steps
 N = 5  # new tokens
 VOCABULARY = 701  # just enough for the tokenizer, so that an id beyond it would show
+TEXTS = ["Seven people stand beside a lake.", "Which animal is at the left edge?"]  # to train tokenizers on
 LLAVA, LLAVA_VOCABULARY, LLAVA_HP = "llava-v1.6-vicuna-7b", 1009, dataclasses.replace(PRESETS["paper_vlm"], m=2)
 
 
@@ -318,17 +318,15 @@ def test_an_unknown_configuration_is_refused() -> None:
         read_config("gpt-5")
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "gemma-3-12b"])
-def test_random_weights_of_an_architecture_that_was_not_thought_of_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"llama, qwen2, llava_next; not for"):
-        shrunken(name, vocab_size=VOCABULARY)
-    with pytest.raises(ValueError, match=r"llama, qwen2, llava_next; not for"):
-        random_model(read_config(name), name=name)
+def test_random_weights_of_an_architecture_that_was_not_thought_of_are_refused() -> None:
+    config = transformers.AutoConfig.for_model("gpt2")
+    with pytest.raises(ValueError, match=r"llama, qwen2, llava_next, qwen2_5_vl, gemma3; not for gpt2"):
+        random_model(config, name="gpt2")
 
 
 def test_llavas_tokenizer_has_the_ids_of_the_real_one_and_fits_the_vocabulary() -> None:
     config = read_config(LLAVA)
-    tokenizer = vicuna_tokenizer(config.image_token_id)
+    tokenizer = full_processors.processors_of(config, TEXTS)[0]
     assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<image>", "<pad>"]) == [0, 1, 2, 32000, 32001]
     assert len(tokenizer) == 32002 <= config.text_config.vocab_size == 32064
     text = "Seven people stand\nbeside a lake: \u00e9"
@@ -339,7 +337,7 @@ def test_llavas_tokenizer_has_the_ids_of_the_real_one_and_fits_the_vocabulary() 
     assert pieces[1].startswith("\u2581")  # the space that SentencePiece puts in front
     assert {"<0x0A>", "<0xC3>", "<0xA9>"} <= set(pieces)
     with pytest.raises(ValueError, match="cannot have the id 300"):
-        vicuna_tokenizer(300)
+        full_processors.vicuna_tokenizer(TEXTS, 300)
 
 
 def test_llava_keeps_its_pinpoints_and_a_deeper_tower_when_shrunken() -> None:
@@ -350,7 +348,7 @@ def test_llava_keeps_its_pinpoints_and_a_deeper_tower_when_shrunken() -> None:
 
 
 def test_pictures_are_read_with_the_released_settings() -> None:
-    processor = full_size.llava_image_processor(read_config(LLAVA))
+    processor = full_processors.llava_image_processor(read_config(LLAVA))
     assert processor.crop_size == {"height": 336, "width": 336}
     assert [list(pinpoint) for pinpoint in processor.image_grid_pinpoints] == [
         [336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008],
@@ -433,7 +431,7 @@ def test_pairs_are_fifty_different_ones_of_the_right_lengths() -> None:
     pairs = truthfulqa_shaped_pairs()
     assert pairs == truthfulqa_shaped_pairs(50)
     assert len(pairs) == len({pair.prompt for pair in pairs}) == 50
-    tokenizer = byte_level_tokenizer()
+    tokenizer = built("llama-3.1-8b", torch.bfloat16).tokenizer
     assert all(60 <= len(tokenizer(pair.prompt)["input_ids"]) <= 120 for pair in pairs)
     answers = [f" {text}" for pair in pairs for text in (pair.chosen, pair.rejected)]
     assert all(5 <= len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 20 for text in answers)
