@@ -126,6 +126,14 @@ def distance(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -
     return _relative(*arrays["logits"], np.abs(arrays["logits"][1]).max())
 
 
+def apart(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -> float:
+    """The distance of two outputs, in which other greedy tokens count as 1, whatever the logits of the forced run."""
+    error = distance(stage, inputs, got, want)
+    if stage == "generation" and not np.array_equal(got["tokens"], want["tokens"]):
+        return max(error, 1.0)
+    return error
+
+
 def judge(
     stage: str, inputs: Mapping[str, Any], got: Mapping[str, Any], *, budget: float, right: Right | None = None
 ) -> Verdict:

@@ -8,7 +8,8 @@ writes what changed. Whoever runs it, on whatever processor, gets the same files
 - what is ill-posed is stored in canonical form (`components`), with everything else that is right beside it;
 - outputs have all digits of float64. The last few differ between linear algebra libraries, so a stored output is kept
   as long as the one computed here is `KEPT` close to it, a tenth of the smallest budget, and is replaced otherwise;
-- budgets are measured once: those in the folder are kept, unless `--measure` asks for new ones (five minutes).
+- budgets are measured once: those in the folder are kept, unless `--measure` asks for new ones (five minutes), or
+  `--weakest` for another look at which planted bug shows least (half a minute, after the bugs have changed).
 
 The files:
 
@@ -33,7 +34,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from grains_ref.conformance.budgets import (
     measure,
     root,
     runs_in,
+    weakest_bug,
 )
 from grains_ref.conformance.cases import FLAGS, Case
 from grains_ref.conformance.compare import Right, distance
@@ -97,6 +99,16 @@ def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -
 def measured(dialect: Dialect) -> list[Budget]:
     """The budgets of a dialect, measured anew: two minutes and more."""
     return [measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES]
+
+
+def with_weakest_bugs(folder: Path, dialect: Dialect) -> list[Budget]:
+    """The stored budgets of a dialect with the weakest of the bugs that are planted now."""
+    budgets = load_budgets(dialect.name, folder).values()
+    found = []
+    for budget in budgets:
+        name, error = weakest_bug(budget.stage, budget.dtype, dialect)
+        found.append(replace(budget, weakest_bug=name, weakest_error=error))
+    return found
 
 
 def _write_manifest(folder: Path) -> None:
@@ -350,8 +362,10 @@ def _write_json(path: Path, content: Any) -> None:
 if __name__ == "__main__":
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     folders = [argument for argument in sys.argv[1:] if argument not in options]
-    if len(folders) != 1 or options not in ([], ["--measure"]):
-        sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER [--measure]")
+    if len(folders) != 1 or options not in ([], ["--measure"], ["--weakest"]):
+        sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER [--measure | --weakest]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one
-    new = {name: measured(dialect) for name, dialect in DIALECTS.items()} if options else None
+    new: dict[str, Iterable[Budget]] = {}
+    for one in DIALECTS.values() if options else ():
+        new[one.name] = measured(one) if options == ["--measure"] else with_weakest_bugs(Path(folders[0]), one)
     write(Path(folders[0]), new)

@@ -15,18 +15,17 @@ from grains_ref.conformance.stages import Stage, Values, array, run_oracle, tens
 
 Direction: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """The shifts of one layer (N, d) -> v (d,)."""
+Both: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""The shifts of both sides, (N, L, d) each -> v_pos, v_neg, (L, d) each."""
 
 
 def aggregation_with(
     direction: Direction | None = None,
     *,
-    both: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+    both: Both | None = None,
     combine: Callable[[Tensor, Tensor], Tensor] = torch.sub,
 ) -> Stage:
-    """Eq. (5) and (6) with another direction per layer, another treatment of both sides, or another combination.
-
-    both: the shifts of both sides, (N, L, d) each -> v_pos, v_neg, (L, d) each.
-    """
+    """Eq. (5) and (6) with another direction per layer, another treatment of both sides, or another combination."""
 
     def one(deltas: np.ndarray) -> np.ndarray:
         return np.stack([(direction or first_component)(D) for D in deltas.swapaxes(0, 1)])
@@ -142,6 +141,102 @@ def neg_signed_by_pos(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.
     return v_pos, np.stack([toward(v, -w) for v, w in zip(v_neg, v_pos, strict=True)])
 
 
+def along(direction: np.ndarray, D: np.ndarray) -> np.ndarray:
+    """A direction at unit length, along the mean shift."""
+    return toward(unit(direction), D.mean(0))
+
+
+def last_component(D: np.ndarray) -> np.ndarray:
+    """The component with the least variance that is not nothing."""
+    _, values, components = svd(centred(D))
+    return along(components[int((values > 1e-9 * values[0]).sum()) - 1], D)
+
+
+def first_two(D: np.ndarray) -> np.ndarray:
+    """The sum of the first two components, each along the mean."""
+    one, two = (along(component, D) for component in svd(centred(D))[2][:2])
+    return unit(one + two)
+
+
+def component_of(change: Callable[[np.ndarray], np.ndarray]) -> Direction:
+    """The first component of changed shifts, uncentred, along the mean of the shifts as they are."""
+    return lambda D: along(svd(change(D))[2][0], D)
+
+
+def over_both_axes(D: np.ndarray) -> np.ndarray:
+    """Shifts without the mean of their row and of their column."""
+    return D - D.mean(0) - D.mean(1, keepdims=True) + D.mean()
+
+
+def whitened_by_row(D: np.ndarray) -> np.ndarray:
+    """Every shift divided by its own largest entry."""
+    return D / np.maximum(np.abs(D).max(1, keepdims=True), 1e-30)
+
+
+def two_random_columns(D: np.ndarray) -> np.ndarray:
+    """A randomised decomposition with a sketch of two columns and no power iterations."""
+    numbers = np.random.default_rng(0).standard_normal((D.shape[1], 2))
+    basis = np.linalg.qr(centred(D) @ numbers)[0]
+    return along(svd(basis.T @ centred(D))[2][0], D)
+
+
+def signed_by(rule: Callable[[np.ndarray, np.ndarray], float]) -> Direction:
+    """The component with another sign; rule: component, shifts -> a number whose sign it takes."""
+
+    def direction(D: np.ndarray) -> np.ndarray:
+        u = first_component(D)
+        return u if rule(u, D) >= 0 else -u
+
+    return direction
+
+
+def both_sides(change: Callable[[np.ndarray], np.ndarray]) -> Both:
+    """The right components of shifts (N, L, d) that are changed on both sides."""
+    return lambda pos, neg: (each_layer(change(pos)), each_layer(change(neg)))
+
+
+def of_the_difference(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One component of the differences of both sides' shifts, half of it for either side."""
+    v = each_layer(pos - neg)
+    return v / 2, -v / 2
+
+
+def centred_together(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides centred by the mean of both."""
+    mean = (pos.mean(0) + neg.mean(0)) / 2
+
+    def one(deltas: np.ndarray) -> np.ndarray:
+        rows = zip(deltas.swapaxes(0, 1), mean, strict=True)
+        return np.stack([along(svd(D - middle)[2][0], D) for D, middle in rows])
+
+    return one(pos), one(neg)
+
+
+def first_layer_signs(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The solver's sign, turned for all layers alike so that the first is right."""
+
+    def one(deltas: np.ndarray) -> np.ndarray:
+        raw = each_layer(deltas, lambda D: svd(centred(D))[2][0])
+        return raw if raw[0] @ deltas[:, 0].mean(0) >= 0 else -raw
+
+    return one(pos), one(neg)
+
+
+def neg_reversed(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """v_neg pointing away from its mean."""
+    return each_layer(pos), -each_layer(neg)
+
+
+def in_turn(deltas: np.ndarray) -> np.ndarray:
+    """Every layer with the shifts of the one before it; the first with the last's."""
+    return np.roll(deltas, 1, axis=1)
+
+
+def over_all_layers(v: Tensor) -> Tensor:
+    """v (L, d) scaled to unit length as a whole."""
+    return (widened(v) / widened(v).norm().clamp(min=1e-30)).to(v)
+
+
 ROWS: tuple[Row, ...] = (
     ("uncentred", "the mean not subtracted before the decomposition",
      "With a large mean the component is nearly the mean", "study",
@@ -195,6 +290,84 @@ ROWS: tuple[Row, ...] = (
      "released code, row 13", aggregation_with(power_iteration)),
     ("eps_in_length", "1e-6 added to the length that v is divided by", "Small shifts give short vectors", "ours",
      aggregation_with(eps_in_length)),
+    # another direction
+    ("median_shift", "the median of the shifts, feature by feature, at unit length", "Another direction", "field",
+     aggregation_with(lambda D: along(np.median(D, 0), D))),
+    ("mean_of_unit_shifts", "the mean of shifts at unit length", "Another direction", "field",
+     aggregation_with(lambda D: along(np.stack([unit(row) for row in D]).mean(0), D))),
+    ("longest_shift", "the longest shift instead of a component", "One example speaks for all", "ours",
+     aggregation_with(lambda D: along(D[np.linalg.norm(D, axis=1).argmax()], D))),
+    ("first_shift", "the first example's shift instead of a component", "One example speaks for all", "ours",
+     aggregation_with(lambda D: along(D[0], D))),
+    ("last_component", "the component with the least variance: eigh sorts ascending", "Noise instead of a direction",
+     "field", aggregation_with(last_component)),
+    ("first_two_components", "the first two components added up", "Half of v is another direction", "ours",
+     aggregation_with(first_two)),
+    ("sketch_of_two_columns", "a randomised decomposition with a sketch of two columns",
+     "Another direction from seed to seed", "field", aggregation_with(two_random_columns)),
+    # centring
+    ("centred_by_median", "the median subtracted instead of the mean", "Another component", "ours",
+     aggregation_with(component_of(lambda D: D - np.median(D, 0)))),
+    ("centred_by_first_example", "the first example's shift subtracted instead of the mean", "Another component",
+     "ours", aggregation_with(component_of(lambda D: D - D[0]))),
+    ("centred_over_the_width", "the mean over the width subtracted, not over the examples", "Another component",
+     "field", aggregation_with(component_of(lambda D: D - D.mean(1, keepdims=True)))),
+    ("centred_over_both", "the means over examples and over the width subtracted", "Another component", "ours",
+     aggregation_with(component_of(over_both_axes))),
+    ("centred_together", "both sides centred by the mean of both", "The sides' means enter their components", "ours",
+     aggregation_with(both=centred_together)),
+    ("half_centred", "half of the mean subtracted", "The mean enters the component", "ours",
+     aggregation_with(component_of(lambda D: D - D.mean(0) / 2))),
+    ("scaled_by_largest_entry", "every shift divided by its largest entry first",
+     "Weak examples count like strong ones", "field", aggregation_with(lambda D: first_component(whitened_by_row(D)))),
+    # examples and layers
+    ("last_example_left_out", "the last example left out", "Another mean, another component", "field",
+     aggregation_with(lambda D: first_component(D[:-1]) if len(D) > 2 else first_component(D))),
+    ("first_example_left_out", "the first example left out", "Another mean, another component", "ours",
+     aggregation_with(lambda D: first_component(D[1:]) if len(D) > 2 else first_component(D))),
+    ("first_example_twice", "the first example counted twice", "Another mean, another component", "ours",
+     aggregation_with(lambda D: first_component(np.concatenate([D[:1], D])))),
+    ("layers_in_turn", "every layer with the shifts of the layer before it", "Every vector is added at another block",
+     "ours", aggregation_with(both=both_sides(in_turn))),
+    ("layers_reversed", "the layers in reverse order", "Every vector is added at another block", "ours",
+     aggregation_with(both=both_sides(lambda deltas: deltas[:, ::-1]))),
+    ("features_reversed", "the features in reverse order", "Vectors point anywhere", "ours",
+     aggregation_with(lambda D: first_component(D)[::-1])),
+    # signs
+    ("first_entry_positive", "the sign that makes the first entry positive", "A side points away from its shifts",
+     "field", aggregation_with(signed_by(lambda u, D: u[0]))),
+    ("sum_of_entries_positive", "the sign that makes the sum of the entries positive",
+     "A side points away from its shifts", "field", aggregation_with(signed_by(lambda u, D: u.sum()))),
+    ("signed_by_first_example", "the sign by the first example instead of the mean",
+     "A side points away from its shifts", "ours", aggregation_with(signed_by(lambda u, D: D[0] @ u))),
+    ("signed_by_last_example", "the sign by the last example instead of the mean",
+     "A side points away from its shifts", "ours", aggregation_with(signed_by(lambda u, D: D[-1] @ u))),
+    ("first_layer_signs", "one sign for all layers, that of the first", "Some layers point away from their shifts",
+     "ours", aggregation_with(both=first_layer_signs)),
+    ("neg_reversed", "v_neg pointing away from its mean shift, v_pos right",
+     "Both sides push the same way", "ours", aggregation_with(both=neg_reversed)),
+    # length and combination
+    ("l1_length", "components at L1 length 1", "Lambda means something else in every layer", "field",
+     aggregation_with(lambda D: first_component(D) / np.abs(first_component(D)).sum())),
+    ("largest_entry_one", "components whose largest entry is 1", "Lambda means something else in every layer", "field",
+     aggregation_with(lambda D: first_component(D) / np.abs(first_component(D)).max())),
+    ("scaled_by_singular_value", "components multiplied by their singular value",
+     "Lambda means something else in every layer", "field",
+     aggregation_with(lambda D: first_component(D) * svd(centred(D))[1][0])),
+    ("scaled_by_mean_projection", "components multiplied by the mean shift's projection",
+     "Lambda means something else in every layer", "ours",
+     aggregation_with(lambda D: first_component(D) * (first_component(D) @ D.mean(0)))),
+    ("scaled_by_mean_length", "components at the length of the mean shift",
+     "Lambda means something else in every layer", "field",
+     aggregation_with(lambda D: first_component(D) * np.linalg.norm(D.mean(0)))),
+    ("v_halved", "v = (v_pos - v_neg) / 2", "Lambda counts half", "field",
+     aggregation_with(combine=lambda pos, neg: (pos - neg) / 2)),
+    ("v_neg_alone", "v = -v_neg", "The positive side is lost", "ours",
+     aggregation_with(combine=lambda pos, neg: -neg)),
+    ("v_normalised_as_a_whole", "v of all layers together scaled to unit length", "Lambda means something else", "ours",
+     aggregation_with(combine=lambda pos, neg: over_all_layers(pos - neg))),
+    ("component_of_differences", "the component of delta_pos - delta_neg instead of the sides' own",
+     "Another direction", "field", aggregation_with(both=of_the_difference)),
 )  # fmt: skip
 
 BUGS = bugs_of("aggregation", ROWS)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
 from grains_ref.conformance.bugs.decoder import (
+    RIGHT,
+    Decoder,
     Pass,
     count_from_first_token,
     decode,
@@ -18,6 +20,8 @@ from grains_ref.conformance.bugs.decoder import (
     weights,
     widened,
 )
+from grains_ref.conformance.bugs.decoder_bugs import IN_THE_BLOCKS, SMALL_EPSILONS, rows_with
+from grains_ref.conformance.bugs.objective import mask_one_late
 from grains_ref.conformance.stages import Stage, Values, array, tensor, whole
 
 
@@ -37,17 +41,23 @@ State: TypeAlias = Callable[[Masked], Tensor]
 """Embeddings, mask and positions -> h (L, d)."""
 
 
-def read_at(read: Callable[[Pass, Tensor, Tensor], Tensor]) -> State:
+def read_at(read: Callable[[Pass, Tensor, Tensor], Tensor], decoder: Decoder = RIGHT) -> State:
     """The state that `read` takes from a Pass, the mask (T,) and the inputs (1, T, d)."""
 
     def state(masked: Masked) -> Tensor:
         inputs, mask, positions = masked
-        return widened(read(decode(inputs[None], mask[None], positions=positions[None]), mask, inputs[None]))
+        run = decode(inputs[None], mask[None], decoder=decoder, positions=positions[None])
+        return widened(read(run, mask, inputs[None]))
 
     return state
 
 
-last_state: State = read_at(lambda run, mask, inputs: run.states[0, :, -1])
+def last_state_of(decoder: Decoder) -> State:
+    """Eq. (4)'s state on a decoder."""
+    return read_at(lambda run, mask, inputs: run.states[0, :, -1], decoder)
+
+
+last_state: State = last_state_of(RIGHT)
 last_normed: State = read_at(
     lambda run, mask, inputs: torch.cat(
         [run.states[0, :-1, -1], norm(run.states[0, -1:, -1], weights(inputs.dtype)["norm"])]
@@ -72,6 +82,7 @@ def contrast_with(
     masked: Callable[[Prompt, list[int]], Masked] = replaced,
     change: Callable[[Prompt], Prompt] = lambda prompt: prompt,
     join: Callable[[Tensor, Tensor], Tensor] = torch.sub,
+    factor: Callable[[list[int]], float] = lambda tokens: 1.0,
     empty_is_zero: bool = True,
 ) -> Stage:
     """Eq. (4) with another state, another way to mask, another prompt or another difference."""
@@ -84,12 +95,60 @@ def contrast_with(
             deltas = []
             for tokens in (prompt.pos, prompt.neg):
                 if tokens or not empty_is_zero:
-                    deltas.append(join(h, state(masked(prompt, tokens))))
+                    deltas.append(join(h, state(masked(prompt, tokens))) * factor(tokens))
                 else:
                     deltas.append(torch.zeros_like(h))
         return {"delta_pos": array(deltas[0]), "delta_neg": array(deltas[1])}
 
     return stage
+
+
+def unit(h: Tensor) -> Tensor:
+    """Every layer's state at unit length."""
+    return nn.functional.normalize(h, dim=-1)
+
+
+def moved(by: int) -> Callable[[Prompt, list[int]], Masked]:
+    """The tokens `by` places further on masked; beyond the end, the last one."""
+    return lambda prompt, tokens: replaced(prompt, [min(max(j + by, 0), len(prompt.x) - 1) for j in tokens])
+
+
+def wider(prompt: Prompt, tokens: list[int]) -> Masked:
+    """The tokens and the one after each."""
+    return replaced(prompt, sorted({min(j + extra, len(prompt.x) - 1) for j in tokens for extra in (0, 1)}))
+
+
+def blended(of_x: float, of_baseline: float) -> Callable[[Prompt, list[int]], Masked]:
+    """A sum of embedding and baseline, instead of the baseline in the embedding's place."""
+
+    def masked(prompt: Prompt, tokens: list[int]) -> Masked:
+        x = prompt.x.clone()
+        x[tokens] = of_x * x[tokens] + of_baseline * prompt.baseline[tokens]
+        return _counted(x, prompt.mask)
+
+    return masked
+
+
+def in_the_order_of_the_set(prompt: Prompt, tokens: list[int]) -> Masked:
+    """Baseline row i for the i-th token of the set, instead of the token's own row."""
+    x = prompt.x.clone()
+    x[tokens] = prompt.baseline[: len(tokens)]
+    return _counted(x, prompt.mask)
+
+
+def cut_out(prompt: Prompt, tokens: list[int]) -> Masked:
+    """The tokens taken out, the others at their old positions (all of them: the last one stays)."""
+    keep = _without(len(prompt.x), tokens) or [len(prompt.x) - 1]
+    x, mask, positions = _counted(prompt.x, prompt.mask)
+    return x[keep], mask[keep], positions[keep]
+
+
+def neighbour_instead(prompt: Prompt, tokens: list[int]) -> Masked:
+    """The token on the left in each one's place."""
+    x = prompt.x.clone()
+    for j in tokens:
+        x[j] = prompt.x[max(j - 1, 0)]
+    return _counted(x, prompt.mask)
 
 
 def _without(n: int, tokens: list[int]) -> list[int]:
@@ -170,7 +229,81 @@ ROWS: tuple[Row, ...] = (
      "released code, rows 10 and 12",
      contrast_with(state=last_normed,
                    change=lambda prompt: prompt._replace(baseline=padding_row(prompt.x)))),
+    # which state
+    ("position_before_the_last", "the state of the last token but one", "The last token's own shift is lost", "field",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, :, max(inputs.shape[1] - 2, 0)]))),
+    ("sum_over_positions", "the state added up over the prompt's tokens", "Long prompts give long shifts", "ours",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, :, mask.bool()].sum(1)))),
+    ("largest_over_positions", "the largest entry over the prompt's tokens, feature by feature",
+     "The shift mixes tokens", "field",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, :, mask.bool()].amax(1)))),
+    ("mean_over_padding_too", "the state averaged over all columns, padding included",
+     "The shift depends on how far the batch was padded", "ours",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0].mean(1)))),
+    ("layers_reversed", "the layers in reverse order", "Every vector is added at another block", "ours",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, :, -1].flip(0)))),
+    ("last_layer_for_all", "the last layer's state for every layer", "Every vector is the last block's", "ours",
+     contrast_with(state=read_at(lambda run, mask, inputs: run.states[0, -1:, -1].expand(len(run.states[0]), -1)))),
+    ("every_state_normed", "every layer's state read after the final norm", "Vectors have another scale and direction",
+     "field", contrast_with(state=read_at(
+         lambda run, mask, inputs: norm(run.states[0, :, -1], weights(inputs.dtype)["norm"])))),
+    ("block_without_its_input", "what a block adds to the stream instead of the stream",
+     "The shift of earlier blocks is lost", "field", contrast_with(state=read_at(
+         lambda run, mask, inputs: torch.diff(run.states[0, :, -1], dim=0, prepend=inputs[0, -1:])))),
+    ("mlp_output_only", "the output of the MLP instead of the block's", "The shift of earlier blocks is lost", "field",
+     contrast_with(state=read_at(lambda run, mask, inputs: (run.states - run.middles)[0, :, -1]))),
+    ("attention_output_only", "the output of the attention instead of the block's",
+     "The shift of earlier blocks is lost", "field", contrast_with(state=read_at(
+         lambda run, mask, inputs: (run.middles - torch.cat([inputs[:, None], run.states[:, :-1]], 1))[0, :, -1]))),
+    # which tokens, and what for
+    ("tokens_one_late", "the token after each chosen one masked", "Indices off by one", "field",
+     contrast_with(masked=moved(1))),
+    ("tokens_one_early", "the token before each chosen one masked", "Indices off by one", "field",
+     contrast_with(masked=moved(-1))),
+    ("neighbours_masked_too", "the token after each chosen one masked as well", "The shift of other words is mixed in",
+     "ours", contrast_with(masked=wider)),
+    ("strongest_token_only", "only the first token of each set masked", "The shift of the others is lost", "ours",
+     contrast_with(masked=lambda prompt, tokens: replaced(prompt, tokens[:1]))),
+    ("last_of_the_set_left", "the last token of each set left in place", "A set of one token masks nothing", "ours",
+     contrast_with(masked=lambda prompt, tokens: replaced(prompt, tokens[:-1]))),
+    ("first_baseline_row_for_all", "the baseline's first row for every masked token",
+     "Tokens become another token's baseline", "ours",
+     contrast_with(change=lambda prompt: prompt._replace(baseline=prompt.baseline[:1].expand_as(prompt.baseline)))),
+    ("baseline_in_the_order_of_the_set", "the baseline's first rows for the set's tokens, in their order",
+     "Tokens become another token's baseline", "ours", contrast_with(masked=in_the_order_of_the_set)),
+    ("mean_of_prompt_for_baseline", "masked tokens replaced by the mean of the prompt's embeddings",
+     "Another shift, by a word that means everything", "study",
+     contrast_with(change=lambda prompt: prompt._replace(
+         baseline=prompt.x.mean(0, keepdim=True).expand_as(prompt.x)))),
+    ("baseline_added", "the baseline added to the embedding instead of put in its place",
+     "A zero baseline masks nothing", "ours", contrast_with(masked=blended(1.0, 1.0))),
+    ("half_masked", "the mean of embedding and baseline", "Half of the shift is lost", "ours",
+     contrast_with(masked=blended(0.5, 0.5))),
+    ("neighbour_for_baseline", "masked tokens replaced by the token before them", "Another shift, by a doubled word",
+     "ours", contrast_with(masked=neighbour_instead)),
+    ("tokens_cut_out", "masked tokens taken out, the others at their old positions",
+     "Nobody attends to a masked token, and a masked last token is another one", "ours", contrast_with(masked=cut_out)),
+    # which difference
+    ("masked_state_alone", "the masked state instead of a difference", "The shift is the state itself", "ours",
+     contrast_with(join=lambda h, without: without)),
+    ("state_alone", "the unmasked state instead of a difference", "The shift is the state itself", "ours",
+     contrast_with(join=lambda h, without: h)),
+    ("sum_of_states", "the sum of both states instead of their difference", "The shift is the state itself", "ours",
+     contrast_with(join=torch.add)),
+    ("unit_states", "states scaled to unit length before they are subtracted", "The shift has another scale", "field",
+     contrast_with(join=lambda h, without: unit(h) - unit(without))),
+    ("shift_per_token", "every shift divided by the number of masked tokens", "Examples with a small set count more",
+     "field", contrast_with(factor=lambda tokens: 1 / max(len(tokens), 1))),
+    ("shift_relative_to_state", "every shift divided by the length of the state", "The shift has another scale",
+     "field", contrast_with(join=lambda h, without: (h - without) / h.norm(dim=-1, keepdim=True))),
+    ("absolute_shifts", "absolute values of the shift", "Directions are lost", "ours",
+     contrast_with(join=lambda h, without: (h - without).abs())),
+    ("first_token_masked", "an attention mask that begins one token late", "The first token is not read", "ours",
+     contrast_with(change=lambda prompt: prompt._replace(mask=mask_one_late(prompt.mask)))),
 )  # fmt: skip
 
-BUGS = bugs_of("contrast", ROWS)
+BUGS = bugs_of(
+    "contrast",
+    (*ROWS, *rows_with(lambda decoder: contrast_with(state=last_state_of(decoder)), (*SMALL_EPSILONS, *IN_THE_BLOCKS))),
+)
 WITHOUT_BUG = contrast_with()

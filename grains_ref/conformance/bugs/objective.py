@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grains_ref.conformance.bugs.common import Row, bugs_of
-from grains_ref.conformance.bugs.decoder import count_from_first_token, decode, embed, widened
+from grains_ref.conformance.bugs.decoder import RIGHT, Decoder, count_from_first_token, decode, embed, widened
+from grains_ref.conformance.bugs.decoder_bugs import AFTER_THE_BLOCKS, IN_THE_BLOCKS, SMALL_EPSILONS, rows_with
 from grains_ref.conformance.stages import Stage, Values, tensor, whole
 from grains_ref.conformance.toy import WIDTH
 
@@ -19,12 +20,12 @@ Sides: TypeAlias = Callable[[Tensor, Tensor, np.ndarray, np.ndarray], tuple[Tens
 
 
 def response_logits(
-    x: Tensor, mask: Tensor, y: np.ndarray, *, late: int = 0, variation: str = "", positions: Tensor | None = None
+    x: Tensor, mask: Tensor, y: np.ndarray, *, late: int = 0, decoder: Decoder = RIGHT, positions: Tensor | None = None
 ) -> Tensor:
     """(B, R, V) in float32 or wider; `late` rows after the right ones."""
     inputs = torch.cat([x, embed(y, x.dtype).expand(len(x), -1, -1)], 1)
     everywhere = torch.cat([mask, torch.ones(len(y), dtype=torch.long)])[None]
-    logits = decode(inputs, everywhere, variation=variation, positions=positions).logits
+    logits = decode(inputs, everywhere, decoder=decoder, positions=positions).logits
     rows = (x.shape[1] - 1 + late + torch.arange(len(y))).clamp(min=0)
     return widened(logits[:, rows])
 
@@ -44,9 +45,9 @@ def each(score: Callable[[Tensor, Tensor, np.ndarray], Tensor]) -> Sides:
     return lambda x, mask, y_pos, y_neg: (score(x, mask, y_pos), score(x, mask, y_neg))
 
 
-def varied(variation: str) -> Sides:
-    """The right score on a decoder with one mistake."""
-    return each(lambda x, mask, y: token_log_p(x, mask, y, variation=variation).sum(-1))
+def on(decoder: Decoder) -> Sides:
+    """The right score on another decoder."""
+    return each(lambda x, mask, y: token_log_p(x, mask, y, decoder=decoder).sum(-1))
 
 
 right_sides: Sides = each(lambda x, mask, y: token_log_p(x, mask, y).sum(-1))
@@ -66,6 +67,41 @@ def packed(x: Tensor, mask: Tensor, y_pos: np.ndarray, y_neg: np.ndarray) -> tup
     """Prompt, y_pos and y_neg in one row, and nothing keeps y_neg from attending to y_pos."""
     together = token_log_p(x, mask, np.concatenate([y_pos, y_neg]))
     return together[:, : len(y_pos)].sum(-1), together[:, len(y_pos) :].sum(-1)
+
+
+def cut_to_the_shorter(x: Tensor, mask: Tensor, y_pos: np.ndarray, y_neg: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The first tokens of both responses, as many as the shorter has."""
+    shorter = min(len(y_pos), len(y_neg))
+    return right_sides(x, mask, y_pos[:shorter], y_neg[:shorter])
+
+
+def last_prompt_token_left_out(x: Tensor, mask: Tensor, y_pos: np.ndarray, y_neg: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The prompt without its last token; a prompt of one token is kept."""
+    return right_sides(x[:, :-1], mask[:-1], y_pos, y_neg) if mask.sum() > 1 else right_sides(x, mask, y_pos, y_neg)
+
+
+def masked_response(x: Tensor, mask: Tensor, y: np.ndarray) -> Tensor:
+    """The response hidden from attention, at its right positions."""
+    inputs = torch.cat([x, embed(y, x.dtype).expand(len(x), -1, -1)], 1)
+    hidden = torch.cat([mask, torch.zeros(len(y), dtype=torch.long)])[None]
+    positions = count_from_first_token(torch.cat([mask, torch.ones(len(y), dtype=torch.long)])[None])
+    logits = decode(inputs, hidden, positions=positions).logits[:, x.shape[1] - 1 : -1]
+    return pick(widened(logits).log_softmax(-1), y).sum(-1)
+
+
+def mask_one_late(mask: Tensor) -> Tensor:
+    """The first token masked like padding; a single token is kept."""
+    return torch.where(mask.cumsum(0) == 1, 0, mask) if mask.sum() > 1 else mask
+
+
+def mask_one_early(mask: Tensor) -> Tensor:
+    """The last token of the padding seen."""
+    return torch.maximum(mask, mask.roll(-1)) if mask[0] == 0 else mask
+
+
+def _first_times(y: np.ndarray) -> np.ndarray:
+    """True where a token is said for the first time."""
+    return np.array([token not in y[:j] for j, token in enumerate(y)])
 
 
 def _response_positions(x: Tensor, mask: Tensor, y: np.ndarray, first: Tensor | int) -> Tensor:
@@ -136,28 +172,75 @@ ROWS: tuple[Row, ...] = (
     ("response_one_position_early", "the response's positions starting at the last prompt token's",
      "Two tokens share a position, as with a cache whose length is counted one short", "field",
      objective_with(each(lambda x, mask, y: _response_positions(x, mask, y, mask.sum() - 1)))),
-    ("kv_heads_interleaved", "query head j reading key-value head j mod KV_HEADS",
-     "Grouped-query heads attend with other heads' keys", "study", objective_with(varied("kv_heads_interleaved"))),
-    ("rotary_pairs_adjacent", "rotary pairs (2i, 2i+1) instead of (i, i + head_dim/2)",
-     "Weights of the one layout run in the other", "field", objective_with(varied("rotary_pairs_adjacent"))),
-    ("rotary_base_of_llama", "the rotary base 10000 instead of the model's", "Distances are misread", "field",
-     objective_with(varied("rotary_base_of_llama"))),
-    ("eps_missing", "RMSNorm without its epsilon", "Small residual streams, as near a zero baseline, are blown up",
-     "study", objective_with(varied("eps_missing"))),
-    ("layer_norm", "LayerNorm (mean subtracted) instead of RMSNorm", "Another model", "field",
-     objective_with(varied("layer_norm"))),
-    ("norm_weight_plus_one", "RMSNorm weights used as 1 + weight", "Another family's norm", "field",
-     objective_with(varied("norm_weight_plus_one"))),
-    ("attention_not_scaled", "attention scores without 1 / sqrt(head_dim)", "Attention is too sharp", "field",
-     objective_with(varied("attention_not_scaled"))),
-    ("gate_and_up_exchanged", "the activation on `up` instead of on `gate`", "Another model", "field",
-     objective_with(varied("gate_and_up_exchanged"))),
-    ("final_norm_missing", "the head applied to the residual stream without the final norm",
-     "Log-probabilities scale with the norm of the stream", "field", objective_with(varied("final_norm_missing"))),
     ("embeddings_scaled", "the prompt's embeddings multiplied by sqrt(d) once more",
      "The prompt outweighs the response; seen where `inputs_embeds` of Gemma are scaled twice", "field",
      objective_with(each(lambda x, mask, y: token_log_p(x * WIDTH**0.5, mask, y).sum(-1)))),
+    # which tokens and which rows
+    ("end_of_text_after_y_pos", "an end-of-text token (0) appended to y_pos only, and scored",
+     "The preferred answer pays for its end", "study", objective_with(lambda x, mask, y_pos, y_neg: right_sides(
+         x, mask, np.append(y_pos, 0), y_neg))),
+    ("end_of_text_after_y_neg", "an end-of-text token (0) appended to y_neg only, and scored",
+     "The rejected answer pays for its end", "study", objective_with(lambda x, mask, y_pos, y_neg: right_sides(
+         x, mask, y_pos, np.append(y_neg, 0)))),
+    ("last_token_dropped", "the last token of both responses not scored", "How an answer ends does not count", "study",
+     objective_with(each(lambda x, mask, y: token_log_p(x, mask, y)[:, :-1].sum(-1)))),
+    ("last_token_of_y_neg_dropped", "the last token of y_neg not scored", "The rejected answer is cheaper", "study",
+     objective_with(lambda x, mask, y_pos, y_neg: (
+         right_sides(x, mask, y_pos, y_neg)[0], token_log_p(x, mask, y_neg)[:, :-1].sum(-1)))),
+    ("last_token_of_y_pos_dropped", "the last token of y_pos not scored", "The preferred answer is cheaper", "study",
+     objective_with(lambda x, mask, y_pos, y_neg: (
+         token_log_p(x, mask, y_pos)[:, :-1].sum(-1), right_sides(x, mask, y_pos, y_neg)[1]))),
+    ("first_token_dropped", "the first response token not scored: labels shifted once too often",
+     "How an answer begins does not count", "field",
+     objective_with(each(lambda x, mask, y: token_log_p(x, mask, y)[:, 1:].sum(-1)))),
+    ("cut_to_the_shorter", "both responses cut to the length of the shorter one", "The end of the longer one is lost",
+     "field", objective_with(cut_to_the_shorter)),
+    ("repeated_tokens_once", "a token that a response repeats scored once", "Repetition costs nothing", "ours",
+     objective_with(each(lambda x, mask, y: _sum_where(token_log_p(x, mask, y), _first_times(y))))),
+    ("token_0_before_the_response", "a token 0 (BOS or end of text) between prompt and response",
+     "The answer is read as a new text", "field", objective_with(each(
+         lambda x, mask, y: token_log_p(x, mask, np.append(0, y))[:, 1:].sum(-1)))),
+    ("last_prompt_token_left_out", "the prompt's last token left out", "The answer continues another prompt", "field",
+     objective_with(last_prompt_token_left_out)),
+    # how scores become numbers
+    ("base_ten", "logarithms to base 10 instead of nats", "Every score is 2.3 times too small", "ours",
+     objective_with(each(lambda x, mask, y: token_log_p(x, mask, y).sum(-1) / np.log(10)))),
+    ("probabilities_added", "the response's probabilities added up, not their logarithms",
+     "Unlikely answers cannot be told apart", "field",
+     objective_with(each(lambda x, mask, y: token_log_p(x, mask, y).exp().sum(-1)))),
+    ("softmax_over_the_response", "the softmax over the response's rows, not over the vocabulary",
+     "Tokens compete with themselves elsewhere", "ours", objective_with(each(
+         lambda x, mask, y: pick(response_logits(x, mask, y).log_softmax(1), y).sum(-1)))),
+    ("length_of_y_pos_for_both", "both sums divided by the length of y_pos", "Long answers are preferred", "ours",
+     objective_with(lambda x, mask, y_pos, y_neg: tuple(  # type: ignore[arg-type,return-value]
+         side / len(y_pos) for side in right_sides(x, mask, y_pos, y_neg)))),
+    ("root_of_length", "sums divided by the square root of the response's length", "Long answers are preferred",
+     "field", objective_with(each(lambda x, mask, y: token_log_p(x, mask, y).sum(-1) / len(y) ** 0.5))),
+    ("negative_log_likelihood", "losses (-log P) instead of log-probabilities", "Every sign is turned round", "field",
+     objective_with(each(lambda x, mask, y: -token_log_p(x, mask, y).sum(-1)))),
+    ("f_reversed", "f = log P(y_neg) - log P(y_pos) of the right log-probabilities",
+     "Steering moves toward the rejected answer", "study", objective_with(right_sides, f=lambda pos, neg: neg - pos)),
+    ("f_is_a_sum", "f = log P(y_pos) + log P(y_neg)", "Tokens that help both answers count twice", "ours",
+     objective_with(right_sides, f=torch.add)),
+    ("f_is_a_ratio", "f = log P(y_pos) / log P(y_neg)", "F has no unit and no sign", "ours",
+     objective_with(right_sides, f=torch.div)),
+    ("f_of_preference_loss", "f = log sigmoid of the difference, as in preference losses",
+     "Clear preferences give nothing", "field",
+     objective_with(right_sides, f=lambda pos, neg: nn.functional.logsigmoid(pos - neg))),
+    # masks
+    ("response_not_attended", "the response masked like padding", "Its tokens do not know each other", "field",
+     objective_with(each(lambda x, mask, y: masked_response(x, mask, y)))),
+    ("first_token_masked", "an attention mask that begins one token late", "The first token is not read", "ours",
+     objective_with(lambda x, mask, y_pos, y_neg: right_sides(x, mask_one_late(mask), y_pos, y_neg))),
+    ("one_padding_seen", "an attention mask that begins one token early", "A token of the padding is read", "ours",
+     objective_with(lambda x, mask, y_pos, y_neg: right_sides(x, mask_one_early(mask), y_pos, y_neg))),
 )  # fmt: skip
 
-BUGS = bugs_of("objective", ROWS)
+BUGS = bugs_of(
+    "objective",
+    (
+        *ROWS,
+        *rows_with(lambda decoder: objective_with(on(decoder)), (*SMALL_EPSILONS, *IN_THE_BLOCKS, *AFTER_THE_BLOCKS)),
+    ),
+)
 WITHOUT_BUG = objective_with(right_sides)
