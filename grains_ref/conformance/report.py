@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from grains_ref.conformance.budgets import Budget
-from grains_ref.conformance.bugs import Bug
 from grains_ref.conformance.cases import FLAGS
 from grains_ref.conformance.dialects import DIALECTS
-from grains_ref.conformance.runner import Mode, Result, Run
+from grains_ref.conformance.naming import Likely
+from grains_ref.conformance.runner import END_TO_END, RUNS, Mode, Result, Run
 from grains_ref.conformance.stages import OUTPUTS
 from grains_ref.files import printable, write_whole
 
@@ -68,17 +68,17 @@ def explain(run: Run, *, repeat: str) -> Iterator[Text]:
         return
     yield from _divergence(run, first, repeat)
     for stage in OUTPUTS:
-        failures = [r for r in run.results if r.status == "failed" and r.stage == stage]
-        if failures and stage != first.stage:
-            likely = run.likely_bug(stage)
-            guess = f"{_planted(run, stage, likely.bug).description} ({likely.bug})" if likely else "no planted bug"
-            yield Text(f"Also failing: {stage}, {len(failures)} times. Likely bug: {guess}.")
+        if stage != first.stage and run.failures(stage):
+            yield _also_failing(run, stage)
+    for result in run.failures(END_TO_END):
+        if result is not first:
+            yield _said(f"End to end ({result.dtype}): {result.message}. It follows from {first.stage}.")
 
 
 def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
-    """The first failing stage: a case, what the case is for, what the bug may be, how to run it again."""
-    stage, likely = first.stage, run.likely_bug(first.stage)
-    failures = [r for r in run.results if r.status == "failed" and r.stage == stage]
+    """The first failing stage: its most basic case, what that is for, what the bug may be, how to run it again."""
+    stage = first.stage
+    failures = run.failures(stage)
     yield Text(f"First failing stage: {stage} ({first.mode}, {first.dtype}).", style="bold red")
     if first.mode != "isolated":
         yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
@@ -88,14 +88,11 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
         yield Text(f"  The case: {case.comment}.")
         for flag in case.flags:
             yield Text(f"    {flag}: {FLAGS[flag].description}. If wrong: {_lower(FLAGS[flag].effect)}.")
-    if likely:
-        bug = _planted(run, stage, likely.bug)
-        yield Text("  Likely bug: ", style="bold").append(f"{bug.description} ({bug.name}).", style="bold yellow")
-        share = f"{likely.explained} of {likely.failures} wrong outputs of this stage are ours with this bug"
-        how_close = f"at best to {likely.distance:.0e}" if likely.distance else "at best exactly"
-        yield Text(f"    {share}, {how_close}. Effect: {_lower(bug.effect)}.")
-    elif any(r.diagnosed for r in failures):
-        yield Text("  No planted bug gives this output: two bugs at once, perhaps, or one that we do not know.")
+    lines = guess(run, stage)
+    if lines:
+        head, _, rest = lines[0].partition(": ")
+        yield Text(f"  {head}: ", style="bold").append(rest, style="bold yellow")
+        yield from (Text(f"    {line}") for line in lines[1:])
     others = [r for r in failures if not r.diagnosed and r is not first and r.mode != "end to end"]
     for message, number in Counter(_without_details(r.message) for r in others).most_common(3):
         example = next(r.case for r in others if _without_details(r.message) == message)
@@ -104,8 +101,60 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
         yield _said(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
 
 
-def _planted(run: Run, stage: str, name: str) -> Bug:
-    return next(bug for bug in DIALECTS[run.dialect].bugs_of(stage) if bug.name == name)
+def guess(run: Run, stage: str) -> list[str]:
+    """What is likely wrong with a failing stage, line by line: the name, what it rests on, what looks alike.
+
+    Empty where no output could be compared with those of the planted bugs.
+    """
+    failures, likely = run.failures(stage), run.likely_bug(stage)
+    if run.is_rounding(stage):
+        worst = max(result.error for result in failures)
+        return [
+            f"Rounding: your numbers differ by float32's rounding (at most {worst:.0e}) under a claim of float64.",
+            "Did a cast, a constant or a library call in float32 slip in?",
+        ]
+    if likely is None:
+        if not any(result.diagnosed for result in failures):
+            return []
+        return ["No planted bug gives this output: two bugs at once, perhaps, or one that we do not know."]
+    bug = _description(run, stage, likely.bug)
+    if not likely.named:
+        like = f"None has this very output; the nearest is {likely.bug} ({bug})."
+        return [f"Likely kind of bug: {likely.kind}.", f"{likely.share()}. {like}"]
+    effect = f"Effect: {_lower(_effect(run, stage, likely.bug))}."
+    lines = [f"Likely bug: {bug} ({likely.bug}).", f"{likely.share()}. {effect}"]
+    if likely.alike:
+        lines.append(f"Just as likely: {'; '.join(f'{_description(run, stage, a)} ({a})' for a in likely.alike)}.")
+    return lines
+
+
+def _also_failing(run: Run, stage: str) -> Text:
+    """A line for a failing stage that is not the first."""
+    number = len(run.failures(stage))
+    words = f"Also failing: {stage}, {number} time{'s' if number > 1 else ''}."
+    earlier, likely = run.follows_from(stage), run.likely_bug(stage)
+    before = run.likely_bug(earlier) if earlier else None
+    if likely and before and likely.named and likely.bug == before.bug:
+        return Text(f"{words} The same bug ({likely.bug}): {RUNS[stage][earlier]}.")
+    if earlier and not (likely and likely.named):
+        return Text(f"{words} It may follow from {earlier}: {RUNS[stage][earlier]}.")
+    lines = guess(run, stage)
+    return Text(" ".join([words, lines[0]] + ([f"{_share(likely)}."] if likely else [])) if lines else words)
+
+
+def _share(likely: Likely) -> str:
+    """The share alone, for a line with more on it."""
+    return f"{likely.explained} of {likely.failures}" + (
+        f"; just as likely: {', '.join(likely.alike)}" if likely.alike else ""
+    )
+
+
+def _description(run: Run, stage: str, name: str) -> str:
+    return next(bug.description for bug in DIALECTS[run.dialect].bugs_of(stage) if bug.name == name)
+
+
+def _effect(run: Run, stage: str, name: str) -> str:
+    return next(bug.effect for bug in DIALECTS[run.dialect].bugs_of(stage) if bug.name == name)
 
 
 def _lower(text: str) -> str:
@@ -188,6 +237,8 @@ def as_json(run: Run) -> dict[str, Any]:
         "conformant": not run.failed,
         "first_divergence": _row(first) if first else None,
         "likely_bugs": {stage: asdict(likely) for stage in OUTPUTS if (likely := run.likely_bug(stage))},
+        "guesses": {stage: lines for stage in OUTPUTS if run.failures(stage) and (lines := guess(run, stage))},
+        "follows_from": {stage: one for stage in (*OUTPUTS, END_TO_END) if (one := run.follows_from(stage))},
         "stale_expected_failures": list(run.stale),
         "results": [_row(result) for result in run.results],
     }
@@ -212,8 +263,11 @@ def junit(run: Run) -> bytes:
         name = _xml(f"{result.case} {result.dtype} {result.mode}")
         case = ElementTree.SubElement(suite, "testcase", classname=f"conformance.{result.stage}", name=name)
         if result.status in ("failed", "unexpected pass"):
-            likely = f"; likely bug: {result.diagnosis.bug}" if result.diagnosis else ""
-            ElementTree.SubElement(case, "failure", message=_xml(f"{result.message or result.status}{likely}"))
+            likely = run.likely_bug(result.stage)
+            words = (
+                f"; {'likely bug' if likely.named else 'nearest'}: {likely.bug} ({_share(likely)})" if likely else ""
+            )
+            ElementTree.SubElement(case, "failure", message=_xml(f"{result.message or result.status}{words}"))
         elif result.status != "passed":
             ElementTree.SubElement(case, "skipped", message=_xml(f"{result.status}: {result.message}"))
     suite.set("skipped", str(sum(child.find("skipped") is not None for child in suite)))

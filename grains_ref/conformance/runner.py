@@ -6,70 +6,52 @@ port that passes isolated and fails here has a fault between its stages: an orde
 **end to end**: one example set from embeddings to steered states, the port's against the oracle's; float64 and float32
 only, since in half precision a right port and a wrong one look alike at the end.
 
-On a failure every planted bug of the stage is run on the same input, and the one that lies closest to the port's output
-is named, if it lies clearly closer than the right answer.
+What is wrong is looked for among the planted bugs, when all results of a stage are there (`naming`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from grains_ref.conformance.budgets import Budget, allowed, runs_in
+from grains_ref.conformance.bugs.kinds import WHEREVER_A_DECODER_RUNS
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import BadOutput, Right, checked, distance, judge, right_now
-from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
+from grains_ref.conformance.dialects import PAPER, Dialect
+from grains_ref.conformance.naming import Diagnosis, Likely, Output, diagnose, is_rounding, name_stage
 from grains_ref.conformance.ports import Port, PortError, Refused, Skipped, told_by
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.vectors import right_of
 
 Mode = Literal["isolated", "chained", "end to end"]
 Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable"]
-REPRODUCED = 0.1  # a bug is named if its output is at most this share of the error away from the port's
-ALIKE = 10  # bugs whose distances differ by less than this factor, or lie within rounding, are not told apart
-EPS = {dtype: float(torch.finfo(kind).eps) for dtype, kind in DTYPES.items()}
 CHAIN = ("attribution", "selection", "contrast", "aggregation", "steering")
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The planted bug that lies closest to a wrong output; `distance` relative to the stage's scale.
-
-    alike: other bugs that reproduce the output of this one case as well.
-    """
-
-    bug: str
-    description: str
-    distance: float
-    alike: tuple[str, ...] = ()
-
-    def names(self, bug: str) -> bool:
-        """Whether the output is what this bug would give."""
-        return bug in (self.bug, *self.alike)
-
-
-@dataclass(frozen=True)
-class Likely:
-    """The planted bug that explains most failures of a stage."""
-
-    bug: str
-    explained: int  # failures whose output it reproduces
-    failures: int  # failures that have an output: no refusals, crashes and the like
-    distance: float  # between the port's output and the bug's, in the best case
+END_TO_END = "end to end"  # stands for a stage where the whole chain is judged
+SAME_DECODER = "both run the decoder"
+RUNS = {
+    "attribution": {"objective": "it attributes eq. (1)"},
+    "contrast": {"objective": SAME_DECODER, "attribution": SAME_DECODER},
+    "generation": {
+        "objective": SAME_DECODER,
+        "attribution": SAME_DECODER,
+        "contrast": SAME_DECODER,
+        "steering": "it steers every block",
+    },
+}
+"""What a stage has of earlier ones, though it is given right inputs: their faults may show in it too."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one case in one dtype and mode."""
+    """What became of one case in one dtype and mode; the stage of a chain from end to end is `END_TO_END`."""
 
     case: str
     stage: str
@@ -81,6 +63,7 @@ class Result:
     message: str = ""
     diagnosis: Diagnosis | None = None
     diagnosed: bool = False  # whether there was an output that could be compared with the bugs'
+    rounding: bool = False  # whether the error is one of float32's size under a claim of float64
 
 
 @dataclass(frozen=True)
@@ -93,6 +76,7 @@ class Run:
     results: tuple[Result, ...]
     stale: tuple[str, ...] = ()  # lines of the xfail file that match no case
     dialect: str = "paper"
+    likely: Mapping[str, Likely] = field(default_factory=dict)  # by stage
 
     @property
     def failed(self) -> bool:
@@ -100,32 +84,43 @@ class Run:
         bad = any(result.status in ("failed", "unexpected pass") for result in self.results)
         return bad or bool(self.stale) or not any(result.status == "passed" for result in self.results)
 
-    def first_divergence(self) -> Result | None:
-        """The first failure in the order of the stages, isolated before chained before end to end.
+    def failures(self, stage: str) -> list[Result]:
+        """What failed of a stage, isolated before chained, the most basic case first."""
+        modes = ("isolated", "chained", "end to end")
+        failed = [result for result in self.results if result.status == "failed" and result.stage == stage]
+        return sorted(failed, key=lambda result: (modes.index(result.mode), result.case))
 
-        Of a stage's failures, the first that its likely bug reproduces: early cases are the plain ones.
-        """
-        order = [(mode, stage) for mode in ("isolated", "chained", "end to end") for stage in OUTPUTS]
-        failures = sorted(
-            (r for r in self.results if r.status == "failed"), key=lambda r: (order.index((r.mode, r.stage)), r.case)
-        )
-        if not failures:
-            return None
-        first = [r for r in failures if (r.mode, r.stage) == (failures[0].mode, failures[0].stage)]
-        likely = self.likely_bug(first[0].stage)
-        return next((r for r in first if likely and r.diagnosis and r.diagnosis.names(likely.bug)), first[0])
+    def first_divergence(self) -> Result | None:
+        """The first failure in the order of the stages, isolated before chained before end to end."""
+        for mode in ("isolated", "chained", "end to end"):
+            for stage in (*OUTPUTS, END_TO_END):
+                for result in self.failures(stage):
+                    if result.mode == mode:
+                        return result
+        return None
 
     def likely_bug(self, stage: str) -> Likely | None:
-        """The bug that reproduces most wrong outputs of a stage; of several the one that is the closest most often."""
-        failures = [r for r in self.results if r.stage == stage and r.status == "failed" and r.diagnosed]
-        named = [r.diagnosis for r in failures if r.diagnosis]
-        reproduced = Counter(bug for d in named for bug in (d.bug, *d.alike))
-        closest = Counter(d.bug for d in named)
-        if not reproduced:
-            return None
-        bug = max(reproduced, key=lambda name: (reproduced[name], closest[name]))
-        distance = min((d.distance for d in named if d.bug == bug), default=min(d.distance for d in named))
-        return Likely(bug, reproduced[bug], len(failures), distance)
+        """The planted bug, or the kind of bug, that accounts for a stage's failures; None if nothing does."""
+        return self.likely.get(stage)
+
+    def is_rounding(self, stage: str) -> bool:
+        """Whether all that is wrong with a stage are errors of float32's size under a claim of float64."""
+        failures = self.failures(stage)
+        return bool(failures) and all(result.rounding for result in failures)
+
+    def follows_from(self, stage: str) -> str:
+        """The failing stage before it that a failing stage may have its fault from, or nothing."""
+        if not self.failures(stage):
+            return ""
+        earlier = OUTPUTS if stage == END_TO_END else RUNS.get(stage, {})
+        failing = [one for one in earlier if self.failures(one) and self._hands_on(one, stage)]
+        return failing[0] if failing else ""
+
+    def _hands_on(self, earlier: str, stage: str) -> bool:
+        """Whether a failing stage's fault may show in a later one: of two that share the decoder, only its own does."""
+        likely = self.likely_bug(earlier)
+        only_the_decoder = RUNS.get(stage, {}).get(earlier) == SAME_DECODER
+        return not (only_the_decoder and likely) or likely.kind in WHEREVER_A_DECODER_RUNS
 
 
 def run_port(
@@ -147,21 +142,38 @@ def run_port(
     """
     cases = dialect.cases if cases is None else cases
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
-    results: list[Result] = []
+    found: list[Found] = []
     for dtype in wanted:
         if "isolated" in modes:
             for case in cases:
                 if case.stage in port.stages and runs_in(case, dtype):
-                    results.append(run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
+                    found.append(_run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
                     on_case()
         if "chained" in modes:
-            results += _chained(port, dtype, budgets, dialect)
+            found += _chained(port, dtype, budgets, dialect)
         if "end to end" in modes and dtype in ("float64", "float32"):
-            results += _end_to_end(port, dtype, dialect)
+            found += _end_to_end(port, dtype, dialect)
+    results, likely = _with_names(found, dialect)
     marked = [_mark(result, expected_failures) for result in results]
     ids = {case.id for case in cases}
     stale = tuple(pattern for pattern in expected_failures if not fnmatch.filter(ids, pattern))
-    return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale, dialect.name)
+    return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale, dialect.name, likely)
+
+
+def _with_names(found: Sequence[Found], dialect: Dialect) -> tuple[list[Result], dict[str, Likely]]:
+    """All results, wrong outputs with their diagnoses, and what is likely wrong with each stage."""
+    results, likely = [result for result, _ in found], {}
+    for stage in OUTPUTS:
+        places = [i for i, (result, output) in enumerate(found) if output and result.stage == stage]
+        wrong = [i for i in places if results[i].status == "failed" and not results[i].rounding]
+        right = [i for i in places if results[i].status == "passed"]
+        outputs = {i: output for i in places if (output := found[i][1])}
+        name, diagnoses = name_stage([outputs[i] for i in wrong], [outputs[i] for i in right], dialect)
+        for i, diagnosis in zip(wrong, diagnoses, strict=True):
+            results[i] = replace(results[i], diagnosis=diagnosis)
+        if name:
+            likely[stage] = name
+    return results, likely
 
 
 def read_xfails(path: Path) -> dict[str, str]:
@@ -188,100 +200,70 @@ def number_of_cases(port: Port, cases: Sequence[Case], dtypes: Sequence[str] = (
     return len(wanted) * sum(case.stage in port.stages for case in cases)
 
 
-def diagnose(
-    stage: str,
-    inputs: Mapping[str, Any],
-    got: Values,
-    dtype: str,
-    error: float,
-    *,
-    dialect: Dialect = PAPER,
-    wrong: Mapping[str, Values] | None = None,
-) -> Diagnosis | None:
-    """The planted bug closest to a wrong output, if it is clearly closer to it than the right answer is.
-
-    wrong: what the bugs make of the inputs (`wrong_outputs`), if it is at hand.
-    """
-    wrong = wrong_outputs(stage, inputs, dtype, dialect) if wrong is None else wrong
-    near = {bug: _distance_like(stage, inputs, got, output) for bug, output in wrong.items()}
-    best = min(near, key=lambda name: near[name], default="")
-    if not best or near[best] > REPRODUCED * min(error, 1.0):
-        return None
-    alike = tuple(name for name in near if name != best and near[name] <= ALIKE * max(near[best], EPS[dtype]))
-    (planted,) = (bug for bug in dialect.bugs_of(stage) if bug.name == best)
-    return Diagnosis(best, planted.description, near[best], alike)
-
-
-def wrong_outputs(stage: str, inputs: Mapping[str, Any], dtype: str, dialect: Dialect = PAPER) -> dict[str, Values]:
-    """What every planted bug of a stage makes of an input; a bug that fails on it is left out."""
-    outputs = {}
-    for bug in dialect.bugs_of(stage):
-        with contextlib.suppress(ValueError, ArithmeticError, RuntimeError, IndexError):
-            outputs[bug.name] = bug.function(**inputs, dtype=dtype)
-    return outputs
-
-
-@cache
-def wrong_outputs_of(dialect: str, case_id: str, dtype: str) -> dict[str, Values]:
-    """`wrong_outputs` of a case, computed once."""
-    case = DIALECTS[dialect].case(case_id)
-    return wrong_outputs(case.stage, case.inputs, dtype, DIALECTS[dialect])
-
-
-def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, wrong: Values) -> float:
-    """The distance of two outputs that may both be wrong: NaN and infinities in the same places count as equal."""
-    cleaned: list[Values] = []
-    for values in (got, wrong):
-        cleaned.append({name: np.nan_to_num(np.asarray(values[name], float), posinf=1e30, neginf=-1e30, nan=3e30)
-                        for name in OUTPUTS[stage]})  # fmt: skip
-    if any(cleaned[0][name].shape != cleaned[1][name].shape for name in OUTPUTS[stage]):
-        return float("inf")
-    return distance(stage, inputs, *cleaned)
+Found: TypeAlias = tuple[Result, Output | None]
+"""A result, and the output that was compared, if there was one."""
 
 
 def run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Dialect = PAPER) -> Result:
     """One case by itself, with the oracle's input, judged by what is stored as right."""
+    result, output = _run_case(port, case, dtype, budget, dialect)
+    if output and result.status == "failed" and not result.rounding:
+        return replace(result, diagnosis=diagnose(output, dialect))
+    return result
+
+
+def _run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Dialect) -> Found:
     result = Result(case.id, case.stage, dtype, "isolated", "passed", budget=allowed(case, dtype, budget))
     if not budget.claimable:
-        return replace(
-            result, status="not claimable", message=f"the weakest bug, {budget.weakest_bug}, hides in the noise"
-        )
+        message = f"the weakest bug, {budget.weakest_bug}, hides in the noise"
+        return replace(result, status="not claimable", message=message), None
     try:
         got = port.run(case.stage, case.inputs, dtype, case.id)
     except Refused as refusal:
         if case.result == "invalid":
-            return result
-        return replace(result, status="failed", error=float("inf"), message=f"refused a valid input: {refusal}")
+            return result, None
+        return _failed(result, f"refused a valid input: {refusal}"), None
     except Skipped as reason:
-        return replace(result, status="skipped", message=str(reason))
+        return replace(result, status="skipped", message=str(reason)), None
     except PortError as problem:
-        return replace(result, status="failed", error=float("inf"), message=str(problem))
+        return _failed(result, str(problem)), None
     except Exception as problem:  # of a `Port` that is none of ours
-        return replace(result, status="failed", error=float("inf"), message=told_by(problem))
+        return _failed(result, told_by(problem)), None
     if case.result == "invalid":
-        message = f"accepted an invalid input, which must be refused ({case.comment})"
-        return replace(result, status="failed", error=float("inf"), message=message)
+        return _failed(result, f"accepted an invalid input, which must be refused ({case.comment})"), None
     try:
-        return _judged(result, case.inputs, got, right_of(dialect.name, case.id), dialect)
+        return _judged(result, case.inputs, got, right_of(dialect.name, case.id), dialect, case=case.id)
     except Exception as problem:  # one answer must not cost the other cases
-        message = f"the answer cannot be judged: {told_by(problem)}"
-        return replace(result, status="failed", error=float("inf"), message=message)
+        return _failed(result, f"the answer cannot be judged: {told_by(problem)}"), None
+
+
+def _failed(result: Result, message: str) -> Result:
+    return replace(result, status="failed", error=float("inf"), message=message)
 
 
 def _judged(
-    result: Result, inputs: Mapping[str, Any], got: Mapping[str, Any], right: Right, dialect: Dialect
-) -> Result:
+    result: Result,
+    inputs: Mapping[str, Any],
+    got: Mapping[str, Any],
+    right: Right,
+    dialect: Dialect,
+    *,
+    case: str = "",
+) -> Found:
     verdict = judge(result.stage, inputs, got, budget=result.budget, right=right)
-    if verdict.ok:
-        return replace(result, error=verdict.error)
-    result = replace(result, status="failed", error=verdict.error, message=verdict.message)
-    with contextlib.suppress(BadOutput):
+    result = replace(result, error=verdict.error)
+    if not verdict.ok:
+        result = replace(result, status="failed", message=verdict.message)
+    try:
         values = checked(result.stage, got, right.out)
-        isolated = result.mode == "isolated"
-        wrong = wrong_outputs_of(dialect.name, result.case, result.dtype) if isolated else None
-        found = diagnose(result.stage, inputs, values, result.dtype, verdict.error, dialect=dialect, wrong=wrong)
-        return replace(result, diagnosis=found, diagnosed=True)
-    return result
+    except BadOutput:
+        return result, None
+    error = distance(result.stage, inputs, values, right.out)
+    output = Output(result.stage, inputs, result.dtype, values, right.out, error, result.budget, case)
+    if verdict.ok:
+        return result, output
+    rounding = is_rounding(dialect.name, result.stage, result.dtype, verdict.error)
+    return replace(result, diagnosed=True, rounding=rounding), output
 
 
 # ------------------------------------------------------------------------------------- chained
@@ -298,14 +280,14 @@ class _Broken(Exception):
     """The chain cannot go on."""
 
 
-def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect) -> list[Result]:
+def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect) -> list[Found]:
     """Attribution to steering, each stage fed with the port's own outputs; ends where there is nothing to go on with.
 
     Whatever the port made is rounded to the dtype first, so that port and oracle see the same numbers.
     """
     if not set(CHAIN) <= set(port.stages):
         return []
-    results: list[Result] = []
+    found: list[Found] = []
 
     def step(stage: str, inputs: dict[str, Any], name: str) -> Values:
         inputs = {key: _rounded(value, dtype) for key, value in inputs.items()}
@@ -316,16 +298,16 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], 
             got = port.run(stage, inputs, dtype, result.case)
             if budget.claimable:
                 right = right_now(dialect.name, stage, inputs, want, budget.budget)
-                results.append(_judged(result, inputs, got, right, dialect))
+                found.append(_judged(result, inputs, got, right, dialect))
             return checked(stage, got, want)
         except Exception as problem:  # the port's, or the oracle's about what the port made
-            if not (results and results[-1].case == result.case):
-                results.append(replace(result, status="failed", error=float("inf"), message=told_by(problem)))
+            if not (found and found[-1][0].case == result.case):
+                found.append((_failed(result, told_by(problem)), None))
             raise _Broken from None
 
     with contextlib.suppress(_Broken):
         link(step, chain_examples(dialect))
-    return results
+    return found
 
 
 def _rounded(value: Any, dtype: str) -> Any:
@@ -354,22 +336,23 @@ def link(step: Callable[[str, dict[str, Any], str], Values], examples: Iterable[
     return step("steering", {"h": h, "v": np.asarray(vectors["v"])[1], "lam": 1.5}, "steering")
 
 
-def _end_to_end(port: Port, dtype: str, dialect: Dialect) -> list[Result]:
+def _end_to_end(port: Port, dtype: str, dialect: Dialect) -> list[Found]:
     """The last output of the chain against the oracle's own chain."""
     if not set(CHAIN) <= set(port.stages):
         return []
     budget = 1e-6 if dtype == "float64" else 1e-2
     examples = chain_examples(dialect)
     want = link(lambda stage, inputs, name: dialect.run(stage, inputs), examples)
-    result = Result("end-to-end", "steering", dtype, "end to end", "passed", budget=budget)
+    result = Result("end-to-end", END_TO_END, dtype, "end to end", "passed", budget=budget)
     try:
         got = link(lambda stage, inputs, name: dict(port.run(stage, inputs, dtype, f"end-to-end-{name}")), examples)
         error = distance("steering", {}, checked("steering", got, want), want)
     except Exception as problem:  # whatever a port makes is fed to it again, unchecked
-        return [replace(result, status="failed", error=float("inf"), message=told_by(problem))]
+        return [(_failed(result, told_by(problem)), None)]
     if error <= budget:
-        return [replace(result, error=error)]
-    return [replace(result, status="failed", error=error, message=f"relative error {error:.1e}, allowed {budget:.0e}")]
+        return [(replace(result, error=error), None)]
+    message = f"relative error {error:.1e}, allowed {budget:.0e}"
+    return [(replace(result, status="failed", error=error, message=message), None)]
 
 
 def _mark(result: Result, expected_failures: Sequence[str]) -> Result:

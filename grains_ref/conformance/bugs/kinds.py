@@ -6,14 +6,17 @@ the kind; `benchmarks/leave_one_out.py` measures how often it is.
 
 from __future__ import annotations
 
-DECODER = {
+WHEREVER_A_DECODER_RUNS = {
     "the decoder's norms": "eps_missing eps_of_1e-6 eps_of_1e-3 eps_after_the_root layer_norm sum_of_squares "
     "norm_weight_plus_one norm_weight_missing norms_exchanged final_norm_missing final_norm_twice",
     "the decoder's positions": "rotary_pairs_adjacent rotary_base_of_llama rotary_exponent_halved rotary_backward "
     "rotary_missing keys_not_rotated values_rotated rotary_scaled angles_in_bfloat16 angles_in_float16",
     "the decoder's attention": "kv_heads_interleaved first_kv_head_for_all heads_not_transposed attention_not_scaled "
     "attention_scaled_twice attention_scaled_by_width attention_capped attention_with_a_sink softmax_over_queries "
-    "masked_after_softmax heads_normed not_causal one_token_ahead window_of_three first_token_not_attended",
+    "heads_normed",
+    "who attends to whom": "masked_after_softmax not_causal one_token_ahead window_of_three first_token_not_attended "
+    "mask_ignored response_not_attended first_token_masked one_padding_seen packed_without_mask "
+    "mask_ignored_on_the_path mask_ignored_in_states padding_attended mask_of_row_0 new_tokens_not_attended",
     "the decoder's MLP": "gate_and_up_exchanged gelu relu sigmoid_gate up_missing",
     "the decoder's blocks": "attention_and_mlp_side_by_side mlp_first attention_residual_missing blocks_exchanged "
     "last_block_missing all_embeddings_scaled",
@@ -21,24 +24,21 @@ DECODER = {
 }
 
 KINDS: dict[str, dict[str, str]] = {
-    "objective": DECODER
+    "objective": WHEREVER_A_DECODER_RUNS
     | {
         "which row of the logits scores a token": "off_by_one_logits off_by_two_logits last_token_one_late",
-        "which response tokens are scored": "last_token_only first_token_only response_padding_scored "
+        "how a response's tokens become one score": "last_token_only first_token_only response_padding_scored "
         "padding_id_skipped end_of_text_appended end_of_text_after_y_pos end_of_text_after_y_neg last_token_dropped "
         "last_token_of_y_neg_dropped last_token_of_y_pos_dropped first_token_dropped cut_to_the_shorter "
-        "repeated_tokens_once",
-        "how token scores become one number": "mean_over_tokens base_two base_ten probabilities_added raw_logits "
+        "repeated_tokens_once mean_over_tokens base_two base_ten probabilities_added raw_logits "
         "softmax_over_the_response length_of_y_pos_for_both root_of_length negative_log_likelihood",
         "how both sides become f": "likelihood_only sides_exchanged f_reversed f_is_a_sum f_is_a_ratio "
         "f_of_preference_loss",
-        "who attends to whom": "mask_ignored response_not_attended first_token_masked one_padding_seen "
-        "packed_without_mask",
         "the response's positions": "response_positions_restart response_positions_by_column "
         "response_one_position_early",
         "what the model is given": "token_0_before_the_response last_prompt_token_left_out embeddings_scaled",
     },
-    "attribution": DECODER
+    "attribution": WHEREVER_A_DECODER_RUNS
     | {
         "nodes and weights of the quadrature": "left_riemann trapezoid linspace_mean vanilla_gradient "
         "twenty_gauss_nodes always_right_riemann gauss_not_rescaled steps_not_averaged gradients_not_reset "
@@ -57,14 +57,13 @@ KINDS: dict[str, dict[str, str]] = {
         "logits_attributed",
         "which response tokens are attributed": "last_token_attributed last_token_one_late_attributed "
         "mean_of_tokens_attributed first_token_attributed all_tokens_one_late_attributed end_of_text_attributed",
-        "who attends to whom": "mask_ignored_on_the_path",
     },
     "selection": {
         "how many tokens": "k_plus_one k_in_total k_minus_one half_of_k twice_k k_in_percent k_up_to_half "
-        "sets_of_equal_size all_that_tie k_plus_one_negative only_one_negative no_negative",
+        "sets_of_equal_size all_that_tie k_plus_one_negative only_one_negative",
         "which sign a score has": "zero_counts sign_not_required argsort_ends released_selection absolute_ranking "
         "sets_exchanged absolute_scores softmax_first scores_centred median_subtracted minus_zero_is_negative "
-        "ends_without_overlap positive_set_twice",
+        "ends_without_overlap positive_set_twice no_negative",
         "how tokens are ranked": "ties_to_the_higher weakest_first rounded_to_four_decimals weakest_negative_first "
         "order_of_tokens weakest_of_the_set_first weak_scores_left_out below_average_left_out whole_numbers "
         "scores_in_eighths one_of_each_score",
@@ -72,7 +71,7 @@ KINDS: dict[str, dict[str, str]] = {
         "first_token_excluded last_token_excluded ineligible_minus_infinity ineligible_only indices_from_one "
         "indices_from_the_end",
     },
-    "contrast": DECODER
+    "contrast": WHEREVER_A_DECODER_RUNS
     | {
         "which state is read": "states_one_early last_state_normed before_the_mlp layers_reversed last_layer_for_all "
         "every_state_normed block_without_its_input mlp_output_only attention_output_only released_contrast",
@@ -86,7 +85,6 @@ KINDS: dict[str, dict[str, str]] = {
         "half_masked neighbour_for_baseline tokens_cut_out",
         "how two states become a shift": "delta_reversed delta_normalised masked_state_alone state_alone sum_of_states "
         "unit_states shift_per_token shift_relative_to_state absolute_shifts",
-        "who attends to whom": "mask_ignored_in_states first_token_masked",
     },
     "aggregation": {
         "which direction": "mean_shift median_shift mean_of_unit_shifts longest_shift first_shift second_component "
@@ -121,20 +119,19 @@ KINDS: dict[str, dict[str, str]] = {
         "states that are zero or cancel": "cancelled_to_zero cancelled_to_nan zero_rows_steered eps_in_denominator "
         "eps_of_1e-6 eps_of_1e-2 eps_under_the_root",
     },
-    "generation": DECODER
+    "generation": WHEREVER_A_DECODER_RUNS
     | {
         "which columns and rows are steered": "prefill_only decode_only last_prompt_token_and_after first_row_only "
         "first_token_of_row_unsteered last_prompt_token_unsteered first_new_token_unsteered last_prompt_token_only "
         "first_new_token_only last_row_unsteered",
         "which blocks are steered": "last_layer_only layers_ignored layer_numbers_one_late before_the_block "
         "first_layer_only last_layer_left_out first_layer_left_out layers_reversed layers_not_asked_for "
-        "after_the_final_norm unsteered",
+        "after_the_final_norm unsteered lam_by_depth",
         "which vector a block gets": "vectors_one_late one_vector_for_all first_vector_for_all vectors_one_early "
         "vectors_reversed vectors_by_place_in_the_list mean_vector_for_all",
         "the edit": "norm_over_the_sequence norm_left_out ten_times_lam hook_twice lam_shared_by_the_layers "
-        "lam_by_depth strength_halved strength_reversed vectors_normalised released_generation "
+        "strength_halved strength_reversed vectors_normalised released_generation "
         "released_generation_with_tensors",
-        "who attends to whom": "padding_attended mask_of_row_0 new_tokens_not_attended first_token_masked",
         "positions of new tokens": "new_positions_by_column new_positions_stuck positions_of_row_0 "
         "new_positions_one_late new_positions_one_early new_positions_restart",
         "which tokens are fed and said": "last_prompt_token_twice second_best_token lowest_logit "
