@@ -55,12 +55,13 @@ def outputs_of(
     bug: Bug, cases: list[Case], right: dict[str, Values], budget: float
 ) -> tuple[list[Output], list[Output]]:
     """The wrong and the right outputs of a port that has this bug."""
-    wrong, fine = [], []
+    wrong, fine = list[Output](), list[Output]()
     for case in cases:
         blank = Output(case.stage, case.inputs, "float64", {}, right[case.id], 0.0, budget, case.id)
-        got = answer_of(bug, blank, PAPER)
-        if got is None:
+        answer = answer_of(bug, blank, PAPER)
+        if answer is None:
             continue  # a refusal has no output
+        got = answer.values
         error = apart(case.stage, case.inputs, got, right[case.id])
         of_logits = distance(case.stage, case.inputs, got, right[case.id])
         output = Output(case.stage, case.inputs, "float64", got, right[case.id], of_logits, budget, case.id)

@@ -22,8 +22,8 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from grains_ref.conformance.bugs import Bug
 from grains_ref.conformance.compare import distance
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
+from grains_ref.conformance.vectors import right_of
 
 REPRODUCED = 0.1  # n / e up to which a bug reproduces an output
 LIKE = 0.5  # n / e up to which a bug speaks for its kind
@@ -66,6 +67,11 @@ class Output:
     def scale(self) -> float:
         """The error that distances from bugs are measured in."""
         return min(self.error, 1.0)
+
+    @cached_property
+    def comparable(self) -> Values:
+        """What the port made, without NaN and infinities."""
+        return comparable(self.stage, self.got)
 
 
 @dataclass(frozen=True)
@@ -109,23 +115,31 @@ class Likely:
 
 
 # ------------------------------------------------------------------------------------- what bugs answer
-def answer_of(bug: Bug, output: Output, dialect: Dialect) -> Values | None:
+class Answer(NamedTuple):
+    """What a bug makes of an input, comparable, and its distance from the right output."""
+
+    values: Values
+    error: float
+
+
+def answer_of(bug: Bug, output: Output, dialect: Dialect) -> Answer | None:
     """What a bug makes of an output's input; None if it fails on it."""
     if output.case:
         return _answer_to_case(dialect.name, output.case, output.dtype, bug.name)
-    return _answer(bug, output.inputs, output.dtype)
+    return _answer(bug, output.inputs, output.dtype, output.right)
 
 
 @cache
-def _answer_to_case(dialect: str, case_id: str, dtype: str, name: str) -> Values | None:
+def _answer_to_case(dialect: str, case_id: str, dtype: str, name: str) -> Answer | None:
     case = DIALECTS[dialect].case(case_id)
     (bug,) = (bug for bug in DIALECTS[dialect].bugs_of(case.stage) if bug.name == name)
-    return _answer(bug, case.inputs, dtype)
+    return _answer(bug, case.inputs, dtype, right_of(dialect, case_id).out)
 
 
-def _answer(bug: Bug, inputs: Mapping[str, Any], dtype: str) -> Values | None:
+def _answer(bug: Bug, inputs: Mapping[str, Any], dtype: str, right: Values) -> Answer | None:
     with contextlib.suppress(*REFUSALS), np.errstate(all="ignore"):
-        return bug.function(**inputs, dtype=dtype)
+        values = comparable(bug.stage, bug.function(**inputs, dtype=dtype))
+        return Answer(values, _distance_like(bug.stage, inputs, values, comparable(bug.stage, right)))
     return None
 
 
@@ -134,22 +148,25 @@ def how_near(output: Output, bug: Bug, dialect: Dialect) -> float:
     answer = answer_of(bug, output, dialect)
     if answer is None:
         return float("inf")
-    if output.stage == "generation" and output.error <= output.budget:  # the logits are right, the tokens wrong
-        return 0.0 if np.array_equal(output.got["tokens"], answer["tokens"]) else float("inf")
-    if _distance_like(output, answer, output.right) <= output.budget:
+    if "tokens" in answer.values and output.error <= output.budget:  # the logits are right, the tokens wrong
+        return 0.0 if np.array_equal(output.comparable["tokens"], answer.values["tokens"]) else float("inf")
+    if answer.error <= output.budget:
         return float("inf")
-    return _distance_like(output, output.got, answer)
+    return _distance_like(output.stage, output.inputs, output.comparable, answer.values)
 
 
-def _distance_like(output: Output, got: Values, other: Values) -> float:
-    """The distance of two outputs that may both be wrong: NaN and infinities in the same places count as equal."""
-    cleaned: list[Values] = []
-    for values in (got, other):
-        cleaned.append({name: np.nan_to_num(np.asarray(values[name], float), posinf=1e30, neginf=-1e30, nan=3e30)
-                        for name in OUTPUTS[output.stage]})  # fmt: skip
-    if any(cleaned[0][name].shape != cleaned[1][name].shape for name in OUTPUTS[output.stage]):
+def comparable(stage: str, values: Values) -> Values:
+    """Outputs that may both be wrong: NaN and infinities become large numbers, each another one."""
+    return {
+        name: np.nan_to_num(np.asarray(values[name], float), posinf=1e30, neginf=-1e30, nan=3e30)
+        for name in OUTPUTS[stage]
+    }
+
+
+def _distance_like(stage: str, inputs: Mapping[str, Any], got: Values, other: Values) -> float:
+    if any(got[name].shape != other[name].shape for name in OUTPUTS[stage]):
         return float("inf")
-    return distance(output.stage, output.inputs, *cleaned)
+    return distance(stage, inputs, got, other)
 
 
 # ------------------------------------------------------------------------------------- one output
@@ -240,7 +257,7 @@ def _named(
 def _would_show(bug: Bug, output: Output, dialect: Dialect) -> bool:
     """Whether a right output would be clearly wrong with this bug."""
     answer = answer_of(bug, output, dialect)
-    return answer is not None and _distance_like(output, answer, output.right) > 2 * output.budget
+    return answer is not None and answer.error > 2 * output.budget
 
 
 def _kind(looked_at: Sequence[tuple[Output, Mapping[Bug, float]]]) -> Likely | None:

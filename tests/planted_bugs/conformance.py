@@ -9,6 +9,8 @@ MARGINS = "grains_ref/conformance/margins.py"
 PORTS = "grains_ref/conformance/ports.py"
 PROGRAMS = "grains_ref/conformance/programs.py"
 REPORT = "grains_ref/conformance/report.py"
+NAMING = "grains_ref/conformance/naming.py"
+RUNNER = "grains_ref/conformance/runner.py"
 BUGS = (
     Bug("digits_are_numbers", "conformance", "text of digits counts as numbers",
         COMPARE, 'array.dtype.kind in "bUScMmO"', 'array.dtype.kind in "bScMmO"', "test_bad_ports"),
@@ -56,4 +58,28 @@ BUGS = (
         "may_differ[dtype] = budget.budget if judged else None", "test_kit_vectors"),
     Bug("cancellation_unmarked", "conformance", "tokens that cancel have no margin",
         MARGINS, 'if stage == "steering" and dialect == "paper":', "if False:", "test_kit_vectors"),
+    Bug("any_share_names", "conformance", "a bug is named however few failures it accounts for",
+        NAMING, "if best is None or share[best] < SHARE:", "if best is None:", "test_naming"),
+    Bug("promising_at_once", "conformance", "a bug that reproduces a quarter of the failures is promising",
+        NAMING, "if len(explained[bug]) >= SHARE * len(wrong)", "if len(explained[bug]) >= SHARE / 2 * len(wrong)",
+        "test_naming"),
+    Bug("right_outputs_forgotten", "conformance", "right outputs do not speak against a bug that would spoil them",
+        NAMING, "len(explained[bug]) / (len(wrong) + contradicted[bug])", "len(explained[bug]) / len(wrong)",
+        "test_naming"),
+    Bug("right_bugs_explain", "conformance", "a bug that is right on an input explains what is wrong there",
+        NAMING, "if answer.error <= output.budget:", "if False:", "test_naming"),
+    Bug("alike_unsaid", "conformance", "bugs that cannot be told from the named one are not said",
+        NAMING, "contradicted[best], closest, tuple(alike)", "contradicted[best], closest, ()", "test_naming"),
+    Bug("rounding_is_a_bug", "conformance", "errors of float32 under a claim of float64 are looked for among the bugs",
+        NAMING, 'dtype == "float64" and error <=', 'dtype == "float16" and error <=', "test_naming"),
+    Bug("kinds_by_one_vote", "conformance", "the kind that has most votes is named however few they are",
+        NAMING, "if number < SHARE * len(looked_at) or", "if", "test_naming"),
+    Bug("ends_are_steering", "conformance", "a chain that fails at its end is called a fault of steering",
+        RUNNER, 'Result("end-to-end", END_TO_END, dtype', 'Result("end-to-end", "steering", dtype', "test_naming"),
+    Bug("everything_follows", "conformance", "any failing stage follows from an earlier one that shares the decoder",
+        RUNNER, "return not (only_the_decoder and likely) or likely.kind in WHEREVER_A_DECODER_RUNS", "return True",
+        "test_naming"),
+    Bug("last_failure_first", "conformance", "the first failure that is shown is the last one",
+        RUNNER, "(modes.index(result.mode), result.case))",
+        "(modes.index(result.mode), result.case), reverse=True)", "test_naming"),
 )  # fmt: skip
