@@ -2,7 +2,7 @@
 
     python benchmarks/leave_one_out.py [--stage STAGE] [--json FILE]
 
-Ten minutes of one core. Every bug's output on every valid case is computed once, in float64; then each bug is a port,
+Five minutes of one core. Every bug's output on every valid case is computed once, in float64; then each bug is a port,
 and `grains_ref.conformance.naming` names it with all other bugs but this one. The rules of the count:
 
 - a bug is **caught** if its error is above the budget of float32 on at least one case;

@@ -18,6 +18,7 @@
 | `schemas` | the JSON Schemas of these files and of the protocol |
 | `ports`, `programs` | how a port is reached: a Python module, a folder of answers; a program |
 | `runner` | a port through the cases, one by one and in chains |
+| `naming` | which planted bug accounts for a stage's failures, and when none does |
 | `report` | what a run found, for people, as JSON and as JUnit |
 | `test_port` | the cases as tests in a porter's own suite |
 | `live/` | a port checked on the user's own model and pairs |

@@ -1,7 +1,8 @@
 """Which planted bug is it? A name only when it is earned.
 
-Every planted bug of the failing stage is run on the inputs of the wrong outputs, on at most `LOOKED_AT` of them at
-first. With e the error of a wrong output and n its distance from a bug's output, both relative:
+Every planted bug of the failing stage is run on the inputs of a few wrong outputs, and what reproduces one of them on
+all others; on more of them, as long as no bug is named. With e the error of a wrong output and n its distance from a
+bug's output, both relative:
 
 - a bug **reproduces** a wrong output if n <= 0.1 e, and is itself wrong on that input: what lies within the budget of
   the right output is no explanation of a wrong one;
@@ -40,7 +41,7 @@ LIKE = 0.5  # n / e up to which a bug speaks for its kind
 SHARE = 0.5  # of the wrong outputs that a bug or a kind must account for
 NEARLY = 1.1  # times the smallest n up to which a bug counts as nearest
 CLEARLY = 0.75  # times its votes from which on another kind makes the first one doubtful
-LOOKED_AT = 8  # wrong outputs per stage that all bugs are tried on
+LOOKED_AT = (4, 16)  # wrong outputs per stage that all bugs are tried on: first, and where no bug is named by these
 CANDIDATES = 12  # bugs that are tried on the others
 ALIKE = 10  # bugs whose distances differ by less than this factor, or lie within rounding, are not told apart
 REFUSALS = (ValueError, ArithmeticError, RuntimeError, IndexError)  # what a bug may answer to an input
@@ -209,19 +210,20 @@ def name_stage(
     if not wrong:
         return None, []
     bugs = [bug for bug in dialect.bugs_of(wrong[0].stage) if bug.name not in set(without)]
-    looked_at = {round(i) for i in np.linspace(0, len(wrong) - 1, min(LOOKED_AT, len(wrong)))}
-    near = [
-        {bug: how_near(wrong[i], bug, dialect) for bug in bugs} if i in looked_at else {} for i in range(len(wrong))
-    ]
-    seen = Counter(bug for i in looked_at for bug in _reproducing(wrong[i], near[i]))
-    candidates = [bug for bug, _ in seen.most_common(CANDIDATES)]
-    for i in range(len(wrong)):
-        if i not in looked_at:
-            near[i] = {bug: how_near(wrong[i], bug, dialect) for bug in candidates}
+    near: list[dict[Bug, float]] = [{} for _ in wrong]
+    for number in LOOKED_AT:
+        looked_at = sorted({round(i) for i in np.linspace(0, len(wrong) - 1, min(number, len(wrong)))})
+        for i in looked_at:
+            near[i] |= {bug: how_near(wrong[i], bug, dialect) for bug in bugs if bug not in near[i]}
+        seen = Counter(bug for i in looked_at for bug in _reproducing(wrong[i], near[i]))
+        candidates = [bug for bug, _ in seen.most_common(CANDIDATES)]
+        for distances, output in zip(near, wrong, strict=True):
+            distances |= {bug: how_near(output, bug, dialect) for bug in candidates if bug not in distances}
+        likely = _named(wrong, right, near, candidates, dialect)
+        if likely:
+            break
     diagnoses = [_diagnosis(output, distances) for output, distances in zip(wrong, near, strict=True)]
-    likely = _named(wrong, right, near, candidates, dialect)
-    votes = [(wrong[i], near[i]) for i in sorted(looked_at)]
-    return likely or _kind(votes), diagnoses
+    return likely or _kind([(wrong[i], near[i]) for i in looked_at]), diagnoses
 
 
 def _reproducing(output: Output, near: Mapping[Bug, float]) -> list[Bug]:
@@ -272,6 +274,8 @@ def _kind(looked_at: Sequence[tuple[Output, Mapping[Bug, float]]]) -> Likely | N
     if not votes:
         return None
     (kind, number), *others = votes.most_common(2)
+    if any(bug.name == kind for bug in nearest):  # a kind of its own, which only its own output names
+        return None
     if number < SHARE * len(looked_at) or any(other >= CLEARLY * number for _, other in others):
         return None
     example = max((bug for bug in nearest if bug.kind == kind), key=lambda bug: nearest[bug])

@@ -98,5 +98,10 @@ def _assert_right(result: Result) -> None:
         pytest.skip(f"{result.status}: {result.message}")
     if result.status == "failed":
         found = result.diagnosis
-        likely = f"\nLikely bug: {found.description} ({found.bug}), to {found.distance:.0e}" if found else ""
-        pytest.fail(f"{result.case}, {result.mode}, {result.dtype}: {result.message}{likely}", pytrace=False)
+        like = ""
+        if found:
+            others = f"; so it is with {', '.join(found.alike)}" if found.alike else ""
+            like = f"\nThis output is ours with {found.description} ({found.bug}), to {found.distance:.0e}{others}"
+        elif result.rounding:
+            like = "\nThe error is one of float32's size: did a cast or a call in float32 slip in?"
+        pytest.fail(f"{result.case}, {result.mode}, {result.dtype}: {result.message}{like}", pytrace=False)

@@ -1,20 +1,21 @@
 """Planted bugs: the seven stages, each computed wrongly in one way.
 
 They have two uses. The suite is tested with them: every bug must be caught by the cases that name it in `kills`. And
-they are the diagnosis: where a port fails, the bug whose output comes closest to the port's is what to look for.
+they are the diagnosis: where a port fails, the bug that gives the same outputs is what to look for (`naming`).
 
 A bug is the correct stage with one argument exchanged. `objective_with(sides)`, `attribution_with(...)` and so on are
 the seven stages with their parts as arguments; the tables at the end of each section exchange them. The decoder is
-written anew in `decode`, with one mistake called `variation` where asked for. What the oracle refuses, a bug refuses
-too, unless not to refuse is the bug. Bugs take the dtype they are asked for and, like the oracle, add up in float32 or
-wider.
+written anew in `decode`, in parts. What the oracle refuses, a bug refuses too, unless not to refuse is the bug. Bugs
+take the dtype they are asked for and, like the oracle, add up in float32 or wider.
 
 A stage's bugs are in the file of its name; the cases that must catch them are in the file of the same name in `cases`.
 
 | file | holds |
 |---|---|
 | `common` | the class `Bug`; a bug refuses what the oracle refuses |
-| `decoder` | the toy decoder written anew, with one mistake where asked for |
+| `kinds` | where in a port to look for each bug, and which bugs half precision hides |
+| `decoder` | the toy decoder written anew, in parts that a bug may exchange |
+| `decoder_bugs` | bugs of the decoder, planted at every stage that runs it |
 | `objective`, `attribution`, `selection`, `contrast`, `aggregation`, `steering`, `generation` | the bugs of a stage |
 """
 
