@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from grains_ref.cli.console import Screen
-from grains_ref.conformance import naming
+from grains_ref.conformance import naming, runner
 from grains_ref.conformance.budgets import load_budgets
 from grains_ref.conformance.bugs import BUGS, Bug
 from grains_ref.conformance.bugs.kinds import KINDS, kind_of
@@ -116,14 +116,15 @@ def test_right_outputs_that_a_bug_would_make_wrong_speak_against_it() -> None:
 
 
 def test_a_bug_that_is_right_on_an_input_never_explains_a_wrong_output_of_it() -> None:
-    """With lambda 0, whatever is done to lambda does nothing: a port a little off there has another fault."""
-    case, budget = CASE["steering-003"], load_budgets()["steering", "float32"].budget
-    right = right_of("paper", case.id).out
-    got = {"h": right["h"] * (1 + 20 * budget)}
-    error = distance("steering", case.inputs, got, right)
-    output = Output("steering", case.inputs, "float32", got, right, error, budget, case.id)
-    assert naming.diagnose(output) is None
-    assert name_stage([output], []) == (None, [None])
+    """An output just beyond the budget in the direction of a bug that is just within it."""
+    case, bug = CASE["steering-001"], bug_called("eps_of_1e-2", "steering")
+    right, with_bug = right_of("paper", case.id).out["h"], bug.function(**case.inputs, dtype="float64")["h"]
+    off = distance("steering", case.inputs, {"h": with_bug}, {"h": right})
+    got = {"h": right + 1.05 * (with_bug - right)}
+    wrong = Output("steering", case.inputs, "float64", got, {"h": right}, 1.05 * off, 1.01 * off, case.id)
+    assert naming.diagnose(wrong, bugs=[bug]) is None
+    narrower = replace(wrong, budget=0.9 * off)
+    assert naming.diagnose(narrower, bugs=[bug])
 
 
 def test_bugs_that_cannot_be_told_apart_are_all_named() -> None:
@@ -240,6 +241,15 @@ def test_a_chain_that_fails_at_its_end_is_not_called_a_fault_of_steering() -> No
     said = text_of(alone)
     assert "First failing stage: end to end" in said
     assert "Every stage is right by itself, so look between them" in said
+
+
+def test_the_end_of_a_chain_is_a_stage_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [dict(CASE[name].inputs) for name in ("attribution-001", "attribution-009")]
+    monkeypatch.setattr(runner, "chain_examples", lambda dialect: examples)
+    broken = {"steering": bug_called("lam_reversed", "steering").function}
+    result = run(port_of(ORACLE | broken), modes=("end to end",))
+    assert [(r.stage, r.status) for r in result.results] == [("end to end", "failed")]
+    assert as_json(result)["first_divergence"]["stage"] == "end to end"
 
 
 def test_nothing_is_guessed_where_nothing_was_compared() -> None:
