@@ -7,6 +7,7 @@
 | `weights` | whether the weights are finite, and their fingerprint, wherever they lie |
 | `proof` | where the decoder's blocks are, and the proof at load that hooks on them work |
 | `prompts` | text and pictures in: chat templates, tokens and their kinds |
+| `branches` | several responses behind one prompt, for `grains_ref.fast` |
 | `scoring` | answers out: scores of many responses |
 | `generation` | answers out: generated text |
 | `diagnosis` | where numbers stop being finite |

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
 from grains_ref.grains import Encoded, Example, Kind
 from grains_ref.models import features, generation, scoring, weights
+from grains_ref.models.branches import Branches
 from grains_ref.models.families import (
     Family,
     Patch,
@@ -98,6 +99,7 @@ class HuggingFaceModel:
         self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name, date=_as_date(date))
         self.told_of_settings = False  # of stored settings of generation that are not used
         self._features: features.Features = OrderedDict()
+        self.branches = Branches(self)
         weights.check_finite(hf, name=name)
         prove_hooks(self)
         if self.prompts.opens_thinking:

@@ -1,0 +1,322 @@
+"""Many prompts at once, each with several responses behind it, computed so that no prompt is run twice.
+
+A row is a prompt, its embeddings at one point of a path, and the responses to be scored behind it.  Three ways give
+the same numbers:
+
+    packed   prompt, y_1 and y_2 stand in one sequence; positions start again behind the prompt for y_2, and a mask
+             hides y_1 from y_2:
+
+                 sequence   . x x x x 1 1 1 2 2        .  padding on the left, up to the longest row
+                 position   0 0 1 2 3 4 5 6 4 5        x  prompt   1, 2  responses without their last token
+
+    cached   the prompts run once, left-padded; the responses run behind them on their keys and values
+    apart    every response behind its own copy of the prompt, as `HuggingFaceModel.logits` does
+
+Packed needs fewest passes, but a mask of its own, for which there is no kernel as fast as the one for plain causal
+attention: long prompts are cached instead.  So are prompts whose mask is not plain causal (sliding windows, pictures
+that see themselves both ways), because there the cache leaves every mask to transformers.
+
+Neither is trusted unseen.  The first rows that go one of these ways are computed apart as well, log-probabilities and
+gradients; where they differ by more than rounding, a warning says so and the model's responses are computed apart.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from grains_ref.data import excess_tokens
+from grains_ref.grains import Encoded, at_least_float32
+from grains_ref.models.proof import hooked
+from grains_ref.models.scoring import check_ids, left_pad
+
+if TYPE_CHECKING:
+    from grains_ref.models.huggingface import HuggingFaceModel
+
+Way = Literal["packed", "cached", "apart"]
+LONGEST_PACKED = 512  # tokens of a sequence; from there on the fused causal kernel wins over a shorter sequence
+
+
+class Tolerance(NamedTuple):
+    """How far a way may be from computing apart, as rounding makes it."""
+
+    log_prob: float  # of 1 + |log P|
+    gradient: float  # of its length
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-4, 1e-3),  # softmax and rotary angles are float32 in transformers
+    torch.float32: Tolerance(1e-3, 2e-2),
+    torch.bfloat16: Tolerance(5e-2, 0.5),
+    torch.float16: Tolerance(5e-2, 0.5),
+}
+
+
+class Row(NamedTuple):
+    """One prompt at one point of a path, and what may follow it."""
+
+    encoded: Encoded
+    embeds: Tensor  # (T, d)
+    responses: tuple[Tensor, ...]  # token ids, (R,) each; as many in every row of a batch
+
+
+class Branches:
+    """What `grains_ref.fast` needs beside the four things of `grains.Model`; `model.branches`."""
+
+    def __init__(self, model: HuggingFaceModel) -> None:
+        self._model = model
+        self._is_right: dict[Way, bool] = {"apart": True}  # the ways that have been tried
+
+    # ------------------------------------------------------------------ what the engine asks
+    def log_probs(
+        self, encoded: Sequence[Encoded], embeds: Sequence[Tensor], responses: Sequence[Sequence[Tensor]]
+    ) -> Tensor:
+        """log P of every response of every row, (B, n) nats in float32 or wider.
+
+        encoded: B prompts.  embeds: their embeddings, (T, d) each, through which gradients flow.  responses: n token
+        vectors for each.
+
+        Raises:
+            ValueError: an empty response, an id that the vocabulary has not, or more tokens than the model's context.
+        """
+        rows = [Row(*row) for row in zip(encoded, embeds, map(tuple, responses), strict=True)]
+        for row in rows:
+            self._check(row)
+        way = self._choose(rows)
+        if way not in self._is_right:
+            self._prove(way, rows)
+        if not self._is_right[way]:
+            way = "apart"
+        return self._by(way, rows)
+
+    def residuals(self, encoded: Sequence[Encoded], embeds: Sequence[Tensor]) -> Tensor:
+        """`Model.residuals` of prompts of several lengths: (B, L, d), at the last token of each."""
+        last: list[Tensor] = []
+
+        def record(block: nn.Module, inputs: Any, output: Any) -> None:
+            h = output[0] if isinstance(output, tuple) else output  # (B, T, d)
+            last.append(h[:, -1].detach().to(embeds[0].device))
+
+        with hooked(self._model.blocks, record):
+            self._model.hf(inputs_embeds=_padded(embeds), logits_to_keep=1, use_cache=False, **self._replay(encoded))
+        return torch.stack(last, dim=1)
+
+    # ------------------------------------------------------------------ which way
+    def _choose(self, rows: Sequence[Row]) -> Way:
+        """The fastest way that the rows and the model's masks allow."""
+        longest = max(_packed_length(row) for row in rows)
+        return "packed" if self._has_plain_masks(rows[0]) and longest <= LONGEST_PACKED else "cached"
+
+    def _has_plain_masks(self, row: Row) -> bool:
+        """Whether attention is causal, and nothing else, in every layer."""
+        if row.encoded.replay.keys() != {"attention_mask", "position_ids"}:
+            return False
+        config = self._model.text_config
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types:
+            return set(layer_types) == {"full_attention"}
+        return getattr(config, "sliding_window", None) is None
+
+    def _prove(self, way: Way, rows: Sequence[Row]) -> None:
+        """Compute the shortest and the longest row this way and apart; a way that differs is not used again."""
+        shortest, longest = min(rows, key=_packed_length), max(rows, key=_packed_length)
+        tried = [shortest] if _packed_length(shortest) == _packed_length(longest) else [shortest, longest]
+        expected, expected_gradients = self._with_gradients("apart", tried)
+        if not (expected.isfinite().all() and all(g.isfinite().all() for g in expected_gradients)):
+            return  # nothing to compare with; the engine names what is not finite
+        allowed = TOLERANCES[tried[0].embeds.dtype]
+        try:
+            found, gradients = self._with_gradients(way, tried)
+        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            self._refuse(way, f"it fails with {type(error).__name__}: {error}")
+            return
+        off = ((found - expected).abs() / (1 + expected.abs())).max().item()
+        turned = max(
+            ((one - other).norm() / other.norm().clamp_min(torch.finfo(other.dtype).tiny)).item()
+            for one, other in zip(gradients, expected_gradients, strict=True)
+        )
+        self._is_right[way] = off <= allowed.log_prob and turned <= allowed.gradient
+        if not self._is_right[way]:
+            self._refuse(way, f"log-probabilities differ by {off:.1e} of their size, gradients by {turned:.1e}")
+
+    def _refuse(self, way: Way, why: str) -> None:
+        self._is_right[way] = False
+        warnings.warn(
+            f"{self._model.name}: sharing a prompt between two responses ({way}) does not give what separate runs "
+            f"give: {why}. Every response is computed apart, which takes about twice as long.",
+            stacklevel=2,
+        )
+
+    def _with_gradients(self, way: Way, rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
+        """Log-probabilities, and the gradients of a weighted sum of them in which no two responses are alike."""
+        with torch.enable_grad():
+            points = [row.embeds.detach().requires_grad_() for row in rows]
+            log_p = self._by(way, [row._replace(embeds=point) for row, point in zip(rows, points, strict=True)])
+            weights = torch.tensor([1.0, -0.6, 0.3, -0.1], device=log_p.device, dtype=log_p.dtype)
+            total = (log_p * weights[: log_p.shape[1]]).sum()
+            gradients = torch.autograd.grad(total, points)
+        return log_p.detach(), [gradient.to(at_least_float32(gradient)) for gradient in gradients]
+
+    def _check(self, row: Row) -> None:
+        """Refuse what `HuggingFaceModel.logits` and `grains.log_prob` would refuse."""
+        n_prompt = int(row.encoded.replay["attention_mask"].sum())
+        for y in row.responses:
+            if y.ndim != 1 or len(y) == 0:
+                raise ValueError(f"a response must be a vector of at least one token id; got shape {tuple(y.shape)}")
+            check_ids(self._model, y.tolist(), where="the response")
+            if excess_tokens(n_prompt, len(y) - 1, self._model.context) > 0:
+                raise ValueError(
+                    f"{n_prompt} prompt tokens and {len(y) - 1} of the response are more than the "
+                    f"{self._model.context} that {self._model.name} takes"
+                )
+
+    # ------------------------------------------------------------------ the three ways
+    def _by(self, way: Way, rows: Sequence[Row]) -> Tensor:
+        if way == "packed":
+            return self._packed(rows)
+        if way == "cached":
+            return self._cached(rows)
+        return self._apart(rows)
+
+    def _apart(self, rows: Sequence[Row]) -> Tensor:
+        """Every response of every row in a run of its own; rows of one prompt that follow each other go together."""
+        results: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            first, stop = rows[start], start + 1
+            while stop < len(rows) and rows[stop].encoded is first.encoded:
+                stop += 1
+            embeds = torch.stack([row.embeds for row in rows[start:stop]])
+            of_responses = []
+            for y in first.responses:
+                log_p = self._model.logits(first.encoded, embeds, y).to(at_least_float32(embeds)).log_softmax(-1)
+                of_responses.append(log_p[:, torch.arange(len(y)), y.to(log_p.device)].sum(-1))
+            results.append(torch.stack(of_responses, dim=1))
+            start = stop
+        return torch.cat(results)
+
+    def _packed(self, rows: Sequence[Row]) -> Tensor:
+        """One sequence for each row, one pass for all."""
+        device, dtype = rows[0].embeds.device, rows[0].embeds.dtype
+        fed_ids = [torch.cat([y[:-1] for y in row.responses]) for row in rows]  # nothing follows a last token
+        fed = self._model.embed(torch.cat(fed_ids).to(self._model.device)).to(dtype).split([*map(len, fed_ids)])
+        sequences = [torch.cat([row.embeds, one.to(device)]) for row, one in zip(rows, fed, strict=True)]
+        longest = max(map(len, sequences))
+        # The scored positions are a row's last ones: of the last prompt token, and of all response tokens that are fed.
+        n_kept = 1 + max(map(len, fed_ids))
+        out = self._model.hf(
+            inputs_embeds=_padded(sequences),
+            attention_mask=_additive(_visible(rows, longest), dtype, device),
+            position_ids=left_pad([_packed_positions(row) for row in rows], value=0).to(device),
+            logits_to_keep=n_kept,
+            use_cache=False,
+        )
+        log_p = out.logits.to(at_least_float32(out.logits)).log_softmax(-1)  # (B, n_kept, V)
+        which_row, column, token, branch = [], [], [], []
+        for b, row in enumerate(rows):
+            last_of_prompt = n_kept - 1 - len(fed_ids[b])
+            start = last_of_prompt + 1  # where the fed tokens of a response begin
+            for i, y in enumerate(row.responses):
+                column += [last_of_prompt, *range(start, start + len(y) - 1)]
+                start += len(y) - 1
+                which_row += [b] * len(y)
+                token += y.tolist()
+                branch += [b * len(row.responses) + i] * len(y)
+        picked = log_p[tuple(torch.tensor([which_row, column, token], device=log_p.device))]
+        sums = picked.new_zeros(len(rows) * len(rows[0].responses))
+        return sums.index_add(0, torch.tensor(branch, device=log_p.device), picked).view(len(rows), -1)
+
+    def _cached(self, rows: Sequence[Row]) -> Tensor:
+        """All prompts, then all responses on their keys and values."""
+        replay = self._replay([row.encoded for row in rows])
+        out = self._model.hf(
+            inputs_embeds=_padded([row.embeds for row in rows]), **replay, logits_to_keep=1, use_cache=True
+        )
+        n = len(rows[0].responses)
+        responses = [y for row in rows for y in row.responses]  # (B * n,), those of one prompt beside each other
+        longest = max(map(len, responses))
+        padded = torch.stack([nn.functional.pad(y, (0, longest - len(y))) for y in responses])
+        target = padded.to(out.logits.device)  # (B * n, R); what follows a response cannot change its score
+        logits = out.logits.repeat_interleave(n, dim=0)  # (B * n, 1, V), of each response's first token
+        if longest > 1:
+            cache = out.past_key_values
+            cache.batch_repeat_interleave(n)
+            mask = replay["attention_mask"].repeat_interleave(n, dim=0)
+            positions = replay["position_ids"]  # (..., B, T)
+            axes = positions.shape[:-2]
+            after_prompt = positions.reshape(-1, *positions.shape[-2:]).amax(dim=(0, 2)) + 1  # (B,)
+            behind = torch.arange(longest - 1, device=mask.device)
+            behind_prompt = after_prompt.repeat_interleave(n)[:, None] + behind  # (B * n, R - 1)
+            others = self._model.hf(
+                input_ids=target[:, :-1],
+                attention_mask=torch.cat([mask, mask.new_ones(len(target), longest - 1)], dim=1),
+                position_ids=behind_prompt.expand(*axes, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = torch.cat([logits, others.logits], dim=1)
+        log_p = logits.to(at_least_float32(logits)).log_softmax(-1).gather(2, target[..., None])[..., 0]
+        lengths = torch.tensor([len(y) for y in responses], device=target.device)
+        is_token = torch.arange(longest, device=target.device) < lengths[:, None]
+        return log_p.masked_fill(~is_token, 0).sum(-1).view(len(rows), n)
+
+    def _replay(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Masks, positions and token types of the prompts, left-padded: (..., B, T)."""
+        names = encoded[0].replay
+        device = self._model.device
+        return {name: left_pad([one.replay[name] for one in encoded], value=0).to(device) for name in names}
+
+
+# ------------------------------------------------------------------------------------------- one packed row
+def _packed_length(row: Row) -> int:
+    return len(row.embeds) + sum(len(y) - 1 for y in row.responses)
+
+
+def _packed_positions(row: Row) -> Tensor:
+    """(..., T) -> (..., T + R - 1 + R' - 1): every response begins behind the prompt."""
+    of_prompt = row.encoded.replay["position_ids"]
+    parts = [of_prompt]
+    for y in row.responses:
+        behind = int(of_prompt.max()) + 1 + torch.arange(len(y) - 1)
+        parts.append(behind.expand(*of_prompt.shape[:-1], -1))
+    return torch.cat(parts, dim=-1)
+
+
+def _visible(rows: Sequence[Row], longest: int) -> Tensor:
+    """(B, 1, longest, longest) bool; the points of one path have one mask."""
+    masks: dict[int, Tensor] = {}
+    for row in rows:
+        if id(row.encoded) not in masks:
+            masks[id(row.encoded)] = _may_see(row, longest)
+    return torch.stack([masks[id(row.encoded)] for row in rows])[:, None]
+
+
+def _may_see(row: Row, longest: int) -> Tensor:
+    """(longest, longest) bool: which token (row) sees which (column); padding is seen by nobody."""
+    n_prompt, length = len(row.embeds), _packed_length(row)
+    sees = torch.ones(length, length, dtype=torch.bool).tril()
+    start = n_prompt
+    for y in row.responses:
+        stop = start + len(y) - 1
+        sees[stop:, start:stop] = False  # the next response does not see this one
+        start = stop
+    sees[:, :n_prompt] &= row.encoded.replay["attention_mask"].bool()
+    return nn.functional.pad(sees, (longest - length, 0, longest - length, 0))
+
+
+def _additive(may_see: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a token may be seen, and the lowest number elsewhere."""
+    mask = torch.zeros(may_see.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~may_see.to(device), torch.finfo(dtype).min)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """(T, d) of several T -> (B, longest T, d), left-padded."""
+    longest = max(map(len, rows))
+    return torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
