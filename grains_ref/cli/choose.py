@@ -17,11 +17,13 @@ from grains_ref.cli.common import (
     DeviceOption,
     DtypeOption,
     EligibleOption,
+    EngineOption,
     ForceOption,
     IgnoreOption,
     JsonOption,
     LamOption,
     LayersOption,
+    MemoryOption,
     ModelOption,
     PresetOption,
     SkipOption,
@@ -69,6 +71,8 @@ def sweep(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Leave that folder: another grid then costs what is new in it.")
     ] = False,
+    engine: EngineOption = "fast",
+    memory: MemoryOption = "80%",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -87,6 +91,7 @@ def sweep(
     from grains_ref.fitting import checked_examples, steering_vectors
     from grains_ref.fitting.work_folder import open_work_folder
 
+    chosen_engine = common.engine_name(engine, memory)
     lams = parse_strengths(lam, "--lam")
     layer_sets = [parse_layers(text) for text in layers or ["all"]]
     aggregations = aggregation or ["pca"]
@@ -132,13 +137,16 @@ def sweep(
                 max_loss=max_loss,
                 on_progress=show,
                 work=work_folder,
+                engine=chosen_engine,
+                memory=memory,
             )
         best = choice.best
         written: Path | None = None
         left: Sequence[Path] = ()
         try:
             if output and best.lam != 0:
-                made = steering_vectors(wrapped, best.fit, best.hp, content_digest(fitted_pairs), examples)
+                digest = content_digest(fitted_pairs)
+                made = steering_vectors(wrapped, best.fit, best.hp, digest, examples, engine=chosen_engine)
                 replace(made, header=replace(made.header, choice=choice.record())).save(output)
                 written = output
             if work_folder and not keep_work:

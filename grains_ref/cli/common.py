@@ -20,6 +20,7 @@ from grains_ref.cli.lists import Layers, parse_layers, write_layers
 
 if TYPE_CHECKING:
     from grains_ref.data import PairFile, Task
+    from grains_ref.fast import EngineName
     from grains_ref.grains import HyperParameters, Steering
     from grains_ref.models import HuggingFaceModel, Prompt
     from grains_ref.vectors import SteeringVectors
@@ -57,6 +58,10 @@ BaselineOption = Annotated[str, typer.Option(help="zero, mean or token:WORD.", s
 EligibleOption = Annotated[
     list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
 ]
+EngineOption = Annotated[str, typer.Option("--engine", help="fast, or reference: one gradient at a time.")]
+MemoryOption = Annotated[
+    str, typer.Option("--memory", help="What the fast engine may take: a share of the free memory, or 8GiB.")
+]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")]
 LamOption = Annotated[
     float | None, typer.Option(help="Strength. (default: as 'sweep --out' stored it)", show_default=False)
@@ -69,6 +74,23 @@ LayersOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Accept vectors of a model with another fingerprint.")]
+
+
+# ------------------------------------------------------------------------------------- engine
+def engine_name(name: str, memory: str = "80%") -> EngineName:
+    """Check both options before a model is loaded.
+
+    Raises:
+        ValueError: there is no such engine, or the share cannot be read.
+    """
+    from grains_ref.fast import ENGINES
+    from grains_ref.fast.memory import parse_share
+
+    parse_share(memory)
+    for known in ENGINES:
+        if name == known:
+            return known
+    raise ValueError(f"--engine {name!r} does not exist; there are {', '.join(ENGINES)}")
 
 
 # ------------------------------------------------------------------------------------- models

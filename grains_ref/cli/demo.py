@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from grains_ref.cli import console
-from grains_ref.cli.common import JsonOption
+from grains_ref.cli import common, console
+from grains_ref.cli.common import EngineOption, JsonOption
 from grains_ref.cli.lists import parse_whole_numbers
 
 SEEDS = (0, 1, 2)  # of the models that are shipped
@@ -23,11 +23,13 @@ def demo(
         Path | None,
         typer.Option("--out", help="Folder for results. (default: demo_out or demo_vision_out)", show_default=False),
     ] = None,
+    engine: EngineOption = "fast",
     as_json: JsonOption = False,
 ) -> None:
     """Diagnose, steer and measure tiny models with a planted bad habit. A few minutes; nothing is downloaded."""
     from grains_ref.demo.show import Terminal, show_text_demo, show_vision_demo
 
+    chosen_engine = common.engine_name(engine)
     numbers = parse_whole_numbers(seeds, "--seeds", least=0)
     if missing := sorted(set(numbers) - set(SEEDS)):
         raise ValueError(f"--seeds {seeds!r}: there is no model of training seed {missing[0]}; there are 0, 1 and 2")
@@ -37,6 +39,6 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     terminal = Terminal(console.out, console.progress_bar())
     if vision:
-        show_vision_demo(world, numbers, folder, as_json=as_json, terminal=terminal)
+        show_vision_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
     else:
-        show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal)
+        show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)

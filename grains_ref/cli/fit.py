@@ -17,9 +17,11 @@ from grains_ref.cli.common import (
     DeviceOption,
     DtypeOption,
     EligibleOption,
+    EngineOption,
     IgnoreOption,
     JsonOption,
     KOption,
+    MemoryOption,
     ModelOption,
     MOption,
     PresetOption,
@@ -52,6 +54,8 @@ def fit(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Leave that folder: another aggregation or k then takes seconds.")
     ] = False,
+    engine: EngineOption = "fast",
+    memory: MemoryOption = "80%",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -75,6 +79,7 @@ def fit(
         mask_baseline=mask_baseline,
         eligible=eligible,
     )
+    chosen_engine = common.engine_name(engine, memory)
     folder = work or output.with_name(output.name + ".work")
     with only_writer_of(output, what="a fit or a sweep"), open_work_folder(folder) as work_folder:
         check_target(output)  # once more: --out may be the folder that has just been made
@@ -93,7 +98,16 @@ def fit(
                 progress.update(bar, completed=n)
 
             try:
-                record = resumable_fit(wrapped, fitted_pairs, examples, hp, work=work_folder, on_example=show)
+                record = resumable_fit(
+                    wrapped,
+                    fitted_pairs,
+                    examples,
+                    hp,
+                    work=work_folder,
+                    on_example=show,
+                    engine=chosen_engine,
+                    memory=memory,
+                )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"{finished} of {len(examples)} examples are finished and kept in {folder}; "

@@ -20,6 +20,7 @@ from grains_ref.cli.common import (
     DeviceOption,
     DtypeOption,
     EligibleOption,
+    EngineOption,
     JsonOption,
     KOption,
     ModelOption,
@@ -53,6 +54,7 @@ def attribute(
     method: Annotated[str, typer.Option(help="integrated_gradients, gradient, smoothgrad or random.")] = "",
     path_baseline: BaselineOption = "",
     eligible: EligibleOption = None,
+    engine: EngineOption = "fast",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -61,8 +63,8 @@ def attribute(
 ) -> None:
     """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
     from grains_ref.data import PreferencePair, check_texts
+    from grains_ref.fast import engine_of
     from grains_ref.fitting import checked_examples
-    from grains_ref.grains import attribute as attribute_example
     from grains_ref.grains import eligible_tokens, select
     from grains_ref.models.diagnosis import explained
 
@@ -71,6 +73,7 @@ def attribute(
     if overlay:
         check_target(overlay)
     check_texts(prompt=prompt, chosen=chosen, rejected=rejected)
+    chosen_engine = common.engine_name(engine)
     choose_hp = common.hyper_parameters(
         preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=eligible
     )
@@ -78,7 +81,7 @@ def attribute(
     hp = choose_hp(wrapped)
     pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", image)
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
-    attribution = explained(wrapped, lambda: attribute_example(wrapped, example, hp))
+    attribution = explained(wrapped, lambda: engine_of(chosen_engine, wrapped).attribute(example, hp))
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     if overlay and image:
         from grains_ref.data.images import read_picture

@@ -15,6 +15,7 @@ from grains_ref.demo.lab import Lab
 from grains_ref.demo.planted import planted_lab
 from grains_ref.demo.rows import TEXT, VISUAL, attribution_settings
 from grains_ref.demo.workers import Tick
+from grains_ref.fast import EngineName
 from grains_ref.fitting import steering_vectors
 from grains_ref.grains import Encoded, Selection
 from grains_ref.vectors import SteeringVectors
@@ -30,6 +31,7 @@ class Demo:
     detection: Detection  # how well one example's scores (T,) find its planted causes
     n_exhibits: int  # steering examples to look at
     further: Callable[[Lab], Any]  # what else is measured of a lab, for the demo's own figures
+    engine: EngineName = "fast"  # that computes the stages
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class SeedResult:
 
 def run_seed(demo: Demo, world: str, folder: Path, seed: int, tick: Tick) -> SeedResult:
     """Diagnose, steer and measure the model of one training seed; folder: where the world's data was written."""
-    return run_lab(demo, planted_lab(world, seed, folder), seed, tick)
+    lab = planted_lab(world, seed, folder)
+    lab.engine = demo.engine
+    return run_lab(demo, lab, seed, tick)
 
 
 def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
@@ -94,7 +98,8 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
 def _vectors(lab: Lab) -> SteeringVectors:
     """The paper's setting on all steering pairs, ready to be saved."""
     examples = [lab.example(i) for i in range(len(lab.steer))]
-    return steering_vectors(lab.model, lab.fit(lab.paper), lab.paper, content_digest(lab.steer), examples)
+    digest = content_digest(lab.steer)
+    return steering_vectors(lab.model, lab.fit(lab.paper), lab.paper, digest, examples, engine=lab.engine)
 
 
 def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from grains_ref import fast
 from grains_ref.data import PreferencePair, Task
 from grains_ref.demo.bench import Bench
+from grains_ref.fast import Engine, EngineName, engine_of
 from grains_ref.grains import (
     Attribution,
     Example,
@@ -21,8 +21,6 @@ from grains_ref.grains import (
     Shift,
     Steering,
     contrast,
-    shift,
-    vectors,
 )
 from grains_ref.methods.core import Setting
 from grains_ref.methods.ict import Boxes
@@ -52,6 +50,7 @@ class Lab:
     causes: Sequence[Selection] = ()  # a planted world: which tokens of each steering prompt cause the answers
     boxes: Boxes | None = None  # where each steering pair's object is, for ICT; None: its image level only
     judged: Callable[[], Sequence[bool]] | None = None  # which greedy answers a judge calls hallucinations
+    engine: EngineName = "fast"
     unsteered: dict[str, str] = field(default_factory=dict, init=False)  # its outcomes on test, once measured
     _examples: dict[int, Example] = field(default_factory=dict, init=False)
     _attributions: dict[tuple[HyperParameters, int], Attribution] = field(default_factory=dict, init=False)
@@ -69,6 +68,11 @@ class Lab:
         return Bench(self.model, dev=self.dev, test=self.test)
 
     # ------------------------------------------------------------------ GrAInS
+    @functools.cached_property
+    def stages(self) -> Engine:
+        """Equations (1) to (6), by the engine that was asked for."""
+        return engine_of(self.engine, self.model)
+
     def example(self, i: int) -> Example:
         """Steering example i; beyond the steering pairs, one of the further pairs."""
         if i not in self._examples:
@@ -80,19 +84,19 @@ class Lab:
         """The scores of steering example i; what hp says about later stages does not matter here."""
         hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_ATTRIBUTION})
         if (hp, i) not in self._attributions:
-            self._attributions[hp, i] = fast.attribute(self.model, self.example(i), hp)
+            self._attributions[hp, i] = self.stages.attribute(self.example(i), hp)
         return self._attributions[hp, i]
 
     def shift(self, hp: HyperParameters, i: int) -> Shift:
         """The two shifts of steering example i; what hp says about aggregation does not matter here."""
         hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_SHIFT})
         if (hp, i) not in self._shifts:
-            self._shifts[hp, i] = shift(self.model, self.example(i), self.attribution(hp, i).a, hp)
+            (self._shifts[hp, i],) = self.stages.shifts([self.example(i)], [self.attribution(hp, i).a], hp)
         return self._shifts[hp, i]
 
     def fit(self, hp: HyperParameters, *, n: int | None = None) -> Fit:
         """Equations (1) to (6) on the first n examples; by default all steering pairs."""
-        return vectors([self.shift(hp, i) for i in range(n or len(self.steer))], hp)
+        return self.stages.vectors([self.shift(hp, i) for i in range(n or len(self.steer))], hp)
 
     def strengths(self, label: str, v: Tensor, *, layers: Sequence[int] | None = None) -> list[Setting]:
         """Equations (7) and (8) with v at every strength of the grid, gentlest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from grains_ref.demo.centring import centring_figure
 from grains_ref.demo.experiment import Demo, Exhibit, SeedResult, run_seed
 from grains_ref.demo.planted import PICTURES, build, facts, write_data
 from grains_ref.demo.summary import SummaryRow, detection_means, record, summarise
+from grains_ref.fast import EngineName
 from grains_ref.files import write_whole
 from grains_ref.grains import Selection, eligible_tokens, select
 from grains_ref.models import EncodedPicture
@@ -38,9 +39,12 @@ class Terminal:
     progress: Progress
 
 
-def show_text_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal) -> None:
+def show_text_demo(
+    world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal, engine: EngineName = "fast"
+) -> None:
     """Run the text demo on a world ("simple" or "graded"), write its files, print what it found."""
-    results, of_prompts, out = _run(text.DEMO, world, seeds, output, terminal), _facts(world), terminal.out
+    results = _run(replace(text.DEMO, engine=engine), world, seeds, output, terminal)
+    of_prompts, out = _facts(world), terminal.out
     content = record(world, results, of_prompts)
     _write(content, results, output)
     centring_figure(output / "centring.png", world=world, k=TEXT_K, centring=results[0].further)
@@ -67,10 +71,13 @@ def show_text_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: b
     out.print(f"\nWritten to {output}/: {files}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 
-def show_vision_demo(world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal) -> None:
+def show_vision_demo(
+    world: str, seeds: Sequence[int], output: Path, *, as_json: bool, terminal: Terminal, engine: EngineName = "fast"
+) -> None:
     """Run the vision demo on a world ("simple" or "graded"), write its files, print what it found."""
     world = f"{world}-visual"
-    results, of_prompts, out = _run(vision.DEMO, world, seeds, output, terminal), _facts(world), terminal.out
+    results = _run(replace(vision.DEMO, engine=engine), world, seeds, output, terminal)
+    of_prompts, out = _facts(world), terminal.out
     content = record(world, results, of_prompts) | {"embedding_norms": [result.further for result in results]}
     _write(content, results, output)
     overlays = [_overlay(exhibit, output) for exhibit in results[0].exhibits]

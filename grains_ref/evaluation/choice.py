@@ -18,28 +18,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from torch import Tensor
-
 from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
 from grains_ref.evaluation.measured import Measured, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
+from grains_ref.fast import DEFAULT_SHARE, EngineName, engine_of
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
-    DegenerateShiftsError,
     Example,
     Fit,
     HyperParameters,
-    Shift,
     Steering,
-    attribute,
-    shift,
-    vectors,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
-from grains_ref.models.diagnosis import explained
 
 Setting = TypeVar("Setting")
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is in work, how much of it is done, how much there is
@@ -201,14 +195,6 @@ class TaskCost:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A part of the grid that could not be measured, and why."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
 class SweepChoice(Choice[Candidate]):
     """What `sweep` chose, with what has to be told beside it.
 
@@ -264,6 +250,8 @@ def sweep(
     max_loss: float = 0.5,
     on_progress: OnProgress | None = None,
     work: WorkFolder | None = None,
+    engine: EngineName = "fast",
+    memory: str = DEFAULT_SHARE,
 ) -> SweepChoice:
     """Make vectors of the examples by every hyper-parameter of the grid, and choose among all settings on dev data.
 
@@ -282,6 +270,8 @@ def sweep(
         on_progress: called with what is in work, how much of it is done, and how much there is.
         work: where everything that is finished is kept (`open_work_folder(path, work="sweep")`); the same sweep, or one
             with another grid, goes on from there and gives the same bits.
+        engine: what makes the vectors: `grains_ref.fast`, or the reference.
+        memory: the share of the free memory that the fast engine may take, or an amount.
 
     Raises:
         WorkFolderError: the folder holds another sweep, or a file in it is damaged.
@@ -293,10 +283,13 @@ def sweep(
     _check_inputs(model, examples, dev, grid)
     dev_rows, rows = pair_rows(model, dev), task_rows(model, tasks)
     _check_apart(examples, dev_rows)
-    measured = Measured(work, inputs_of(model, examples, dev_rows, rows) if work else {})
+    kept_tokens = work.recorded_number("pass_tokens") if work else 0
+    chosen = engine_of(engine, model, examples, grid.hps[0], memory=memory, pass_tokens=kept_tokens)
+    inputs = inputs_of(model, examples, dev_rows, rows, engine=chosen, memory=memory) if work else {}
+    measured = Measured(work, inputs)
     unsteered = measured.right(len(rows), lambda: exact_matches(model, rows))
     allowed = allowed_errors(unsteered, max_loss=max_loss)
-    fits, left_out = _fits(model, examples, grid.hps, on_progress, measured)
+    fits, left_out = all_fits(model, chosen, examples, grid.hps, on_progress, measured)
     candidates = _gentlest_first(model, grid, fits)
 
     accuracies: dict[Candidate, float] = {}
@@ -308,7 +301,7 @@ def sweep(
         except ArithmeticError as error:
             if candidate.lam == 0:
                 raise
-            left_out.append(LeftOut(f"lam {candidate.lam:g}, {_name(candidate.hp)}", str(error)))
+            left_out.append(LeftOut(f"lam {candidate.lam:g}, {setting_name(candidate.hp)}", str(error)))
         on_progress("dev", done, len(candidates))
 
     wrong: dict[Candidate, int] = {}
@@ -361,64 +354,6 @@ def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> N
     asked = {(row.prompt, row.picture.digest if row.picture else "") for row in dev_rows}
     if shared := len(fitted & asked):
         raise ValueError(f"{shared} prompts are in both the examples and dev; choosing on them flatters the vectors")
-
-
-def _fits(
-    model: HuggingFaceModel,
-    examples: Sequence[Example],
-    hps: Sequence[HyperParameters],
-    on_progress: OnProgress,
-    measured: Measured,
-) -> tuple[dict[HyperParameters, Fit], list[LeftOut]]:
-    """The fit of every set of hyper-parameters that has one; what several of them share is computed once."""
-    scores: dict[HyperParameters, list[Tensor]] = {}
-    shifts: dict[HyperParameters, list[Shift]] = {}
-    fits: dict[HyperParameters, Fit] = {}
-    left_out: list[LeftOut] = []
-    problem: DegenerateShiftsError | None = None
-    total = len(examples) * len({_as_attributed(hp) for hp in hps})
-    for hp in hps:
-        attributed, shifted = _as_attributed(hp), _as_shifted(hp)
-        if attributed not in scores:
-            scores[attributed] = []
-            for i, example in enumerate(examples):
-                compute = functools.partial(_scores, model, example, hp, i)
-                scores[attributed].append(measured.scores(attributed, i, example, compute))
-                on_progress("attribution", sum(len(finished) for finished in scores.values()), total)
-        if shifted not in shifts:
-            shifts[shifted] = []
-            for i, (example, a) in enumerate(zip(examples, scores[attributed], strict=True)):
-                make = functools.partial(shift, model, example, a, hp)
-                layers = (len(model.blocks), model.width)
-                shifts[shifted].append(measured.shift(shifted, i, example, a, make, layers=layers))
-        try:
-            fits[hp] = vectors(shifts[shifted], hp)
-        except DegenerateShiftsError as error:
-            problem = error
-            left_out.append(LeftOut(_name(hp), str(error)))
-    if problem and not fits:
-        raise problem
-    return fits, left_out
-
-
-def _scores(model: HuggingFaceModel, example: Example, hp: HyperParameters, i: int) -> Tensor:
-    return explained(model, functools.partial(attribute, model, example, hp), where=f"example {i}").a
-
-
-def _as_attributed(hp: HyperParameters) -> HyperParameters:
-    """The same for all hyper-parameters under which an example has the same scores."""
-    plain = HyperParameters()
-    return replace(_as_shifted(hp), k=plain.k, eligible=plain.eligible, mask_baseline=plain.mask_baseline)
-
-
-def _as_shifted(hp: HyperParameters) -> HyperParameters:
-    """The same for all hyper-parameters under which an example has the same shift."""
-    plain = HyperParameters()
-    return replace(hp, aggregation=plain.aggregation, components=plain.components)
-
-
-def _name(hp: HyperParameters) -> str:
-    return f"k {hp.k}, {hp.aggregation}"
 
 
 def _gentlest_first(model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, Fit]) -> list[Candidate]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from grains_ref.fast import Engine
 from grains_ref.files import digest_of
 from grains_ref.fitting.resumable import tokens_digest
 from grains_ref.fitting.work_folder import AGAIN, WorkFolder, WorkFolderError
@@ -36,7 +37,13 @@ def rows_digest(rows: Sequence[TokenRow]) -> str:
 
 
 def inputs_of(
-    model: HuggingFaceModel, examples: Sequence[Example], dev: Sequence[TokenRow], tasks: Sequence[TokenRow]
+    model: HuggingFaceModel,
+    examples: Sequence[Example],
+    dev: Sequence[TokenRow],
+    tasks: Sequence[TokenRow],
+    *,
+    engine: Engine,
+    memory: str,
 ) -> dict[str, Any]:
     """What everything in a sweep depends on, whatever is tried."""
     return {
@@ -46,6 +53,9 @@ def inputs_of(
         "fingerprint": model.fingerprint(),
         "dtype": str(model.hf.dtype),
         "device": model.device.type,
+        "engine": engine.name,
+        "memory": memory,
+        "pass_tokens": engine.pass_tokens,
         "versions": library_versions(),
     }
 
@@ -62,33 +72,52 @@ class Measured:
         if folder:
             folder.claim(inputs, names=())
 
-    def scores(self, hp: HyperParameters, i: int, example: Example, compute: Callable[[], Tensor]) -> Tensor:
-        """The scores (T,) of example i."""
+    def scores(
+        self, hp: HyperParameters, batch: Mapping[int, Example], compute: Callable[[], list[Tensor]]
+    ) -> list[Tensor]:
+        """The scores (T,) of a batch of examples, by number; computed together, also where only one is missing."""
         if not self._folder:
             return compute()
-        name = f"scores-{_digest(hp.as_dict())}-{i:06d}"
-        kept = self._folder.read(name, shapes={"a": example.encoded.ids.shape}, dtype=_dtype(example))
-        if kept:
-            return kept.tensors["a"]
-        a = compute()
-        self._folder.write(name, {"a": a}, {})
-        return a
-
-    def shift(
-        self, hp: HyperParameters, i: int, example: Example, a: Tensor, compute: Callable[[], Shift], *, layers: Any
-    ) -> Shift:
-        """The shift of example i, whose scores are a; layers: (L, d)."""
-        if not self._folder:
-            return compute()
-        name = f"shift-{_digest(hp.as_dict())}-{i:06d}"
-        kept = self._folder.read(name, shapes={"delta_pos": layers, "delta_neg": layers}, dtype=_dtype(example))
-        if kept:
-            selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
-            return Shift(a, selection, kept.tensors["delta_pos"], kept.tensors["delta_neg"])
+        names = {i: f"scores-{_digest(hp.as_dict())}-{i:06d}" for i in batch}
+        kept = {
+            i: self._folder.read(names[i], shapes={"a": example.encoded.ids.shape}, dtype=_dtype(example))
+            for i, example in batch.items()
+        }
+        if all(kept.values()):
+            return [finished.tensors["a"] for finished in kept.values() if finished]
         computed = compute()
-        tensors = {"delta_pos": computed.delta_pos, "delta_neg": computed.delta_neg}
-        if all(tensor.isfinite().all() for tensor in tensors.values()):  # else the fit refuses them
-            self._folder.write(name, tensors, {})
+        for i, a in zip(batch, computed, strict=True):
+            if not kept[i]:
+                self._folder.write(names[i], {"a": a}, {})
+        return computed
+
+    def shifts(
+        self,
+        hp: HyperParameters,
+        batch: Mapping[int, Example],
+        scores: Sequence[Tensor],
+        compute: Callable[[], list[Shift]],
+        *,
+        layers: Any,
+    ) -> list[Shift]:
+        """The shifts of a batch of examples with these scores; layers: (L, d)."""
+        if not self._folder:
+            return compute()
+        names = {i: f"shift-{_digest(hp.as_dict())}-{i:06d}" for i in batch}
+        shapes = {"delta_pos": layers, "delta_neg": layers}
+        kept = {i: self._folder.read(names[i], shapes=shapes, dtype=_dtype(example)) for i, example in batch.items()}
+        if all(kept.values()):
+            found = []
+            for (i, example), a in zip(batch.items(), scores, strict=True):
+                selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+                tensors = kept[i].tensors  # type: ignore[union-attr]
+                found.append(Shift(a, selection, tensors["delta_pos"], tensors["delta_neg"]))
+            return found
+        computed = compute()
+        for i, shift in zip(batch, computed, strict=True):
+            tensors = {"delta_pos": shift.delta_pos, "delta_neg": shift.delta_neg}
+            if not kept[i] and all(tensor.isfinite().all() for tensor in tensors.values()):  # else the fit refuses them
+                self._folder.write(names[i], tensors, {})
         return computed
 
     def right(self, n: int, compute: Callable[[], Sequence[bool]]) -> list[bool]:

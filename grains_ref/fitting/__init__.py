@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `resumable` | the fit: finished examples are computed once, whatever ends the process |
+| `together` | examples computed in one batch, and which of them is to blame |
 | `work_folder` | where they are kept until the vectors are written |
 """
 

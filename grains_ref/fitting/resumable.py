@@ -5,37 +5,37 @@
         record.vectors.save(path)
         work.discard()
 
-A killed process, a full disk or Ctrl-C loses at most the example in work. The same command run again goes on from
-there and gives bit-identical vectors, because each example is computed from its own content alone. A work folder
-that was made from other data, other tokens, another model or other settings of the attribution is refused, never
-mixed in. What comes after the scores may change: with another k or mask only eq. (4) is computed again, with another
-aggregation nothing but eq. (5).
+A killed process, a full disk or Ctrl-C loses at most the batch in work.  The same command run again goes on from there
+and gives bit-identical vectors: which examples go through the model together follows from all examples and from a
+number of tokens that the folder keeps, never from what is finished, and a batch with one unfinished example is
+computed as a whole.  A work folder that was made from other data, other tokens, another model, by the other engine or
+with other settings of the attribution is refused, never mixed in.  What comes after the scores may change: with
+another k or mask only eq. (4) is computed again, with another aggregation nothing but eq. (5).
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
 
 from grains_ref.data import FieldError, PreferencePair, RowError, content_digest, warn_of_repetition
+from grains_ref.fast import DEFAULT_SHARE, Engine, EngineName, engine_of
 from grains_ref.files import digest_of
-from grains_ref.fitting.work_folder import WorkFolder
+from grains_ref.fitting.together import in_batch
+from grains_ref.fitting.work_folder import Finished, WorkFolder
 from grains_ref.grains import (
     Example,
     Fit,
     HyperParameters,
     Shift,
     at_least_float32,
-    attribute,
     eligible_tokens,
     select,
-    shift,
-    vectors,
 )
-from grains_ref.models.diagnosis import explained
 from grains_ref.vectors import Header, SteeringVectors, library_versions
 
 if TYPE_CHECKING:
@@ -93,10 +93,13 @@ def resumable_fit(
     *,
     work: WorkFolder,
     on_example: Callable[[int], None],
+    engine: EngineName = "fast",
+    memory: str = DEFAULT_SHARE,
 ) -> FitRecord:
     """`grains_ref.grains.fit`, with each example's scores and shifts kept in `work` until they are discarded.
 
-    on_example is called with the number of finished examples.
+    on_example is called with the number of finished examples.  memory: the share of the free memory that the fast
+    engine may take, or an amount (`grains_ref.fast.memory`); measured once for a work folder.
 
     Raises:
         WorkFolderError: the folder was made by another fit, or a file in it is damaged.
@@ -115,17 +118,22 @@ def resumable_fit(
         "versions": library_versions(),
         **_template_inputs(model, examples),
     }
-    work.claim(record, names=[str(pair.where) for pair in pairs])
-    shifts, resumed = [], 0
-    for i, (pair, example) in enumerate(zip(pairs, examples, strict=True)):
-        compute = functools.partial(_finished_shift, model, example, hp, work=work, i=i)
-        finished, had_scores = explained(model, compute, where=str(pair.where))
-        shifts.append(finished)
-        if had_scores:
-            resumed += 1
-        on_example(i + 1)
-    fit = vectors(shifts, hp)
-    return FitRecord(steering_vectors(model, fit, hp, data_digest, examples), fit, tuple(shifts), resumed)
+    chosen = engine_of(engine, model, examples, hp, memory=memory, pass_tokens=work.recorded_number("pass_tokens"))
+    record |= {"engine": engine, "memory": memory, "pass_tokens": chosen.pass_tokens}
+    names = [str(pair.where) for pair in pairs]
+    work.claim(record, names=names)
+    shifts: dict[int, Shift] = {}
+    resumed = 0
+    for batch in chosen.batches(examples, hp):
+        of_batch = _Batch(batch, [examples[i] for i in batch], [names[i] for i in batch])
+        finished, had_scores = _finished_shifts(model, chosen, of_batch, hp, work=work)
+        shifts.update(zip(batch, finished, strict=True))
+        resumed += had_scores
+        on_example(len(shifts))
+    in_order = [shifts[i] for i in range(len(examples))]
+    fit = chosen.vectors(in_order, hp)
+    vectors = steering_vectors(model, fit, hp, data_digest, examples, engine=engine)
+    return FitRecord(vectors, fit, tuple(in_order), resumed)
 
 
 def score_settings(hp: HyperParameters) -> dict[str, Any]:
@@ -167,11 +175,17 @@ def _token_digest(example: Example) -> str:
 
 
 def steering_vectors(
-    model: HuggingFaceModel, fit: Fit, hp: HyperParameters, data_digest: str, examples: Sequence[Example]
+    model: HuggingFaceModel,
+    fit: Fit,
+    hp: HyperParameters,
+    data_digest: str,
+    examples: Sequence[Example],
+    *,
+    engine: EngineName,
 ) -> SteeringVectors:
     """A fit with its header, ready to be saved.
 
-    data_digest: of the pairs (`grains_ref.data.content_digest`) that became these examples.
+    data_digest: of the pairs (`grains_ref.data.content_digest`) that became these examples.  engine: what computed it.
     """
     v_pos, v_neg = fit.pos.v.float(), fit.neg.v.float()
     inputs: dict[str, Any] = _template_inputs(model, examples)
@@ -188,6 +202,7 @@ def steering_vectors(
             tokens_digest=tokens_digest(examples),
             **inputs,
             n_examples=len(examples),
+            engine=engine,
             versions=library_versions(),
             diagnostics={
                 f"{side}_{key}": list(getattr(aggregation, key))
@@ -198,25 +213,63 @@ def steering_vectors(
     )
 
 
-def _finished_shift(
-    model: HuggingFaceModel, example: Example, hp: HyperParameters, *, work: WorkFolder, i: int
-) -> tuple[Shift, bool]:
-    """The shift of example i, computed as far as the work folder does not have it, and whether it had the scores."""
+class _Batch(NamedTuple):
+    """Examples that go through the model together."""
+
+    numbers: list[int]
+    examples: list[Example]
+    names: list[str]  # where each is from, for messages
+
+
+def _finished_shifts(
+    model: HuggingFaceModel, engine: Engine, batch: _Batch, hp: HyperParameters, *, work: WorkFolder
+) -> tuple[list[Shift], int]:
+    """The shifts of a batch, computed as far as the work folder does not have them; of how many it had the scores."""
     per_layer = (len(model.blocks), model.width)
-    kept = work.read(
-        i,
-        shapes={"a": example.encoded.ids.shape, "delta_pos": per_layer, "delta_neg": per_layer},
-        dtype=at_least_float32(example.encoded.embeds),
+    kept: list[Finished | None] = []
+    for i, example in zip(batch.numbers, batch.examples, strict=True):
+        shapes = {"a": example.encoded.ids.shape, "delta_pos": per_layer, "delta_neg": per_layer}
+        kept.append(work.read(i, shapes=shapes, dtype=at_least_float32(example.encoded.embeds)))
+    had_scores = sum(one is not None for one in kept)
+    if had_scores == len(kept):
+        scores = [one.tensors["a"] for one in kept if one]
+    else:
+        scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)
+    selections = [
+        select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+        for a, example in zip(scores, batch.examples, strict=True)
+    ]
+    masked = [{"pos": list(one.pos), "neg": list(one.neg), "baseline": hp.mask_baseline} for one in selections]
+    is_kept = [one is not None and one.record.get("masked") == tokens for one, tokens in zip(kept, masked, strict=True)]
+    if all(is_kept):
+        tensors = [one.tensors for one in kept if one]
+        found = [
+            Shift(a, selection, of_one["delta_pos"], of_one["delta_neg"])
+            for a, selection, of_one in zip(scores, selections, tensors, strict=True)
+        ]
+        return found, had_scores
+
+    score_of = dict(zip(map(id, batch.examples), scores, strict=True))
+    found = in_batch(
+        model,
+        lambda some: engine.shifts(some, [score_of[id(example)] for example in some], hp),
+        batch.examples,
+        batch.names,
     )
-    a = kept.tensors["a"] if kept else attribute(model, example, hp).a
-    selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
-    masked = {"pos": list(selection.pos), "neg": list(selection.neg), "baseline": hp.mask_baseline}
-    if kept and kept.record.get("masked") == masked:
-        return Shift(a, selection, kept.tensors["delta_pos"], kept.tensors["delta_neg"]), True
-    computed = shift(model, example, a, hp)
-    tensors = {"a": computed.a, "delta_pos": computed.delta_pos, "delta_neg": computed.delta_neg}
+    for i, name, is_there, tokens, shift in zip(batch.numbers, batch.names, is_kept, masked, found, strict=True):
+        if not is_there:
+            work.write(i, _finite_tensors(shift, name), {"masked": tokens})
+    return found, had_scores
+
+
+def _finite_tensors(shift: Shift, where: str) -> dict[str, Tensor]:
+    """What is kept of a shift.
+
+    Raises:
+        FloatingPointError: something of it is not finite.
+    """
+    tensors = {"a": shift.a, "delta_pos": shift.delta_pos, "delta_neg": shift.delta_neg}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FloatingPointError(f"{name} is not finite.")
-    work.write(i, tensors, {"masked": masked})
-    return computed, kept is not None
+            raise FloatingPointError(f"{where}: {name} is not finite.")
+    return tensors

@@ -122,6 +122,14 @@ class WorkFolder:
         self._whose = digest_of(json.dumps(record, sort_keys=True).encode())
         self._files[path.name] = digest_of(content)
 
+    def recorded_number(self, name: str) -> int:
+        """A whole number that the folder's record has under this name; 0 if there is none, or no record."""
+        with suppress(FileError, OSError):
+            number = parse_record(read_whole(self.record_path), name=str(self.record_path)).get(name)
+            if type(number) is int and number > 0:
+                return number
+        return 0
+
     def read(self, i: int | str, *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Finished | None:
         """Example i, or the piece of that name, as `write` kept it; None if it is not finished.
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grains_ref import fast
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.planted import double_labs
 from grains_ref.evaluation.measures import row_margins
@@ -49,7 +48,7 @@ def ablation(lab: Lab) -> dict[str, list[float]]:
 
 def _strongest(lab: Lab, example: Example, hp: HyperParameters) -> tuple[Sequence[int], Sequence[int]]:
     """The ten strongest tokens of either sign; of random scores any ten tokens."""
-    a = fast.attribute(lab.model, example, hp).a
+    a = lab.stages.attribute(example, hp).a
     if hp.attribution == "random":
         a = a - a.min() + 1
     chosen = select(a, k=MOST, eligible=eligible_tokens(example.encoded, ()))

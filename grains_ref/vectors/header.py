@@ -42,6 +42,7 @@ class Header:
         chat_template: digest of the chat template that the pairs went through; "" for plain texts.
         date: that the chat template wrote into the prompts, as 2024-07-26; "" if it writes none.
         n_examples: number of pairs the vectors were made from.
+        engine: that computed them (`grains_ref.fast.ENGINES`); "" where neither did.
         versions: of the software that made the vectors (`library_versions`).
         diagnostics: from aggregation: single values, and lists of one number per layer.
         choice: the strength and layers that a sweep chose, with the accuracy on dev, by strength too, and the cost on
@@ -66,10 +67,11 @@ class Header:
     choice: dict[str, Any] = field(default_factory=dict)
     chat_template: str = ""
     date: str = ""
+    engine: str = ""
 
     def __post_init__(self) -> None:
         texts = ("site", "layer_numbering", "dialect", "model_name", "fingerprint", "data_digest", "tokens_digest")
-        more_texts = ("chat_template", "date")
+        more_texts = ("chat_template", "date", "engine")
         dicts = ("hyper_parameters", "versions", "diagnostics", "choice")
         for expected, names in ((str, texts + more_texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:

@@ -16,6 +16,7 @@ import transformers
 from command import SIMPLE, bad, good, parsed, run
 
 import grains_ref
+from grains_ref import grains
 from grains_ref.cli import app, common
 from grains_ref.cli.commands import ORDER
 from grains_ref.vectors import SteeringVectors
@@ -131,11 +132,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 
 
 def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(
-    data: Path, tmp_path: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import grains_ref.fitting.resumable
-
-    whole, calls = grains_ref.fitting.resumable.attribute, []
+    whole, calls = grains.attribute, []
 
     def interrupted(*args: Any) -> Any:
         calls.append(args)
@@ -144,8 +143,10 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(
         return whole(*args)
 
     out = tmp_path / "v.safetensors"
-    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", out, "--aggregation", "mean"]
-    monkeypatch.setattr(grains_ref.fitting.resumable, "attribute", interrupted)
+    options = ["--pairs", data / "steer.jsonl", "--aggregation", "mean", "--engine", "reference"]
+    command = ["fit", *SIMPLE, *options, "--out", out]
+    assert run("fit", *SIMPLE, *options, "--out", tmp_path / "undisturbed").exit_code == 0
+    monkeypatch.setattr(grains, "attribute", interrupted)
     result = run(*command)
     assert result.exit_code == 130
     work = tmp_path / "v.safetensors.work"
@@ -158,7 +159,7 @@ def test_an_interrupt_is_exit_code_130_and_says_what_is_kept(
     assert result.exit_code == 0
     assert "3 of 4 examples had been finished earlier and were not computed again" in result.stderr
     assert len(calls) == 5
-    assert out.read_bytes() == vectors.read_bytes()
+    assert out.read_bytes() == (tmp_path / "undisturbed").read_bytes()
 
 
 def test_an_interrupt_where_nothing_is_kept_does_not_say_so(monkeypatch: pytest.MonkeyPatch, vectors: Path) -> None:

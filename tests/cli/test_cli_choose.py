@@ -13,6 +13,7 @@ from command import PROMPT, SIMPLE, bad, good, lines, parsed, run
 from scipy.stats import binomtest
 
 import grains_ref.evaluation.choice
+import grains_ref.fast
 from grains_ref.demo import planted as demo
 from grains_ref.evaluation import capability, margins, preference_accuracy
 from grains_ref.grains import Steering
@@ -137,7 +138,7 @@ def test_a_kept_work_folder_of_a_sweep_serves_another_grid(
 ) -> None:
     options = ["--aggregation", "mean", "--work", tmp_path / "work"]
     sweep(data, "--lam", "2", *options, "--keep-work")
-    monkeypatch.setattr(grains_ref.evaluation.choice, "attribute", None)  # not needed any more
+    monkeypatch.setattr(grains_ref.fast.Fast, "scores", None)  # not needed any more
     assert [row["lam"] for row in sweep(data, "--lam", "2,6", *options)["tried"]] == [0, 2, 6]
     assert list(tmp_path.iterdir()) == []
     assert "--keep-work keeps the work folder: name one" in bad(

@@ -27,13 +27,32 @@ pytestmark = pytest.mark.cpu
 
 
 def test_fit_writes_the_vectors_of_the_reference_and_removes_its_work_folder(
-    data: Path, vectors: Path, simple_model: HuggingFaceModel
+    data: Path, vectors: Path, tmp_path: Path, simple_model: HuggingFaceModel
 ) -> None:
     pairs = demo.as_pairs(build_world("simple").split("steer")[:4])
     _, examples, _ = checked_examples(simple_model, pairs, skip_bad_rows=False)
     expected = fit(simple_model, examples, HyperParameters(aggregation="mean"))
-    assert torch.equal(SteeringVectors.load(vectors).v, expected.pos.v.float() - expected.neg.v.float())
+    v = expected.pos.v.float() - expected.neg.v.float()
+    found = SteeringVectors.load(vectors)
+    assert found.v == pytest.approx(v, abs=1e-5)
+    assert found.header.engine == "fast"
     assert not list(data.glob("*.work"))
+    options = ["--pairs", data / "steer.jsonl", "--aggregation", "mean", "--engine", "reference"]
+    parsed("fit", *SIMPLE, *options, "--out", tmp_path / "slow")
+    assert torch.equal(SteeringVectors.load(tmp_path / "slow").v, v)
+
+
+def test_an_engine_or_a_budget_that_does_not_exist_is_refused_before_the_model_is_loaded(
+    data: Path, tmp_path: Path
+) -> None:
+    pairs = ["--pairs", data / "steer.jsonl", "--out", tmp_path / "v"]
+    for options, message in (
+        (["--engine", "quick"], "--engine 'quick' does not exist; there are fast, reference"),
+        (["--memory", "lots"], "memory is 'lots'; expected a share of what is free, '60%', or an amount, '8GiB'"),
+    ):
+        result = run("fit", "--model", "nowhere", *pairs, *options)
+        assert result.exit_code != 0
+        assert message in " ".join(result.stderr.split())
 
 
 def test_fit_reports_what_was_selected(data: Path, tmp_path: Path, simple_model: HuggingFaceModel) -> None:

@@ -26,17 +26,20 @@ pytestmark = pytest.mark.cpu
 # --- attribute
 
 
-def test_attribute_gives_the_scores_of_the_reference(simple_model: HuggingFaceModel) -> None:
-    record = parsed("attribute", *SIMPLE, "--prompt", PROMPT, *ANSWERS, "--k", "2", "--m", "4")
+@pytest.mark.parametrize(("engine", "allowed"), [("fast", 1e-5), ("reference", 0.0)])
+def test_attribute_gives_the_scores_of_the_reference(
+    simple_model: HuggingFaceModel, engine: str, allowed: float
+) -> None:
+    record = parsed("attribute", *SIMPLE, "--prompt", PROMPT, *ANSWERS, "--k", "2", "--m", "4", "--engine", engine)
     example = simple_model.example(PROMPT, ANSWERS[1], ANSWERS[3])
     expected = attribute_example(simple_model, example, HyperParameters(m=4))
     selection = select(expected.a, k=2, eligible=eligible_tokens(example.encoded, ()))
     assert record["tokens"] == list(example.encoded.tokens)
     assert record["kinds"] == list(example.encoded.kinds)
-    assert record["scores_nats"] == expected.a.tolist()
+    assert record["scores_nats"] == pytest.approx(expected.a.tolist(), rel=0, abs=allowed)
     assert (record["positive"], record["negative"]) == (list(selection.pos), list(selection.neg))
-    assert record["preference_nats"] == expected.f_x
-    assert record["completeness_gap_nats"] == expected.gap
+    assert record["preference_nats"] == pytest.approx(expected.f_x, rel=0, abs=allowed)
+    assert record["completeness_gap_nats"] == pytest.approx(expected.gap, rel=0, abs=10 * allowed)
     assert (record["hyper_parameters"]["k"], record["hyper_parameters"]["m"]) == (2, 4)
 
 
@@ -65,7 +68,7 @@ def test_the_preferred_response_is_named(monkeypatch: pytest.MonkeyPatch, f_x: f
         return replace(attribute_example(*args), f_x=f_x)
 
     monkeypatch.setattr("grains_ref.grains.attribute", attribute)
-    text = good("attribute", *SIMPLE, "--prompt", PROMPT, *ANSWERS, "--method", "random")
+    text = good("attribute", *SIMPLE, "--prompt", PROMPT, *ANSWERS, "--method", "random", "--engine", "reference")
     assert text.splitlines()[-1] == f"f(x) = {f_x:+.2f} nats: the model prefers {preferred}."
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grains_ref.evaluation.choice
+from grains_ref import grains
 from grains_ref.data import PreferencePair, Task
 from grains_ref.demo.planted import as_pairs, as_tasks
 from grains_ref.evaluation.choice import (
@@ -192,6 +193,7 @@ def test_the_sweep_is_brute_force_over_the_grid(
         tasks,
         grid=Grid(lams=(5.0, 2.0), hps=hps, layer_sets=layer_sets),
         max_loss=96,
+        engine="reference",
     )
 
     unsteered = capability(simple_model, tasks).value
@@ -241,13 +243,13 @@ def test_attribution_is_computed_once_and_shifts_once_per_k(
 ) -> None:
     calls: dict[str, int] = {"attribute": 0, "shift": 0, "vectors": 0}
     for name in calls:
-        whole = getattr(grains_ref.evaluation.choice, name)
+        whole = getattr(grains, name)
 
         def counted(*args: Any, name: str = name, whole: Any = whole) -> Any:
             calls[name] += 1
             return whole(*args)
 
-        monkeypatch.setattr(grains_ref.evaluation.choice, name, counted)
+        monkeypatch.setattr(grains, name, counted)
     hps = tuple(replace(QUICK, k=k, aggregation=name) for k in (1, 3) for name in ("mean", "uncentred"))  # type: ignore[arg-type]
     told: list[tuple[str, int, int]] = []
     sweep(
@@ -256,6 +258,7 @@ def test_attribution_is_computed_once_and_shifts_once_per_k(
         dev,
         grid=Grid(lams=(1.0,), hps=hps),
         on_progress=lambda what, done, total: told.append((what, done, total)),
+        engine="reference",
     )
     assert calls == {"attribute": 4, "shift": 2 * 4, "vectors": 4}
     assert told == [("attribution", i, 4) for i in (1, 2, 3, 4)] + [("dev", i, 5) for i in (1, 2, 3, 4, 5)]
@@ -267,7 +270,12 @@ def test_another_attribution_is_computed_anew(
     hps = (QUICK, replace(QUICK, seed=1), replace(QUICK, mask_baseline="mean"), replace(QUICK, eligible=("not_last",)))
     told: list[tuple[str, int, int]] = []
     choice = sweep(
-        simple_model, examples, dev[:1], grid=Grid(lams=(1.0,), hps=hps), on_progress=lambda *step: told.append(step)
+        simple_model,
+        examples,
+        dev[:1],
+        grid=Grid(lams=(1.0,), hps=hps),
+        on_progress=lambda *step: told.append(step),
+        engine="reference",
     )
     assert told[7] == ("attribution", 8, 8)
     for tried in choice.tried:
@@ -350,7 +358,7 @@ def test_what_cannot_be_swept_is_refused_before_the_work(
     def refuse(*args: object) -> None:
         raise AssertionError("something was attributed")
 
-    monkeypatch.setattr(grains_ref.evaluation.choice, "attribute", refuse)
+    monkeypatch.setattr(grains, "attribute", refuse)
     grid = Grid(lams=(1.0,), hps=(MEAN,))
     with pytest.raises(ValueError, match="no examples to make vectors of"):
         sweep(simple_model, [], dev, grid=grid)

@@ -58,6 +58,20 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, whole
     assert calls == []
 
 
+@pytest.mark.parametrize("lost", ["scores", "shift"])
+def test_the_fast_engine_goes_on_to_the_same_bits_whatever_is_lost(tmp_path: Path, lost: str) -> None:
+    whole, _ = run(tmp_path / "work", engine="fast")
+    path = next(path for path in sorted((tmp_path / "work").iterdir()) if path.name.startswith(lost))
+    content = path.read_bytes()
+    path.unlink()
+    found, calls = run(tmp_path / "work", engine="fast")
+    assert sweeps.same(found, whole)
+    assert path.read_bytes() == content
+    assert calls == []  # nothing is measured again
+    with pytest.raises(WorkFolderError, match="holds a sweep with other engine"):
+        run(tmp_path / "work")
+
+
 def test_a_setting_that_overflowed_is_told_again_in_the_same_words(tmp_path: Path, whole: SweepChoice) -> None:
     assert [left.why for left in whole.left_out] == ["lam |v| is beyond float32"]
     for _ in range(2):

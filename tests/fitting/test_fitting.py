@@ -18,7 +18,9 @@ import pytest
 import torch
 from robustness import interruptions
 
+from grains_ref import fast, grains
 from grains_ref.data import PreferencePair, RowError, Where, content_digest
+from grains_ref.fast import EngineName
 from grains_ref.fitting import FitRecord, checked_examples, resumable_fit, tokens_digest, work_folder
 from grains_ref.fitting import resumable as fitting
 from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
@@ -49,10 +51,12 @@ def run(
     pairs: Sequence[PreferencePair] = PAIRS,
     hp: HyperParameters = HP,
     on_example: Callable[[int], None] = lambda n: None,
+    engine: EngineName = "reference",
 ) -> FitRecord:
+    """A fit by the engine that takes one example at a time, so that it can be stopped behind any of them."""
     kept, examples, _ = checked_examples(model, pairs, skip_bad_rows=False)
     with open_work_folder(work) as folder:
-        return resumable_fit(model, kept, examples, hp, work=folder, on_example=on_example)
+        return resumable_fit(model, kept, examples, hp, work=folder, on_example=on_example, engine=engine)
 
 
 def stop_after(n: int) -> Callable[[int], None]:
@@ -152,7 +156,7 @@ def test_a_stopped_fit_goes_on_with_the_next_example_and_gives_the_same_bits(
         computed.append(args)
         return attribute(*args)
 
-    monkeypatch.setattr(fitting, "attribute", counted)
+    monkeypatch.setattr(grains, "attribute", counted)
     record = run(llama, half_done)
     assert len(computed) == 2
     assert record.resumed == 2
@@ -264,11 +268,100 @@ def test_shifts_without_a_direction_are_kept_for_the_aggregation_that_the_messag
     def computed(*args: object) -> None:
         pytest.fail("it was computed again")
 
-    monkeypatch.setattr(fitting, "attribute", computed)
-    monkeypatch.setattr(fitting, "shift", computed)
+    monkeypatch.setattr(grains, "attribute", computed)
+    monkeypatch.setattr(grains, "shift", computed)
     record = run(llama, tmp_path / "work", pairs=PAIRS[:1], hp=mean)
     assert record.resumed == 1
     assert same(record.vectors, expected.vectors)
+
+
+# --- the fast engine: examples in batches
+
+
+FAST = dataclasses.replace(HP, aggregation="uncentred")
+
+
+@pytest.fixture(scope="module")
+def fast_whole(llama: HuggingFaceModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[FitRecord, Path]:
+    """A fit by the fast engine, and its work folder; all four examples go through the model together."""
+    work = tmp_path_factory.mktemp("fast") / "work"
+    told: list[int] = []
+    record = run(llama, work, hp=FAST, engine="fast", on_example=told.append)
+    assert told == [4]
+    return record, work
+
+
+def test_the_fast_engine_fits_what_the_reference_fits_and_says_so(
+    llama: HuggingFaceModel, tmp_path: Path, fast_whole: tuple[FitRecord, Path]
+) -> None:
+    record, _ = fast_whole
+    expected = run(llama, tmp_path, hp=FAST)
+    assert (record.vectors.header.engine, expected.vectors.header.engine) == ("fast", "reference")
+    assert record.vectors.v == pytest.approx(expected.vectors.v, abs=1e-4)
+    assert [one.selection for one in record.shifts] == [one.selection for one in expected.shifts]
+
+
+@pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_whatever_was_finished_the_fast_engine_gives_the_same_bits(
+    llama: HuggingFaceModel, tmp_path: Path, fast_whole: tuple[FitRecord, Path], lost: tuple[int, ...]
+) -> None:
+    record, work = fast_whole
+    folder = Path(shutil.copytree(work, tmp_path / "work"))
+    for i in lost:
+        (folder / f"{i:06d}.safetensors").unlink()
+    again = run(llama, folder, hp=FAST, engine="fast")
+    assert same(again.vectors, record.vectors)
+    assert again.resumed == 4 - len(lost)
+    for path in work.iterdir():  # what was computed again is what was lost, bit for bit
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_another_k_costs_the_fast_engine_no_attribution_and_gives_the_same_bits(
+    llama: HuggingFaceModel, tmp_path: Path, fast_whole: tuple[FitRecord, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(FAST, k=1)
+    expected = run(llama, tmp_path / "elsewhere", hp=other, engine="fast")
+    folder = Path(shutil.copytree(fast_whole[1], tmp_path / "work"))
+    monkeypatch.setattr(fast.Fast, "scores", lambda *_: pytest.fail("it was attributed again"))
+    again = run(llama, folder, hp=other, engine="fast")
+    assert same(again.vectors, expected.vectors)
+
+
+def test_the_budget_is_measured_once_for_a_work_folder(
+    llama: HuggingFaceModel, tmp_path: Path, fast_whole: tuple[FitRecord, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(fast_whole[1], tmp_path / "work"))
+    (folder / "000002.safetensors").unlink()
+    monkeypatch.setattr("grains_ref.fast.memory.free_bytes", lambda device: 1 << 20)  # memory is short today
+    again = run(llama, folder, hp=FAST, engine="fast")
+    assert same(again.vectors, fast_whole[0].vectors)
+    tight = run(llama, tmp_path / "tight", hp=FAST, engine="fast")
+    kept = json.loads((tmp_path / "tight" / "fit.json").read_text())
+    assert kept["pass_tokens"] < json.loads((folder / "fit.json").read_text())["pass_tokens"]
+    assert tight.vectors.v == pytest.approx(fast_whole[0].vectors.v, abs=1e-4)
+
+
+def test_the_other_engines_work_is_refused(
+    llama: HuggingFaceModel, tmp_path: Path, fast_whole: tuple[FitRecord, Path]
+) -> None:
+    folder = Path(shutil.copytree(fast_whole[1], tmp_path / "work"))
+    with pytest.raises(WorkFolderError, match="holds a fit with other engine"):
+        run(llama, folder, hp=FAST)
+
+
+def test_an_example_that_is_not_finite_is_named_also_in_a_batch(
+    llama: HuggingFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = fast.Fast.scores
+
+    def third_overflows(self: Any, examples: Sequence[Any], hp: HyperParameters) -> Any:
+        if any("moon" in "".join(example.encoded.tokens) for example in examples):
+            raise FloatingPointError("the gradient of f at alpha = 1 is not finite.")
+        return scores(self, examples, hp)
+
+    monkeypatch.setattr(fast.Fast, "scores", third_overflows)
+    with pytest.raises(FloatingPointError, match=r"^pairs\.jsonl:3: the gradient of f at alpha = 1 is not finite\."):
+        run(llama, tmp_path / "work", engine="fast")
 
 
 # --- the same pairs as other tokens
@@ -334,7 +427,7 @@ def test_a_change_of_anything_that_the_model_sees_is_refused_with_its_row(
         open_work_folder(half_done) as work,
         pytest.raises(WorkFolderError, match=r"their tokens were others: look at pairs\.jsonl:3\. "),
     ):
-        resumable_fit(llama, PAIRS, others, HP, work=work, on_example=lambda n: None)
+        resumable_fit(llama, PAIRS, others, HP, work=work, on_example=lambda n: None, engine="reference")
 
 
 # --- another fit's folder

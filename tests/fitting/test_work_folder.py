@@ -13,9 +13,9 @@ import torch
 from robustness import kills, work_folders
 from robustness.work_folders import HP, PAIRS, SmallModel, fit_in
 
+from grains_ref import grains
 from grains_ref.files import FileError, write_record
 from grains_ref.fitting import FitRecord, score_settings
-from grains_ref.fitting import resumable as fitting
 from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
 from grains_ref.grains import HyperParameters
 from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
@@ -71,7 +71,7 @@ def forbid_computing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         pytest.fail("it was computed again")
 
     for name in names:
-        monkeypatch.setattr(fitting, name, computed)
+        monkeypatch.setattr(grains, name, computed)
 
 
 AFTER_THE_SCORES = {

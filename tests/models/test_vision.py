@@ -264,7 +264,7 @@ def run(model: HuggingFaceModel, pairs: Sequence[PreferencePair], work: Path, *,
     assert not skipped
     hp = HyperParameters(k=4, m=1, aggregation="uncentred")
     with open_work_folder(work) as folder:
-        return resumable_fit(model, kept, tokenised, hp, work=folder, on_example=on_example)
+        return resumable_fit(model, kept, tokenised, hp, work=folder, on_example=on_example, engine="reference")
 
 
 def test_an_interrupted_fit_on_pictures_goes_on_to_the_same_vectors(

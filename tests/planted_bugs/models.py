@@ -12,6 +12,7 @@ GENERATION = "grains_ref/models/generation.py"
 DIAGNOSIS = "grains_ref/models/diagnosis.py"
 PAIRS = "grains_ref/data/pairs.py"
 FITTING = "grains_ref/fitting/resumable.py"
+BRANCHES = "grains_ref/models/branches.py"
 VECTORS = "grains_ref/vectors/steering_vectors.py"
 PIXELS = "grains_ref/models/pixels.py"
 BUGS = (
@@ -171,4 +172,30 @@ BUGS = (
         WEIGHTS, "or torch.isfinite(parameter).all():", "or True:", "test_loading"),
     Bug("offloaded_is_empty", "loading", "offloaded weights are hashed as zeros",
         WEIGHTS, "value: Tensor = stored[name]", "value = torch.zeros(parameter.shape)", "test_loading"),
+    Bug("packed_responses_see_each_other", "objective", "in a packed sequence y_neg sees y_pos",
+        BRANCHES, "sees[stop:, start:stop] = False", "pass", "test_branches"),
+    Bug("packed_positions_go_on", "objective", "in a packed sequence y_neg's positions go on behind y_pos",
+        BRANCHES, "behind = int(of_prompt.max()) + 1 + torch.arange(len(y) - 1)",
+        "behind = int(parts[-1].max()) + 1 + torch.arange(len(y) - 1)", "test_branches"),
+    Bug("packed_last_token_kept", "objective", "the last token of a response is fed, and shifts what follows",
+        BRANCHES, "fed_ids = [torch.cat([y[:-1] for y in row.responses])",
+        "fed_ids = [torch.cat([y[1:] for y in row.responses])", "test_branches"),
+    Bug("packed_padding_attended", "objective", "a prompt's own padding is seen in a packed sequence",
+        BRANCHES, 'sees[:, :n_prompt] &= row.encoded.replay["attention_mask"].bool()', "pass", "test_branches"),
+    Bug("cached_padding_counted", "objective", "what pads the shorter answers is scored behind the cache",
+        BRANCHES, "log_p.masked_fill(~is_token, 0).sum(-1)", "log_p.sum(-1)", "test_branches"),
+    Bug("cached_positions_from_zero", "objective", "answers behind the cache begin at the last prompt token's position",
+        BRANCHES, "amax(dim=(0, 2)) + 1", "amax(dim=(0, 2))", "test_branches"),
+    Bug("packing_unproved", "objective", "a way of sharing a prompt is used whatever the proof says",
+        BRANCHES, "off <= allowed.log_prob and turned <= allowed.gradient", "True", "test_branches"),
+    Bug("gradient_unproved", "attribution", "the proof of a shared prompt looks at no gradient",
+        BRANCHES, "off <= allowed.log_prob and turned <= allowed.gradient", "off <= allowed.log_prob", "test_branches"),
+    Bug("half_a_batch_taken_up", "fit", "of a batch that is half finished only the rest is computed, in other company",
+        FITTING, "scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)",
+        """scores = [
+            one.tensors["a"] if one else engine.scores([example], hp)[0]
+            for one, example in zip(kept, batch.examples, strict=True)
+        ]""", "test_fitting"),
+    Bug("budget_measured_again", "fit", "a fit that is taken up again measures its memory anew",
+        FITTING, 'pass_tokens=work.recorded_number("pass_tokens")', "pass_tokens=0", "test_fitting"),
 )  # fmt: skip

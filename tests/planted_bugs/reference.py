@@ -1,9 +1,9 @@
-"""Bugs of the method: grains.py, and fast.py, which computes the same."""
+"""Bugs of the method: grains.py, and the fast engine, which computes the same."""
 
 from planted_bugs.planting import Bug
 
 G = "grains_ref/grains.py"
-FAST = "grains_ref/fast/__init__.py"
+FAST = "grains_ref/fast/attribution.py"
 BUGS = (
     Bug("logits_one_late", "objective", "the row after the right one scores each response token",
         G, "log_p[:, torch.arange(len(y)), y.to(log_p.device)]",
@@ -98,11 +98,24 @@ BUGS = (
         G, 'f"{seed} {[i.tolist() for i in ids]}{example.encoded.picture}"', 'f"{seed} {[i.tolist() for i in ids]}"',
         "test_families"),
     Bug("fast_without_weights", "attribution", "the fast engine sums gradients without the quadrature's weights",
-        FAST, "total += weight * gradient", "total += gradient", "test_fast"),
-    Bug("fast_last_batch_short", "attribution", "the fast engine drops the last point of a short last batch",
-        FAST, "range(0, len(points), at_once)", "range(0, len(points) - 1, at_once)", "test_fast"),
+        FAST, "total += weight * next(gradients)", "total += next(gradients)", "test_fast"),
+    Bug("fast_last_pass_short", "attribution", "the fast engine drops the last point of a short last pass",
+        FAST, "results += run_in_parts(rows[start : start + at_once]",
+        "results += run_in_parts(rows[start : start + at_once][: len(rows) - 1]", "test_fast"),
     Bug("fast_ends_swapped", "attribution", "the fast engine takes f at the baseline for f at x",
-        FAST, "f_x, f_baseline = ends.tolist()", "f_baseline, f_x = ends.tolist()", "test_fast"),
+        FAST, "f_x, f_baseline = _values(", "f_baseline, f_x = _values(", "test_fast"),
+    Bug("fast_sign_of_a_branch", "attribution", "the fast engine adds both responses instead of subtracting one",
+        FAST, "log_p[:, 0] - log_p[:, 1]", "log_p[:, 0] + log_p[:, 1]", "test_fast"),
     Bug("fast_prompt_alone_bounds", "attribution", "the fast engine's bound on memory forgets the responses",
-        FAST, "max(len(example.y_pos), len(example.y_neg))", "0", "test_fast"),
+        "grains_ref/fast/rows.py", "len(example.encoded.ids) + len(example.y_pos) + len(example.y_neg)",
+        "len(example.encoded.ids)", "test_fast"),
+    Bug("fast_shifts_exchanged", "contrast", "after an empty set the fast engine reads the next example's states",
+        "grains_ref/fast/contrast.py", "if tokens:", "if True:", "test_fast"),
+    Bug("fast_other_half_lost", "attribution", "what is computed again after an out-of-memory loses its second half",
+        "grains_ref/fast/memory.py", "first + run_in_parts(items[half:]", "first + run_in_parts(items[half + 1 :]",
+        "test_fast"),
+    Bug("gram_unsigned", "aggregation", "the Gram matrix's component keeps the sign that its solver gave it",
+        "grains_ref/fast/aggregation.py", "u * along.sign()[:, None]", "u", "test_fast"),
+    Bug("gram_ill_posed", "aggregation", "the Gram matrix is trusted where two directions are nearly alike",
+        "grains_ref/fast/aggregation.py", "(gap > LEAST_GAP)", "(gap > -1)", "test_fast"),
 )  # fmt: skip

@@ -24,6 +24,7 @@ import torch
 from robustness.vector_files import STRANGE
 from robustness.work_folders import HP, SmallModel, examples
 
+from grains_ref import grains
 from grains_ref.evaluation import choice, measured
 from grains_ref.evaluation.choice import Candidate, Grid, SweepChoice, sweep
 from grains_ref.files import FileError, parse_record, record_bytes
@@ -70,7 +71,7 @@ class Scripted:
         script = self
 
         def counted(name: str) -> Any:
-            real = getattr(choice, name)
+            real = getattr(grains, name)
             return lambda *args: (script.calls.append(name), real(*args))[1]
 
         with ExitStack() as stack:
@@ -79,10 +80,10 @@ class Scripted:
                 "task_rows": lambda model, tasks: TASKS,
                 "row_margins": self.margins,
                 "exact_matches": self.matches,
-                "attribute": counted("attribute"),
-                "shift": counted("shift"),
             }.items():
                 stack.enter_context(patch.object(choice, name, stub))
+            for name in ("attribute", "shift"):
+                stack.enter_context(patch.object(grains, name, counted(name)))
             stack.enter_context(patch.object(Candidate, "steering", lambda self, model: script.steering(self)))
             stack.enter_context(patch.object(measured, "library_versions", dict))
             yield
@@ -92,6 +93,7 @@ def sweep_in(work: WorkFolder | None, **changes: Any) -> tuple[SweepChoice, list
     """The sweep that all of this is about, or one with changes; and what it measured, call by call."""
     script = Scripted()
     options: dict[str, Any] = {"grid": GRID, "max_loss": 20.0, "model": SmallModel(), "examples": examples()} | changes
+    options = {"engine": "reference"} | options
     with script.instead():
         return sweep(options.pop("model"), options.pop("examples"), [None] * 8, work=work, **options), script.calls
 

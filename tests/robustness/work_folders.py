@@ -75,7 +75,7 @@ PAIRS = [PreferencePair(f"{i}", f"prompt {i}", "yes", "no", where=f"pairs.jsonl:
 def fit_in(work: WorkFolder, **changes: Any) -> FitRecord:
     """The fit that all of this is about, or one with changes."""
     options: dict[str, Any] = {"model": SmallModel(), "pairs": PAIRS, "examples": examples(), "hp": HP}
-    options |= {"on_example": lambda n: None} | changes
+    options |= {"on_example": lambda n: None, "engine": "reference"} | changes
     with patch.object(fitting, "library_versions", dict):  # to look them up takes longer than the fit
         return resumable_fit(**options, work=work)
 
