@@ -1,22 +1,32 @@
 """How often the live check calls a right port wrong, and how far broken ports are from what it allows.
 
-    python benchmarks/live_false_alarms.py --seeds 20
+    python benchmarks/live_false_alarms.py --out FOLDER --jobs 16          # all of it, then the tables
+    python benchmarks/live_false_alarms.py --out FOLDER --share 0/4        # the first quarter; other machines do others
+    python benchmarks/live_false_alarms.py --out FOLDER --report           # the tables of what is there
 
 The right port is written on transformers alone (tests/ports/live_ports.py) and computes with a model of its own, in
-eager attention and in the fused one. Prints a table: check, results, false alarms, undecided, and the largest error in
-units of what was allowed. Then, for each fault that can be planted in that port, the smallest error of the checks that
-must find it, in the same units: the margin that the floors leave. Needs the checkout.
+eager attention and in the fused one: ten models of five families, float32 and bfloat16, 20 seeds of two pairs each.
+What is finished is kept in FOLDER, one line for each piece of work, and not done again; files of several machines may
+be put into one folder.
+
+Prints a table: check, results, false alarms, undecided, and the largest error in units of what was allowed. Then, for
+each fault that can be planted in that port, how many runs of two pairs find it, and the error in the run in which it
+shows least, in the same units. Needs the checkout.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import multiprocessing
+import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,12 +35,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conformance.test_live import BROKEN, pair
 from ports.live_ports import PlainPort
 
-from grains_ref.conformance.live import FUNCTIONS, LiveResult, check_live
+from grains_ref.conformance.live import FUNCTIONS, check_live
+from grains_ref.conformance.live.reference import Oracle, upcast
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama, random_qwen2
-from grains_ref.tiny_models.random_vision_models import random_gemma3_text
+from grains_ref.tiny_models.random_vision_models import random_gemma3_text, random_llava, random_qwen_vl
 
-FAMILIES = {"llama": random_llama, "qwen2": random_qwen2, "gemma3_text": random_gemma3_text}
+FAMILIES = {
+    "llama": random_llama,
+    "qwen2": random_qwen2,
+    "gemma3_text": random_gemma3_text,
+    "llava_next": random_llava,  # asked without a picture, as the other two
+    "qwen2_5_vl": random_qwen_vl,
+}
+WEIGHTS = 2  # models of each family
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KERNELS = ("eager", "sdpa")
+RUNS_WITH_FAULTS = 2  # seeds for which every broken port is asked too
+
+
+class Work(NamedTuple):
+    """One model and one seed: what a process does in one go, a few seconds."""
+
+    family: str
+    weights: int
+    dtype: str
+    seed: int
+    faults: bool  # of every broken port, or of the right one
+
+    @property
+    def name(self) -> str:
+        """What its finished line is known by."""
+        return " ".join(map(str, self))
+
+
+class Row(NamedTuple):
+    """One result, as it is kept."""
+
+    fault: str
+    kernel: str
+    check: str
+    status: str
+    error: float
+    allowed: float
+    message: str
 
 
 class OtherKernel:
@@ -47,53 +95,127 @@ class OtherKernel:
         """A model of its own."""
         hf = copy.deepcopy(model.hf)
         hf.set_attn_implementation(self.kernel)
-        return HuggingFaceModel(hf, model.tokenizer, name="the port's")
+        return HuggingFaceModel(hf, model.tokenizer, name="the port's", image_processor=model.family.processor)
 
 
-def runs(seeds: Sequence[int], wrong: str = "") -> Iterator[list[LiveResult]]:
-    """Families x model seeds x dtypes x kernels, two pairs each."""
-    for name, build in FAMILIES.items():
-        for seed in seeds:
-            for dtype in (torch.float32, torch.bfloat16):
-                model = build(seed=seed % 4, dtype=dtype)
-                for kernel in ("eager", "sdpa"):
-                    pairs = [pair(2 * seed), pair(2 * seed + 1)]
-                    port: Any = OtherKernel(kernel, wrong)
-                    results = check_live(model, pairs, port, seeds=[seed], m=3)
-                    print(f"{name} {seed} {dtype} {kernel}", file=sys.stderr)
-                    yield results
+def all_work(seeds: int) -> Iterator[Work]:
+    """Everything there is to do, in an order that any share of it covers evenly."""
+    for seed in range(seeds):
+        for weights in range(WEIGHTS):
+            for family in FAMILIES:
+                for dtype in DTYPES:
+                    yield Work(family, weights, dtype, seed, faults=False)
+                    if seed < RUNS_WITH_FAULTS and weights == 0:
+                        yield Work(family, weights, dtype, seed, faults=True)
+
+
+def do(work: Work) -> tuple[Work, list[Row]]:
+    """The port, right or with each fault in turn, on two pairs in both kernels; the oracle is asked once."""
+    torch.set_num_threads(1)  # the tensors are far too small for a second one
+    model = FAMILIES[work.family](seed=work.weights, dtype=DTYPES[work.dtype])
+    oracle = Oracle(model, upcast(model), remembers=True)
+    pairs = [pair(2 * work.seed), pair(2 * work.seed + 1)]
+    rows = []
+    for fault in BROKEN if work.faults else [""]:
+        for kernel in KERNELS[:1] if work.faults else KERNELS:
+            port: Any = OtherKernel(kernel, fault)
+            for r in check_live(model, pairs, port, seeds=[work.seed], m=3, oracle=oracle):
+                rows.append(Row(fault, kernel, r.check, r.status, r.error, r.allowed, f"{r.pair}: {r.message}"))
+    return work, rows
+
+
+# --------------------------------------------------------------------------------------- what is kept
+def finished(folder: Path) -> dict[str, list[Row]]:
+    """By name, the rows of every piece of work that any file of the folder holds; a torn last line is no line."""
+    done = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                done[entry["work"]] = [Row(*row) for row in entry["rows"]]
+    return done
+
+
+def run(left: Sequence[Work], path: Path, jobs: int) -> None:
+    """Do what is left, in `jobs` processes, and keep each piece as soon as it is finished."""
+    began, results = time.monotonic(), 0
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool, path.open("a", encoding="utf-8") as file:
+        if file.tell() and not path.read_text(encoding="utf-8").endswith("\n"):
+            file.write("\n")  # after a torn line
+        for number, (work, rows) in enumerate(pool.imap_unordered(do, left), start=1):
+            file.write(json.dumps({"work": work.name, "rows": rows}) + "\n")
+            file.flush()
+            results += len(rows)
+            pace = f"{60 * results / (time.monotonic() - began) / jobs:.0f} results a minute and process"
+            print(f"{number} of {len(left)}, {pace}: {work.name}", file=sys.stderr)
+
+
+# --------------------------------------------------------------------------------------- the tables
+def ratio(row: Row) -> float:
+    """The error in units of what is allowed."""
+    if row.allowed:
+        return row.error / row.allowed
+    return float("inf") if row.error else 0.0
+
+
+def print_right(rows: Sequence[Row]) -> None:
+    """What became of the right port, by check."""
+    by_check: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_check[row.check].append(row)
+    print("| check | results | false alarms | undecided | largest error / allowed |\n|---|---|---|---|---|")
+    for check, of_check in by_check.items():
+        alarms = [row for row in of_check if row.status == "failed"]
+        undecided = sum(row.status == "undecidable" for row in of_check)
+        largest = max(ratio(row) for row in of_check)
+        print(f"| {check} | {len(of_check)} | {len(alarms)} | {undecided} | {largest:.2f} |")
+        for row in alarms[:3]:
+            print(f"    {row.kernel}, error {row.error:.2e}, allowed {row.allowed:.2e}: {row.message}", file=sys.stderr)
+    alarms = [row for row in rows if row.status == "failed"]
+    print(f"\n{len(rows)} results, {len(alarms)} false alarms")
+
+
+def print_broken(runs: dict[str, list[Row]]) -> None:
+    """For each fault and check: the runs that find it, and the least of their errors; a run's is its worst pair's."""
+    print("\n| fault | check | float32: found in, least error / allowed | bfloat16 |\n|---|---|---|---|")
+    for fault, checks in BROKEN.items():
+        for check in sorted(checks):
+            cells = []
+            for dtype in DTYPES:
+                of_runs = []
+                for name, rows in runs.items():
+                    of_run = [row for row in rows if row.check == check and row.fault == fault]
+                    if f" {dtype} " in name and of_run:
+                        decided = [ratio(row) for row in of_run if row.status != "undecidable"]
+                        of_runs.append(max(decided, default=0.0))
+                found = sum(largest > 1 for largest in of_runs)
+                cells.append(f"{found} of {len(of_runs)}, {min(of_runs, default=0.0):.3g}")
+            print(f"| {fault} | {check} | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    """Print both tables."""
+    """Do the work that is not done yet, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument("--share", default="0/1", help="I/N: the I-th of N parts of the work, from 0")
+    parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
-    rows: dict[str, list[LiveResult]] = defaultdict(list)
-    for results in runs(range(options.seeds)):
-        for result in results:
-            rows[result.check].append(result)
-    print("| check | results | false alarms | undecided | largest error / allowed |\n|---|---|---|---|---|")
-    for check, found in rows.items():
-        alarms = [r for r in found if r.status == "failed"]
-        undecided = sum(r.status == "undecidable" for r in found)
-        ratio = max((r.error / r.allowed for r in found if r.allowed), default=0.0)
-        print(f"| {check} | {len(found)} | {len(alarms)} | {undecided} | {ratio:.2f} |")
-        for r in alarms[:3]:
-            print(f"    {r.pair} {r.seed}: error {r.error:.2e}, allowed {r.allowed:.2e}: {r.message}", file=sys.stderr)
-    total = sum(map(len, rows.values()))
-    print(f"\n{total} results, {sum(r.status == 'failed' for found in rows.values() for r in found)} false alarms")
-
-    print("\n| fault | check | smallest error / allowed |\n|---|---|---|")
-    for fault, checks in BROKEN.items():
-        smallest: dict[str, float] = {}
-        for results in runs(range(min(2, options.seeds)), fault):
-            for r in results:
-                if r.check in checks and r.status != "undecidable":
-                    ratio = r.error / r.allowed if r.allowed else float("inf") if r.error else 0.0
-                    smallest[r.check] = min(ratio, smallest.get(r.check, float("inf")))
-        for check, ratio in smallest.items():
-            print(f"| {fault} | {check} | {ratio:.3g} |")
+    part, _, parts = options.share.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        parser.error(f"--share {options.share}: expected I/N with I from 0 to N - 1, such as 0/4")
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = finished(options.out)
+    wanted = list(all_work(options.seeds))
+    left = [work for work in wanted[int(part) :: int(parts)] if work.name not in done]
+    if left and not options.report:
+        run(left, options.out / f"share-{part}-of-{parts}.jsonl", options.jobs)
+        done = finished(options.out)
+    asked = {work.name: work for work in wanted if work.name in done}
+    print(f"{len(asked)} of {len(wanted)} pieces of work are done\n")
+    print_right([row for name, work in asked.items() if not work.faults for row in done[name]])
+    print_broken({name: done[name] for name, work in asked.items() if work.faults})
 
 
 if __name__ == "__main__":

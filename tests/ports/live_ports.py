@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grains_ref.conformance.live import FUNCTIONS, fingerprint, reference
 from grains_ref.data import PreferencePair
-from grains_ref.grains import select, steer_hidden
+from grains_ref.grains import aggregate, combine, select, steer_hidden
 from grains_ref.models import HuggingFaceModel
 
 
@@ -28,6 +28,10 @@ def reference_port() -> SimpleNamespace:
 
     def live_selection(handle: HuggingFaceModel, a: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, Any]:
         return vars(select(torch.from_numpy(a), k=k, eligible=torch.from_numpy(eligible)))
+
+    def live_aggregation(handle: HuggingFaceModel, delta_pos: np.ndarray, delta_neg: np.ndarray) -> dict[str, Tensor]:
+        v_pos, v_neg = (aggregate(torch.from_numpy(deltas)).v for deltas in (delta_pos, delta_neg))
+        return {"v_pos": v_pos, "v_neg": v_neg, "v": combine(v_pos, v_neg)}
 
     def live_edit(handle: HuggingFaceModel, h: np.ndarray, v: np.ndarray, lam: float) -> Tensor:
         return steer_hidden(torch.from_numpy(h).to(handle.hf.dtype), torch.from_numpy(v), lam=lam)
@@ -46,6 +50,7 @@ def reference_port() -> SimpleNamespace:
         live_steer=lambda h, p, c, r, v, lam, image=None: reference.steer_of(h, as_pair(p, c, r, image), v=v, lam=lam)[
             "logits"
         ],
+        live_aggregation=live_aggregation,
         live_selection=live_selection,
         live_edit=live_edit,
         live_batch=live_batch,
@@ -66,7 +71,12 @@ class PlainPort:
         start = self.tokens(model, bos + prompt)
         if self.wrong == "no_bos":
             start = self.tokens(model, prompt)
-        return [start, *(self.tokens(model, " " + answer) for answer in answers)]
+        return [start, *(self.answer_tokens(model, answer) for answer in answers)]
+
+    def answer_tokens(self, model: HuggingFaceModel, answer: str) -> Tensor:
+        alone = self.tokens(model, answer)
+        has_space = model.tokenizer.convert_ids_to_tokens(int(alone[0])).startswith("\u2581")  # as SentencePiece adds
+        return alone if has_space else self.tokens(model, " " + answer)
 
     @staticmethod
     def tokens(model: HuggingFaceModel, text: str) -> Tensor:
@@ -93,11 +103,11 @@ class PlainPort:
     def live_batch(self, model: HuggingFaceModel, prompts: list[str], chosen: list[str], rejected: list[str]) -> Any:
         starts = [self.ids(model, prompt)[0] for prompt in prompts]
         pos, neg = (
-            self.scores(model, starts, [self.tokens(model, " " + y) for y in side]) for side in (chosen, rejected)
+            self.scores(model, starts, [self.answer_tokens(model, y) for y in side]) for side in (chosen, rejected)
         )
         if self.wrong == "left_padding_attended":
             starts = [torch.nn.functional.pad(s, (max(map(len, starts)) - len(s), 0)) for s in starts]
-            pos = self.scores(model, starts, [self.tokens(model, " " + y) for y in chosen])
+            pos = self.scores(model, starts, [self.answer_tokens(model, y) for y in chosen])
         return [{"log_p_pos": p, "log_p_neg": n, "f": p - n} for p, n in zip(pos, neg, strict=True)]
 
     def live_attribution(self, model: HuggingFaceModel, prompt: str, chosen: str, rejected: str, m: int) -> Tensor:
@@ -131,6 +141,22 @@ class PlainPort:
             return torch.stack([h[0, -1] for h in (*found[1:-1], last)])
 
         return {"delta_pos": states([]) - states(pos), "delta_neg": states([]) - states(neg)}
+
+    def live_aggregation(
+        self, model: HuggingFaceModel, delta_pos: np.ndarray, delta_neg: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        v_pos, v_neg = (
+            np.stack([self.component(D) for D in deltas.swapaxes(0, 1)]) for deltas in (delta_pos, delta_neg)
+        )
+        return {"v_pos": v_pos, "v_neg": v_neg, "v": v_pos + v_neg if self.wrong == "sides_added" else v_pos - v_neg}
+
+    def component(self, D: np.ndarray) -> np.ndarray:
+        """The first principal direction of one layer's shifts (N, d), by eigenvectors of the Gram matrix in float32."""
+        mean = D.mean(0)
+        rows = D if self.wrong == "uncentred" else D - mean
+        u = np.linalg.eigh(rows @ rows.T)[1][:, -1] @ rows
+        u = u / np.linalg.norm(u)
+        return u if self.wrong == "sign_as_it_comes" or u @ mean > 0 else -u
 
     @torch.no_grad()
     def live_steer(

@@ -20,6 +20,7 @@ FUNCTIONS = (
     "live_objective",
     "live_attribution",
     "live_contrast",
+    "live_aggregation",
     "live_steer",
     "live_selection",
     "live_edit",
@@ -29,6 +30,10 @@ FUNCTIONS = (
 
 class MissingFunction(Exception):
     """The port lacks the function."""
+
+
+class NothingToAsk(Exception):
+    """The pair has no input for the check."""
 
 
 @dataclass
@@ -71,6 +76,14 @@ class Answers:
         shape = (len(self.model.blocks), self.model.width)
         advice = "The rows are decoder blocks."
         return {name: _array(f"live_contrast: {name}", answer[name], shape, advice, is_large=True) for name in names}
+
+    def aggregation(self, delta_pos: np.ndarray, delta_neg: np.ndarray) -> Mapping[str, Any]:
+        """live_aggregation's v_pos, v_neg and v (L, d); the kit's own judge looks into them."""
+        answer = self._call_bare("live_aggregation", *(delta.astype(np.float32) for delta in (delta_pos, delta_neg)))
+        names = ("v_pos", "v_neg", "v")
+        if not isinstance(answer, Mapping) or set(names) - set(answer):
+            raise BadAnswer(f"live_aggregation must return {', '.join(names)}; got {type(answer).__name__}")
+        return {name: _array(f"live_aggregation: {name}", answer[name], delta_pos.shape[1:]) for name in names}
 
     def steer(self, v: np.ndarray, lam: float) -> Any:
         """live_steer's logits (R, V)."""

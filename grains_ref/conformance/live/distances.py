@@ -41,11 +41,40 @@ def rows_apart(name: str, got: Any, want: np.ndarray) -> np.ndarray:
     return np.where(size > 0, error / np.where(size > 0, size, 1), np.where(error > 0, np.inf, 0.0))
 
 
+def values_apart(got: Mapping[str, Any], want: Mapping[str, np.ndarray]) -> float:
+    """How far the numbers of one function are off: objective, attribution, or the worst row of anything else."""
+    if "f" in want:
+        return max(apart(got[name], want[name], scale_of(want)) for name in want)
+    if "a" in want:
+        return scores_apart(got["a"], want["a"])
+    return max(float(rows_apart(name, got[name], want[name]).max()) for name in want)
+
+
+def scale_of(objective: Mapping[str, Any]) -> float:
+    """What errors of log-probabilities are relative to: the size of both together, in nats."""
+    return abs(float(objective["log_p_pos"])) + abs(float(objective["log_p_neg"]))
+
+
 def length(value: Any) -> float:
     """The L2 norm of an array, or the largest of its fingerprints'."""
     if isinstance(value, Mapping):
         return float(value["norm"])
     return max(map(length, value)) if isinstance(value, list) else float(np.linalg.norm(value))
+
+
+def beside(got: Any, want: Any) -> str:
+    """Both numbers and their difference, in nats: two that look alike may differ by more than is allowed."""
+    got, want = float(got), float(want)
+    return f"{got:.9g} nats, expected {want:.9g} (off by {got - want:+.2e})"
+
+
+def rows_beside(got: Any, want: np.ndarray, row: int) -> str:
+    """Length and direction of a row beside what was expected; nothing of a fingerprint, which has no direction."""
+    if not isinstance(got, np.ndarray):
+        return ""
+    ours, theirs = float(np.linalg.norm(got[row])), float(np.linalg.norm(want[row]))
+    cosine = float(got[row] @ want[row]) / (ours * theirs) if ours and theirs else 0.0
+    return f" (length {ours:.6g}, expected {theirs:.6g}; cosine {cosine:.6f})"
 
 
 def same(one: Any, other: Any) -> bool:
