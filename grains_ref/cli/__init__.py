@@ -6,6 +6,7 @@
 | `demo`, `look`, `fit`, `choose`, `generate` | demo; attribute and inspect; fit; sweep and eval; generate |
 | `export` | export and import |
 | `datasets`, `reproduce`, `conform` | the paper's datasets; its tables and figures; is a port right? |
+| `conform_results` | what the JSON of a run says: a summary for a README, the difference of two |
 | `common`, `lists` | options and helpers of several commands; lists of layers and numbers |
 | `console` | where is printed, and how a command fails |
 """

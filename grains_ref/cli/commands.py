@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from grains_ref import __version__
-from grains_ref.cli import choose, conform, console, datasets, demo, export, fit, generate, look, reproduce
+from grains_ref.cli import (
+    choose,
+    conform,
+    conform_results,
+    console,
+    datasets,
+    demo,
+    export,
+    fit,
+    generate,
+    look,
+    reproduce,
+)
 
 ORDER = (  # in which people need them
     "demo", "attribute", "fit", "inspect", "sweep", "eval", "generate", "export", "import", "datasets",
@@ -48,6 +60,8 @@ app.command("export")(export.export)
 app.command("import")(export.import_)
 app.add_typer(datasets.datasets, name="datasets")
 app.command("reproduce")(reproduce.reproduce)
+conform.conform.command("summary")(conform_results.summary)
+conform.conform.command("diff")(conform_results.diff)
 app.add_typer(conform.conform, name="conform")
 
 

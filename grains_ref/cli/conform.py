@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +17,7 @@ import typer
 
 from grains_ref.cli import common
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
-from grains_ref.files import check_target, write_whole
+from grains_ref.files import check_target
 
 if TYPE_CHECKING:
     from grains_ref.conformance.dialects import Dialect
@@ -145,17 +143,22 @@ def live(
     oracle: Annotated[
         bool, typer.Option(help="Compare with the reference in float32 (needs a second copy of the weights).")
     ] = True,
+    show_all: Annotated[bool, typer.Option("--all", help="Print every failure, not one of each check.")] = False,
     dtype: common.DtypeOption = "auto",
     device: common.DeviceOption = "cpu",
     ignore: common.IgnoreOption = None,
     json_file: JsonFile = None,
+    junit: JunitFile = None,
 ) -> None:
     """Check a port on a real model and real pairs, at any size. Exit code 0: no failure; 1: failure, or nothing ran."""
     from grains_ref.conformance.live import check_live
-    from grains_ref.conformance.ports import import_port
+    from grains_ref.conformance.live.results import as_run
+    from grains_ref.conformance.ports import import_port, words_of
+    from grains_ref.conformance.report import write_json, write_junit
 
-    if json_file:
-        check_target(json_file)
+    for file in (json_file, junit):
+        if file:
+            check_target(file)
     sys.path.insert(0, str(Path.cwd()))  # a port is usually developed where the command is typed
     module = import_port(port)
     rows = common.read_pair_file(pairs, skip_bad_rows=False, ignore=ignore).pairs[:limit]
@@ -164,24 +167,18 @@ def live(
     with err.status("checking"):
         results = check_live(wrapped, rows, module, seeds=range(seeds), path=path, m=m, oracle=oracle)
     _print_live(results, title=f"{port} on {model}, {len(rows)} pairs")
-    failures = [r for r in results if r.status == "failed"]
-    for failure in failures[:5]:
-        out.print(f"{failure.check}, pair {failure.pair}: {failure.message}", style="red")
+    _print_failures(results, show_all=show_all)
+    name = words_of(getattr(module, "NAME", port))
+    found = as_run(results, port=f"{name} on {model}", dtype=str(wrapped.hf.dtype).removeprefix("torch."))
     if json_file:
-        records = [_finite(asdict(result)) for result in results]
-        write_whole(json_file, json.dumps(records, indent=1, default=str, allow_nan=False) + "\n")
-    if failures or not any(result.status == "passed" for result in results):
+        write_json(found, json_file)
+    if junit:
+        write_junit(found, junit)
+    if found.failed:
         raise typer.Exit(1)
 
 
 # ------------------------------------------------------------------------------------- helpers
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """A record for JSON, which has no infinity: null stands for it."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
-
-
 def _outputs() -> dict[str, tuple[str, ...]]:
     from grains_ref.conformance.stages import OUTPUTS
 
@@ -301,6 +298,23 @@ def _print_live(results: Sequence[LiveResult], *, title: str) -> None:
         worst = max(of_check, key=_severity)
         table.append((check, words, f"{worst.error:.1e}", f"{worst.allowed:.1e}"))
     out.print(table_of(title, ("check", "results", "worst error", "allowed"), table))
+
+
+def _print_failures(results: Sequence[LiveResult], *, show_all: bool) -> None:
+    """Every failure, or the worst of each check and how many more there are."""
+    by_check: dict[str, list[LiveResult]] = {}
+    for result in results:
+        if result.status == "failed":
+            by_check.setdefault(result.check, []).append(result)
+    hidden = 0
+    for failures in by_check.values():
+        shown = failures if show_all else [max(failures, key=_severity)]
+        hidden += len(failures) - len(shown)
+        for failure in shown:
+            drawn = "" if failure.seed is None else f", seed {failure.seed}"
+            out.print(f"{failure.check}, pair {failure.pair}{drawn}: {failure.message}", style="red")
+    if hidden:
+        out.print(f"{hidden} more failures; --all shows them")
 
 
 def _severity(result: LiveResult) -> float:

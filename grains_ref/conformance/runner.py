@@ -31,8 +31,9 @@ from grains_ref.conformance.ports import Port, PortError, Refused, Skipped, told
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.vectors import right_of
 
-Mode = Literal["isolated", "chained", "end to end"]
-Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable"]
+Mode = Literal["isolated", "chained", "end to end", "live"]
+MODES: tuple[Mode, ...] = ("isolated", "chained", "end to end", "live")  # from the most telling failure on
+Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable", "undecidable"]
 CHAIN = ("attribution", "selection", "contrast", "aggregation", "steering")
 END_TO_END = "end to end"  # stands for a stage where the whole chain is judged
 SAME_DECODER = "both run the decoder"
@@ -86,13 +87,12 @@ class Run:
 
     def failures(self, stage: str) -> list[Result]:
         """What failed of a stage, isolated before chained, the most basic case first."""
-        modes = ("isolated", "chained", "end to end")
         failed = [result for result in self.results if result.status == "failed" and result.stage == stage]
-        return sorted(failed, key=lambda result: (modes.index(result.mode), result.case))
+        return sorted(failed, key=lambda result: (MODES.index(result.mode), result.case))
 
     def first_divergence(self) -> Result | None:
         """The first failure in the order of the stages, isolated before chained before end to end."""
-        for mode in ("isolated", "chained", "end to end"):
+        for mode in MODES:
             for stage in (*OUTPUTS, END_TO_END):
                 for result in self.failures(stage):
                     if result.mode == mode:

@@ -52,14 +52,21 @@ def test_a_right_port_passes_and_what_it_lacks_is_not_called_passed(
     assert done.exit_code == 0, done.output
     assert "3 passed" in done.output
     assert "skipped" in done.output
-    statuses = {result["status"] for result in json.loads((tmp_path / "all.json").read_text())}
-    assert statuses == {"passed", "skipped"}
+    told = json.loads((tmp_path / "all.json").read_text())
+    assert {result["status"] for result in told["results"]} == {"passed", "skipped"}
+    assert (told["conformant"], told["claimed"], told["dtypes"]) == (True, ["objective"], ["float32"])
 
 
 def test_a_wrong_port_fails_with_the_check_that_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run(tmp_path, "wrong_port", PORT % "[-1].sum()", monkeypatch)
+    done = run(tmp_path, "wrong_port", PORT % "[-1].sum()", monkeypatch, "--junit", "all.xml")
     assert done.exit_code == 1, done.output
-    assert "failed" in done.output
+    assert "3 failed" in done.output
+    assert done.output.count("objective, pair") == 1
+    assert "2 more failures; --all shows them" in done.output
+    assert (tmp_path / "all.xml").read_text().count("<failure") == 3
+    done = run(tmp_path, "wrong_port", PORT % "[-1].sum()", monkeypatch, "--all")
+    assert done.output.count("objective, pair") == 3
+    assert "--all" not in done.output
 
 
 @pytest.mark.parametrize("option", ["--json", "--junit"])

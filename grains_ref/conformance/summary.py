@@ -1,0 +1,82 @@
+"""What a port's README can say: one line for a badge and a Markdown table, made from the JSON of a run.
+
+GrAInS conformance: 7 of 7 stages in float64, float32; 452 of 452 results; by the paper; grains_ref 0.1.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grains_ref
+from grains_ref.conformance.stages import OUTPUTS
+from grains_ref.files import parse_json, printable, read_whole
+
+FIELDS = ("port", "dialect", "claimed", "dtypes", "conformant", "first_divergence", "results")
+ROW_FIELDS = ("case", "stage", "dtype", "mode", "status", "error", "budget")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What `grains-ref conform run`, `verify` or `live` wrote with --json.
+
+    Raises:
+        ValueError: the file cannot be read, or is no such JSON.
+    """
+    content = read_whole(path)
+    try:
+        run = parse_json(content)
+    except ValueError as problem:
+        raise ValueError(f"{path} is no JSON: {problem}") from None
+    advice = "expected what `grains-ref conform run --json FILE` writes"
+    if not isinstance(run, dict) or (missing := [name for name in FIELDS if name not in run]):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(run, dict) else "is no object"
+        raise ValueError(f"{path} {lacks}; {advice}")
+    rows = run["results"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(ROW_FIELDS) <= set(row) for row in rows):
+        raise ValueError(f"{path}: its results are no list of objects with {', '.join(ROW_FIELDS)}; {advice}")
+    return run
+
+
+def line(run: Mapping[str, Any]) -> str:
+    """One line of plain text: what holds, or where the port diverges first."""
+    claimed = [stage for stage in OUTPUTS if stage in run["claimed"]]
+    passed = sum(row["status"] == "passed" for row in run["results"])
+    law = "by the paper" if run["dialect"] == "paper" else "by the released code"
+    stages = f"{len(claimed)} of {len(OUTPUTS)} stages in {', '.join(run['dtypes'])}"
+    facts = [stages, f"{passed} of {len(run['results'])} results", law, f"grains_ref {grains_ref.__version__}"]
+    first = run["first_divergence"]
+    if first:
+        facts.insert(0, f"fails at {first['stage']} ({first['case']}, {first['dtype']})")
+    elif not run["conformant"]:
+        facts.insert(0, "fails: nothing passed, or a known failure passes")
+    return printable(f"GrAInS conformance: {'; '.join(facts)}")
+
+
+def markdown(run: Mapping[str, Any]) -> str:
+    """The line in bold and a table: a row for each stage, a column for each dtype."""
+    dtypes = [str(dtype) for dtype in run["dtypes"]]
+    rows = [f"| stage | {' | '.join(dtypes)} |", "|---" * (1 + len(dtypes)) + "|"]
+    for stage in OUTPUTS:
+        cells = [_cell([row for row in run["results"] if (row["stage"], row["dtype"]) == (stage, d)]) for d in dtypes]
+        rows.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join([f"**{line(run)}**", "", *rows, ""])
+
+
+def _cell(results: Sequence[Mapping[str, Any]]) -> str:
+    """How many passed, what became of the others, and the largest error in units of what was allowed."""
+    if not results:
+        return "not claimed"
+    counts: dict[str, int] = {}
+    for row in results:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    if set(counts) == {"not claimable"}:
+        return "not claimable"
+    passed = counts.pop("passed", 0)
+    others = "".join(f", {number} {status}" for status, number in counts.items())
+    cell = f"{passed} of {len(results)}{others}"
+    judged = [row for row in results if row["status"] == "passed" and row["error"] and row["budget"]]
+    if judged:
+        worst = max(judged, key=lambda row: row["error"] / row["budget"])
+        cell += f"; error {worst['error']:.0e}, allowed {worst['budget']:.0e}"
+    return printable(f"**{cell}**" if "failed" in counts else cell)
