@@ -18,7 +18,7 @@ import torch
 from ports.live_ports import PlainPort, reference_port, with_fingerprints
 
 from grains_ref.conformance import live
-from grains_ref.conformance.live import FUNCTIONS, LiveResult, check_live, fingerprint
+from grains_ref.conformance.live import FUNCTIONS, LiveResult, check_live, fingerprint, reference
 from grains_ref.conformance.live.judging import Finding, Noisy, judged
 from grains_ref.conformance.live.reference import Oracle, upcast
 from grains_ref.data import PreferencePair
@@ -100,6 +100,26 @@ def test_half_precision_is_judged_by_its_own_noise(port: Any) -> None:
     assert not failing(results)
     told = {r.check for r in results if r.status == "passed"}
     assert {"objective", "steer", "norms are kept", "lam = 0 changes nothing"} <= told
+
+
+def test_bfloat16_tells_where_the_shift_is_as_large_as_the_state() -> None:
+    model, pairs = random_llama(dtype=torch.bfloat16), [pair(1), pair(2)]
+    port, wrong = (SimpleNamespace(live_contrast=PlainPort(fault).live_contrast) for fault in ("", "normed"))
+    allowed = {r.check: r.allowed for r in check_live(model, pairs, port, m=1)}
+    assert allowed["contrast"] < 0.06  # the fault is .2 off
+    assert allowed["contrast of earlier tokens"] > 2 * allowed["contrast"]
+    assert "contrast" in failing(check_live(model, pairs, wrong, m=1))
+
+
+def test_log_probabilities_may_be_rounded_before_they_are_summed() -> None:
+    model = random_llama(dtype=torch.bfloat16)
+    narrow = [reference.objective_of(model, pair(seed), reference.Way(narrow=True)) for seed in range(4)]
+    plain = [reference.objective_of(model, pair(seed)) for seed in range(4)]
+    assert any(one["f"] != other["f"] for one, other in zip(narrow, plain, strict=True))
+    port = SimpleNamespace(live_objective=lambda handle, prompt, chosen, rejected: reference.objective_of(
+        handle, PreferencePair("", prompt, chosen, rejected, ""), reference.Way(narrow=True)
+    ))  # fmt: skip
+    assert not failing(check_live(model, [pair(seed) for seed in range(4)], port))
 
 
 # ----------------------------------------------------------------------------------------- broken ports
