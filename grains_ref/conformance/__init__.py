@@ -20,6 +20,8 @@
 | `runner` | a port through the cases, one by one and in chains |
 | `naming` | which planted bug accounts for a stage's failures, and when none does |
 | `report` | what a run found, for people, as JSON and as JUnit |
+| `summary`, `diff` | what a run's JSON says for a README; what changed between two |
 | `test_port` | the cases as tests in a porter's own suite |
 | `live/` | a port checked on the user's own model and pairs |
+| `engines/` | other people's steering, as ports |
 """

@@ -83,7 +83,7 @@ BUGS = (
         "(MODES.index(result.mode), result.case), reverse=True)", "test_naming"),
     Bug("noise_of_one_pair", "conformance", "a pair is allowed its own noise only, which may be small by luck",
         LIVE + "judging.py", "max(measured.noise, least_noise)", "max(measured.noise, 0.0)", "test_live"),
-    Bug("last_token_never_masked", "conformance", "the live check masks earlier tokens only, which half precision loses",
+    Bug("last_token_never_masked", "conformance", "the live check masks earlier tokens only, which bfloat16 loses",
         LIVE + "check.py", "near, far = [self.length - 1, *earlier[: k - 1]]", "near, far = [*earlier[: k - 1], 0]",
         "test_live"),
     Bug("undecided_is_right", "conformance", "where noise hides everything the live check calls a port right",
