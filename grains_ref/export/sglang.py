@@ -41,7 +41,11 @@ def make_hook(config: dict[str, Any]) -> Callable[[nn.Module, Any, Any], Any]:
     vectors = _vectors(str(config["vectors"]), str(config["vectors_sha256"]))
     if type(layer) is not int or not 0 <= layer < vectors.n_layers or not is_finite_number(lam):
         raise ExportError(f"layer {layer!r} and lam {lam!r}: expected a layer below {vectors.n_layers} and a number")
-    v = vectors.v[layer]
+    return hook_of(vectors.v[layer], lam)
+
+
+def hook_of(v: Tensor, lam: float) -> Callable[[nn.Module, Any, Any], Any]:
+    """Equations (7) and (8) with this v (d,), after one block."""
 
     def hook(block: nn.Module, inputs: Any, output: Any) -> Any:
         nonlocal v

@@ -6,7 +6,6 @@ import functools
 import importlib
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conformance.test_live import pair
@@ -54,24 +53,6 @@ def test_an_engine_fails_at_the_cases_that_its_formula_cannot_do() -> None:
     norm_match = functools.partial(common.run, vllm_lens.VARIANTS["vllm-lens norm_match=True"])
     _, beyond = on_cases(norm_match, "float32")
     assert len(beyond) == 15  # all but lam = 0 and v = 0
-
-
-def test_a_hook_of_sglang_does_to_a_layer_what_the_stage_does() -> None:
-    draw = torch.Generator().manual_seed(1)
-    update, residual, v = (torch.randn(*size, generator=draw) for size in ((6, 8), (6, 8), (8,)))
-
-    class Layer(torch.nn.Module):
-        def forward(self, update: torch.Tensor, residual: torch.Tensor | None) -> Any:
-            return update, residual
-
-    layer = Layer()
-    layer.register_forward_hook(sglang.make_hook({"v": v.tolist(), "lam": 2.0}))
-    want = steering(h=(update + residual)[None].double().numpy(), v=v.double().numpy(), lam=2.0, dtype="float32")["h"]
-    steered, rest = layer(update, residual)
-    np.testing.assert_allclose((steered + rest)[None], want, rtol=1e-6, atol=1e-6)
-    steered, rest = layer(update + residual, None)
-    assert rest is None
-    np.testing.assert_allclose(steered[None], want, rtol=1e-6, atol=1e-6)
 
 
 def test_every_engine_says_how_it_is_known() -> None:

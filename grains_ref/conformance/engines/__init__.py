@@ -6,8 +6,8 @@
 | port | steers by | how |
 |---|---|---|
 | `repeng` | `ControlModule` with `normalize=True` | the package |
-| `steering_vectors` | a `SteeringVector` with an operator that restores norms | the package |
-| `sglang` | a hook factory for `--forward-hooks` | the factory is here; the server's layers are imitated |
+| `steering_vectors` | a `SteeringVector` with the operator of `grains-ref export` | the package |
+| `sglang` | the hook of `grains-ref export --to sglang` | the hook; the server's layers are imitated |
 | `vllm_lens` | a `Hook` function, or `norm_match=True` | read, not run |
 | `easysteer` | `normalize=True`, in eager mode and in its CUDA graphs | read, not run |
 

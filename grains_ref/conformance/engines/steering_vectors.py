@@ -2,8 +2,8 @@
 
     h' = h + delta        delta = operator(h, lam v); the package adds it, so the operator returns h' - h
 
-The package only adds; its documented way to more is an operator of one's own. This one computes eq. (8) in float32 and
-rounds the difference to the model's dtype, since that is what is added.
+The package only adds; its documented way to more is an operator of one's own, here that of `grains-ref export`. What is
+added is the difference to h, in the model's dtype.
 
     pip install steering-vectors==0.12.2           needs transformers 4: tox -e peer-steering-vectors
 """
@@ -18,20 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.conformance.engines.common import Handle, Values, live_logits, load, run
+from grains_ref.export.steering_vectors import restoring
 
 NAME = "steering-vectors, norm-restoring operator"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 HOW = "ran"
 LOAD = load
-
-
-def restoring(h: Tensor, shift: Tensor) -> Tensor:
-    """What is to be added to h (B, T, d) so that h + shift gets the norms of h."""
-    wide = h.double() if h.dtype == torch.float64 else h.float()
-    moved = wide + shift.to(wide)
-    norms, moved_norms = (x.norm(dim=-1, keepdim=True) for x in (wide, moved))
-    restored = torch.where(moved_norms > 0, moved * (norms / moved_norms), wide)
-    return (restored - wide).to(h.dtype)
 
 
 class OneBlock(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.conformance.engines.common import Fused, Values, fused, run
-from grains_ref.conformance.engines.sglang import restored
+from grains_ref.export import rules
 
 NAME = "vllm-lens Hook"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -24,7 +24,7 @@ HOW = "read"
 
 def hook(v: Tensor, lam: float, stream: Tensor) -> Tensor:
     """What a user's function returns; stream (..., d)."""
-    return restored(stream, lam * v)
+    return rules.restore_norm(stream, v, lam)
 
 
 def whole(pair: Fused, v: Tensor, lam: float) -> Fused:
