@@ -50,7 +50,7 @@ from grains_ref.grains import (
     generate_greedy,
     select,
 )
-from grains_ref.models import EncodedPicture, HuggingFaceModel
+from grains_ref.models import EncodedPicture, HuggingFaceModel, proof
 from grains_ref.models.families import Picture, PictureSource
 
 STRENGTH = 0.3  # of steering in these tests, |lam * v| / |h|: enough that leaving it out anywhere shows in the logits
@@ -62,9 +62,8 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 def logits_tolerance(model: HuggingFaceModel, *, vision: bool = False) -> float:
     """vision: the two runs may also differ in the features of a picture."""
-    dtype, blocks = model.hf.dtype, len(model.blocks)
-    blocks += model.family.n_vision_blocks if vision else 0
-    return (16 if dtype == torch.float32 else 4) * unit_roundoff(dtype) * math.sqrt(3 * blocks + 1)
+    blocks = len(model.blocks) + (model.family.n_vision_blocks if vision else 0)
+    return proof.logits_tolerance(model.hf.dtype, blocks)
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:

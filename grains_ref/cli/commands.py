@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from grains_ref import __version__
 from grains_ref.cli import (
+    check,
     choose,
     conform,
     conform_results,
@@ -27,7 +28,7 @@ from grains_ref.cli import (
 )
 
 ORDER = (  # in which people need them
-    "demo", "attribute", "fit", "inspect", "sweep", "eval", "generate", "export", "import", "datasets",
+    "demo", "check", "attribute", "fit", "inspect", "sweep", "eval", "generate", "export", "import", "datasets",
     "reproduce", "conform",
 )  # fmt: skip
 
@@ -50,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("check")(check.check)
 app.command("attribute")(look.attribute)
 app.command("fit")(fit.fit)
 app.command("inspect")(look.inspect)

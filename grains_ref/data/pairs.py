@@ -260,7 +260,13 @@ def check_visible(text: str, field: str) -> None:
 
 
 def check_tokens(
-    pair: PreferencePair, *, n_prompt: int, n_chosen: int, n_rejected: int, context: int, same_answers: bool = False
+    pair: PreferencePair,
+    *,
+    n_prompt: int,
+    n_chosen: int,
+    n_rejected: int,
+    context: int | None,
+    same_answers: bool = False,
 ) -> None:
     """Check what only a tokenizer can tell: nothing vanished, the answers differ, and the row fits the model.
 
@@ -269,7 +275,7 @@ def check_tokens(
         n_prompt: tokens of the prompt, template and image tokens included.
         n_chosen: tokens of the preferred response.
         n_rejected: tokens of the other response.
-        context: the largest number of tokens the model takes.
+        context: the largest number of tokens the model takes; None for no limit.
         same_answers: whether both responses are the same tokens.
 
     Raises:
@@ -288,12 +294,13 @@ def check_tokens(
         raise pair.error(pair.prompt_field, problem)
 
 
-def excess_tokens(n_prompt: int, n_after: int, context: int) -> int:
+def excess_tokens(n_prompt: int, n_after: int, context: int | None) -> int:
     """How many tokens a prompt and what follows it have too many for a model; they fit if it is 0 or less.
 
-    n_after: tokens of an answer, or new tokens that may be generated.  context: the most tokens that the model takes.
+    n_after: tokens of an answer, or new tokens that may be generated.  context: the most tokens that the model takes,
+    None where it sets no limit.
     """
-    return n_prompt + n_after - context
+    return 0 if context is None else n_prompt + n_after - context
 
 
 def warn_of_repetition(pairs: Sequence[PreferencePair]) -> None:

@@ -75,7 +75,9 @@ class PairRows(NamedTuple):
 class Capability(Protocol):
     """How questions of a test of general ability are drawn."""
 
-    def __call__(self, source: Source, *, n: int, count_tokens: CountTokens, context: int) -> list[MultipleChoice]:
+    def __call__(
+        self, source: Source, *, n: int, count_tokens: CountTokens, context: int | None
+    ) -> list[MultipleChoice]:
         """n questions, drawn with a fixed seed, each with as many examples as fit the model."""
 
 

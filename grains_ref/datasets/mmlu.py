@@ -82,7 +82,7 @@ def _asked(row: Row) -> str:
     return f"{row['question'].strip()}\n{options}Answer:"
 
 
-def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int) -> list[MultipleChoice]:
+def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int | None) -> list[MultipleChoice]:
     """n questions of the test split, drawn with a fixed seed, each after as many examples as fit."""
     rows = list(read(source, split="test"))
     dev = read(source, split="dev")

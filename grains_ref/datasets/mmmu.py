@@ -223,7 +223,7 @@ def _list(row: Row, column: str) -> list[object]:
     return value
 
 
-def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int) -> list[MultipleChoice]:
+def capability(source: Source, *, n: int, count_tokens: CountTokens, context: int | None) -> list[MultipleChoice]:
     """n questions with options and one picture, drawn with a fixed seed from the subjects that are there."""
     rows = [row for row in read(source, subjects=subjects_in(source)) if not is_open(row)]
     with_one_picture = [row for row in rows if len(pictures_of(row)) == 1]

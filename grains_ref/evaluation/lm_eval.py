@@ -84,7 +84,8 @@ class HarnessModel(LM):
         answers = []
         for request in tqdm(requests, desc="Scoring", disable=disable_tqdm):
             ids = self._prompt_ids(request.args[0]) if request.args[0] else []
-            windows = get_rolling_token_windows(ids, self._prefix, max_seq_len=self.model.context, context_len=1)
+            longest = self.model.context or len(ids) + 1
+            windows = get_rolling_token_windows(ids, self._prefix, max_seq_len=longest, context_len=1)
             rows = [TokenRow(tuple(before), tuple(said)) for before, said in map(make_disjoint_window, windows)]
             # Past the check of `model.score_rows`: the harness counts what is fed, and a window's last token is not.
             answers.append(sum(one.log_prob for one in score_rows(self.model, rows, batch_size=self.batch_size)))

@@ -200,7 +200,7 @@ class Edit(Hooks):
         edits = {block: self._edit(block, change) for block, change in self._changes.items()}
         after, before = _at_site(model, site, edits)
         if self._of_prompt is not None:
-            before = [(model.hf.get_decoder(), self._look), *before]
+            before = [(model.decoder, self._look), *before]
         super().__init__(after, before=before)
 
     def _look(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -311,8 +311,10 @@ def _at_site(
 
 def _before(see: Callable[[Tensor], Tensor | None]) -> EarlyHook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = see(args[0])
-        return None if new is None else ((new, *args[1:]), kwargs)
+        new = see(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
     return hook
 

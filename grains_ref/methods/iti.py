@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from grains_ref.data import PICTURE_MARK, PreferencePair, Prompt
+from grains_ref.data import PICTURE_MARK, PreferencePair, Prompt, excess_tokens
 from grains_ref.files import check_listed
 from grains_ref.grains import DegenerateShiftsError, finite_number
 from grains_ref.methods.core import (
@@ -214,7 +214,7 @@ def _followed_by_questions(
         other = pairs[(own + draw.randrange(1, len(pairs))) % len(pairs)].prompt
         longer = f"{response}\n\n{question_of(other)}"
         n = len(model.encode(prompt, image).ids) + len(model.response_ids(prompt, longer))
-        if n > model.context:
+        if excess_tokens(n, 0, model.context) > 0:
             raise ValueError(
                 f"an answer followed by another question has {n} tokens, but the model takes {model.context}; "
                 "fit with spread='answers'"

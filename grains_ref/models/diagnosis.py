@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from grains_ref.models.proof import hooked
+from grains_ref.models.blocks import hooked, state_of
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
@@ -43,7 +43,7 @@ def watched(model: HuggingFaceModel) -> Iterator[Watch]:
     number = {id(block): i for i, block in enumerate(model.blocks)}
 
     def look(block: nn.Module, inputs: Any, output: Any) -> None:
-        i, h = number[id(block)], output[0] if isinstance(output, tuple) else output
+        i, h = number[id(block)], state_of(output)
         watch.reached.append(i)
         if watch.forward is None and not h.isfinite().all():
             watch.forward = i

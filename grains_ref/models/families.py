@@ -7,7 +7,7 @@ merging of text and image features is never written anew: it is observed in the 
 
 | model_type | example | replay needs, besides mask and positions |
 |---|---|---|
-| llama, qwen2, gemma3_text | Llama-3.1-8B, Qwen2.5-7B | nothing |
+| every decoder of transformers that passes the proof | Llama-3.1-8B, Qwen2.5-7B | nothing |
 | llava_next | LLaVA-1.6-7B | nothing |
 | qwen2_5_vl | Qwen2.5-VL-7B | its positions are 3-D: (time, row, column) of every token |
 | gemma3 | Gemma-3-12B | token_type_ids, which let the tokens of one image attend to each other both ways |
@@ -27,6 +27,10 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -141,10 +145,10 @@ class LlavaNext(Family):
 
     def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
         super().__init__(config, image_processor, image_token)
-        if config.vision_feature_select_strategy != "default" or config.text_config.model_type != "llama":
+        if config.vision_feature_select_strategy != "default":
             raise UnsupportedModelError(
-                f"LLaVA-NeXT with vision_feature_select_strategy {config.vision_feature_select_strategy!r} and a text "
-                f"model of type {config.text_config.model_type!r} has not been checked; expected 'default' and 'llama'"
+                f"LLaVA-NeXT with vision_feature_select_strategy {config.vision_feature_select_strategy!r} has other "
+                "image tokens than are counted here; expected 'default'"
             )
 
     @staticmethod
@@ -343,10 +347,7 @@ class Gemma3(Family):
         return {"token_type_ids": is_image.long()}
 
 
-FAMILIES: dict[str, type[Family]] = {
-    "llama": Family,
-    "qwen2": Family,
-    "gemma3_text": Family,
+VISION_FAMILIES: dict[str, type[Family]] = {
     "llava_next": LlavaNext,
     "qwen2_5_vl": Qwen25VL,
     "gemma3": Gemma3,
@@ -354,17 +355,36 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def family_class(config: transformers.PretrainedConfig) -> type[Family]:
-    """The family of a configuration.
+    """The family of a configuration.  A model that is not refused here has still to pass the proof (`proof.prove`).
 
     Raises:
-        UnsupportedModelError: it has not been checked.
+        UnsupportedModelError: it is no decoder that transformers loads, or sees in a way that has no class here.
     """
-    if config.model_type not in FAMILIES:
+    kind = config.model_type
+    if kind in VISION_FAMILIES:
+        return VISION_FAMILIES[kind]
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"model type {kind!r} has an encoder beside its decoder; only decoders are steered")
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or hasattr(config, "vision_config"):
         raise UnsupportedModelError(
-            f"model type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}. Where its "
-            "decoder blocks are and what they return has not been checked, and guessing could steer the wrong modules."
+            f"model type {kind!r} sees, and how it takes a picture is not known here; known are "
+            f"{', '.join(VISION_FAMILIES)}. Give its text model alone, or write a class for it (CONTRIBUTING.md)"
         )
-    return FAMILIES[config.model_type]
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"model type {kind!r} is none that transformers {transformers.__version__} loads as a causal language model"
+        )
+    if getattr(config, "index_topk", None) is not None:
+        raise UnsupportedModelError(
+            f"model type {kind!r} attends to the {config.index_topk} tokens that an indexer picks (index_topk); behind "
+            "a cache it was seen to pick others, and a trial of a few tokens cannot show it"
+        )
+    if kind == "moshi":
+        raise UnsupportedModelError(
+            f"model type 'moshi' keeps a window of {config.sliding_window} tokens in its cache and attends to all "
+            "without one: scores of longer prompts would depend on how they are computed"
+        )
+    return Family
 
 
 def _pil_class(name: str) -> Any:

@@ -3,8 +3,8 @@
     model = load("path/or/hub-id")
     example = model.example(prompt, chosen, rejected, image="picture.png")
 
-Where the decoder's blocks are, and the proof that hooks on them do what they should, is in `proof`; what differs
-between the families is in `families`.  Once a picture's features are merged into the embeddings, an image token is
+Where the decoder's blocks are is in `blocks`, the proof that they do what they should in `proof`, and what differs
+between the families in `families`.  Once a picture's features are merged into the embeddings, an image token is
 treated like any other.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_
 from grains_ref.grains import Encoded, Example, Kind
 from grains_ref.models import features, generation, scoring, weights
 from grains_ref.models.branches import Branches
+from grains_ref.models.blocks import find_decoder, hooked, state_of
 from grains_ref.models.families import (
     Family,
     Patch,
@@ -36,12 +36,9 @@ from grains_ref.models.families import (
     family_class,
 )
 from grains_ref.models.prompts import Prompts
-from grains_ref.models.proof import decoder_blocks, hooked, prove_hooks
+from grains_ref.models.proof import prove
+from grains_ref.models.replay import compute_image_features, image_token_id, repeated
 from grains_ref.models.scoring import LOGIT_MEMORY, Item, Scored, TokenRow
-
-
-class _SeenEnoughError(Exception):
-    """Ends a forward pass at the decoder's entrance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +89,17 @@ class HuggingFaceModel:
         self.name = name
         self.text_config = hf.config.get_text_config()
         self.embed: nn.Embedding = hf.get_input_embeddings()  # type: ignore[assignment]
-        self.blocks: Sequence[nn.Module] = decoder_blocks(hf, self.text_config.num_hidden_layers)
-        image_id = _image_token_id(hf.config)
+        found = find_decoder(hf, self.text_config.num_hidden_layers)
+        self.decoder: nn.Module = found.module  # what embeddings enter
+        self.blocks: Sequence[nn.Module] = found.blocks
+        image_id = image_token_id(hf.config)
         image_token = str(tokenizer.convert_ids_to_tokens(image_id)) if family.marker else ""
         self.family: Family = family(hf.config, image_processor, image_token)
         self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name, date=_as_date(date))
         self.told_of_settings = False  # of stored settings of generation that are not used
         self._features: features.Features = OrderedDict()
         self.branches = Branches(self)
-        weights.check_finite(hf, name=name)
-        prove_hooks(self)
+        self.proof = prove(self)
         if self.prompts.opens_thinking:
             warnings.warn(
                 f"{name}: the chat template begins every answer with <think>, so that answers are scored and generated "
@@ -123,9 +121,10 @@ class HuggingFaceModel:
         return int(self.text_config.hidden_size)
 
     @property
-    def context(self) -> int:
-        """Most tokens, prompt and response together, that the model was made for."""
-        return int(self.text_config.max_position_embeddings)
+    def context(self) -> int | None:
+        """Most tokens, prompt and response together, that the model was made for; None where it sets no limit."""
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     @property
     def device(self) -> torch.device:
@@ -264,7 +263,7 @@ class HuggingFaceModel:
             inputs_embeds=inputs,
             logits_to_keep=len(response_ids),
             use_cache=False,
-            **_repeated(encoded.replay, batch=len(embeds), response=len(fed), device=self.device),
+            **repeated(encoded.replay, batch=len(embeds), response=len(fed), device=self.device),
         )
         return out.logits
 
@@ -273,15 +272,14 @@ class HuggingFaceModel:
         last: list[Tensor] = []
 
         def record(block: nn.Module, inputs: Any, output: Any) -> None:
-            h = output[0] if isinstance(output, tuple) else output  # (B, T, d)
-            last.append(h[:, -1].detach().to(embeds.device))
+            last.append(state_of(output)[:, -1].detach().to(embeds.device))  # (B, d)
 
         with hooked(self.blocks, record):
             self.hf(
                 inputs_embeds=embeds,
                 logits_to_keep=1,
                 use_cache=False,
-                **_repeated(encoded.replay, batch=len(embeds), response=0, device=self.device),
+                **repeated(encoded.replay, batch=len(embeds), response=0, device=self.device),
             )
         return torch.stack(last, dim=1)  # (B, L, d)
 
@@ -388,47 +386,7 @@ class HuggingFaceModel:
 
     def _image_features(self, picture: Picture) -> Tensor:
         """(n, d): what the model itself puts in the place of the picture's tokens."""
-        return features.features_of(picture.digest, self._features, lambda: self._compute_image_features(picture))
-
-    def _compute_image_features(self, picture: Picture) -> Tensor:
-        """(n, d), seen at the decoder's entrance in a run on the picture's tokens alone."""
-        text = self.family.expansion(picture.size)
-        ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.family.tensors([picture])}
-        seen: list[Tensor] = []
-
-        caller = threading.get_ident()
-
-        def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() != caller:
-                return
-            seen.append(kwargs["inputs_embeds"][0])
-            raise _SeenEnoughError  # before any other hook of the decoder: nothing is to be steered or recorded here
-
-        handle = self.hf.get_decoder().register_forward_pre_hook(look, with_kwargs=True, prepend=True)
-        try:
-            with contextlib.suppress(_SeenEnoughError):
-                on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-                self.hf(**on_device, logits_to_keep=1, use_cache=False)
-        finally:
-            handle.remove()
-        return seen[0][ids[0] == self.prompts.image_id].cpu()
-
-
-def _repeated(replay: dict[str, Tensor], *, batch: int, response: int, device: torch.device) -> dict[str, Tensor]:
-    """A prompt's masks, positions and token types, continued over `response` text tokens, repeated over the batch.
-
-    (..., T) -> (..., batch, T + response); only 3-D positions have more axes in front.
-    """
-    after = int(replay["position_ids"].max()) + 1
-    following = {"attention_mask": torch.ones(response).long(), "position_ids": after + torch.arange(response)}
-    repeated = {}
-    for name, tensor in replay.items():
-        of_response = following.get(name, torch.zeros(response).long())
-        of_response = of_response.expand(*tensor.shape[:-1], -1)
-        continued = torch.cat([tensor, of_response], dim=-1).to(device)
-        repeated[name] = continued.unsqueeze(-2).expand(*continued.shape[:-1], batch, -1)
-    return repeated
+        return features.features_of(picture.digest, self._features, lambda: compute_image_features(self, picture))
 
 
 def _as_date(date: str | datetime.date | None) -> datetime.date | None:
@@ -438,11 +396,3 @@ def _as_date(date: str | datetime.date | None) -> datetime.date | None:
         return datetime.date.fromisoformat(date)
     except ValueError:
         raise ValueError(f"the date is {date!r}; expected year-month-day, for instance 2024-07-26") from None
-
-
-def _image_token_id(config: transformers.PretrainedConfig) -> int:
-    """The id that stands for one piece of a picture; -1 for a text model."""
-    for name in ("image_token_id", "image_token_index"):  # transformers 5, 4
-        if (found := getattr(config, name, None)) is not None:
-            return int(found)
-    return -1

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from grains_ref.data import Prompt, check_list, check_prompt, check_visible, excess_tokens
 from grains_ref.models.diagnosis import explained, only_together
@@ -58,7 +59,7 @@ class Scored:
             raise FloatingPointError(f"the log-probability of a response is {self.log_prob}.")
 
 
-class _TokenPrompt(NamedTuple):
+class TokenPrompt(NamedTuple):
     """What rows must have in common to share a cache."""
 
     ids: tuple[int, ...]
@@ -142,9 +143,9 @@ def score_rows(
     """See `HuggingFaceModel.score_rows`; the rows have been checked."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1, the number of prompts scored at once")
-    rows_of: dict[_TokenPrompt, list[int]] = {}
+    rows_of: dict[TokenPrompt, list[int]] = {}
     for i, row in enumerate(rows):
-        rows_of.setdefault(_TokenPrompt(row.prompt, row.picture), []).append(i)
+        rows_of.setdefault(TokenPrompt(row.prompt, row.picture), []).append(i)
     scored: dict[int, Scored] = {}
     for prompts in _batches(rows_of, batch_size):
         numbers: list[int] = []  # of the rows in this batch
@@ -167,21 +168,21 @@ def _refuse_batch(
     """Say which row of a batch is not finite, by scoring each of them alone."""
     for i in numbers:
         row = rows[i]
-        prompt = _TokenPrompt(row.prompt, row.picture)
+        prompt = TokenPrompt(row.prompt, row.picture)
 
-        def alone(prompt: _TokenPrompt = prompt, row: TokenRow = row) -> list[Scored]:
+        def alone(prompt: TokenPrompt = prompt, row: TokenRow = row) -> list[Scored]:
             return _score_batch(model, [prompt], [0], [row.response], memory)
 
         explained(model, alone, where=row.where or f"row {i}")
     raise FloatingPointError(only_together(model, str(error), what="row")) from error
 
 
-def _batches(prompts: Iterable[_TokenPrompt], batch_size: int) -> Iterator[list[_TokenPrompt]]:
+def _batches(prompts: Iterable[TokenPrompt], batch_size: int) -> Iterator[list[TokenPrompt]]:
     """Prompts of similar length together: at most batch_size, and `BATCH_TOKENS` tokens when padded, but at least one.
 
     Shortest first, so that every prompt that is added is the longest of its batch.
     """
-    batch: list[_TokenPrompt] = []
+    batch: list[TokenPrompt] = []
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
         tokens_if_added = (len(batch) + 1) * len(prompt.ids)
         if batch and (len(batch) == batch_size or tokens_if_added > BATCH_TOKENS):
@@ -194,7 +195,7 @@ def _batches(prompts: Iterable[_TokenPrompt], batch_size: int) -> Iterator[list[
 
 def _score_batch(
     model: HuggingFaceModel,
-    prompts: Sequence[_TokenPrompt],
+    prompts: Sequence[TokenPrompt],
     owners: Sequence[int],
     responses: Sequence[tuple[int, ...]],
     memory: int,
@@ -212,7 +213,7 @@ def _score_batch(
         cache = after_prompts.cache
         if stop < len(responses):  # others will need the cache as it is
             cache = _another_view(cache)
-        cache.batch_select_indices(owner)
+        select_rows(cache, owner)
         chunk = _Chunk(owner, responses[start:stop], cache, tokens_at_once=max(1, memory // bytes_per_token))
         results += _score_chunk(model, after_prompts, chunk)
     return results
@@ -229,9 +230,45 @@ class _Chunk(NamedTuple):
 
 def _another_view(cache: Any) -> Any:
     """A cache that can be changed without changing the first; the keys and values of the prompts are not copied."""
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
+    other = _with_own_containers(cache)
+    other.layers = [_with_own_containers(layer) for layer in cache.layers]
     return other
+
+
+def _with_own_containers(thing: Any) -> Any:
+    """A copy with dictionaries and lists of its own: linear attention keeps its states in them, not in attributes."""
+    other = copy.copy(thing)
+    for name, value in vars(thing).items():
+        if isinstance(value, dict | list):
+            setattr(other, name, copy.copy(value))
+    return other
+
+
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Make row i of a cache its row rows[i]; a row may be taken several times.
+
+    `reorder_cache`, made for beam search, knows every kind of layer.  `batch_select_indices` forgets the states of
+    linear attention, unless a cache's class has one of its own: then it is `reorder_cache` that knows less.
+    """
+    if type(cache).batch_select_indices is not Cache.batch_select_indices:
+        cache.batch_select_indices(rows)
+    else:
+        cache.reorder_cache(rows)
+
+
+def cached_logits(
+    model: HuggingFaceModel, prompts: Sequence[TokenPrompt], owners: Sequence[int], responses: Sequence[Sequence[int]]
+) -> Tensor:
+    """(rows, R, V): the logits of every token of responses of one length, each behind the prompt that owns it.
+
+    They are computed as scores are: all prompts in one padded pass, the responses behind their cache.
+    """
+    after = _run_prompts(model, prompts)
+    owner = torch.tensor(owners, device=model.device)
+    target = torch.tensor(responses, device=model.device)
+    select_rows(after.cache, owner)
+    chunk = _Chunk(owner, [tuple(response) for response in responses], after.cache, tokens_at_once=target.numel())
+    return torch.cat([after.logits[owner], _run_responses(model, after, chunk, target, start=1)], dim=1)
 
 
 def _score_chunk(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk) -> list[Scored]:
@@ -260,7 +297,7 @@ def _score_chunk(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk) -> 
     return results
 
 
-def _run_prompts(model: HuggingFaceModel, prompts: Sequence[_TokenPrompt]) -> _PromptPass:
+def _run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt]) -> _PromptPass:
     """The first pass: all prompts, left-padded."""
     embeds, replays = [], []
     for prompt in prompts:

@@ -39,18 +39,18 @@ def check_finite(hf: nn.Module, *, name: str) -> None:
 def fingerprint(model: HuggingFaceModel) -> str:
     """See `HuggingFaceModel.fingerprint`."""
     shape = {
-        key: getattr(model.text_config, key)
+        key: getattr(model.text_config, key, None)
         for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     }
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    (embeddings,) = _parameters(model.embed)
-    for rows in embeddings.split(4096):
-        digest.update(_bfloat16_bytes(rows))
+    for embeddings in _parameters(model.embed):  # nearly always one
+        for rows in embeddings.split(4096):
+            digest.update(_bfloat16_bytes(rows))
     for block in model.blocks:
         for parameter in _parameters(block):
             digest.update(_bfloat16_bytes(parameter.flatten()[:4096]))
     if model.family.marker:
-        decoder = {id(parameter) for parameter in model.hf.get_decoder().parameters()}
+        decoder = {id(parameter) for parameter in model.decoder.parameters()}
         decoder.add(id(model.embed.weight))
         if model.text_config.tie_word_embeddings:  # offloading makes two place-holders of one matrix
             decoder.add(id(model.hf.get_output_embeddings().weight))

@@ -37,6 +37,7 @@ COMMANDS = {
     "--skip-bad-rows --ignore --json",
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
     "--device-map --date --json",
+    "check": "model --dtype --device --device-map --date --json",
     "inspect": "vectors --json",
     "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "
     "--date --json",
@@ -260,9 +261,9 @@ def test_a_download_keeps_its_progress_bar(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unsupported_model_type_is_refused(tmp_path: Path) -> None:
-    transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1).save_pretrained(tmp_path)
+    transformers.T5Config(num_layers=1, d_model=4, num_heads=1).save_pretrained(tmp_path)
     message = bad("attribute", "--model", tmp_path, "--prompt", "Q", "--chosen", "a", "--rejected", "b")
-    assert "UnsupportedModelError: model type 'gpt2' is not supported; supported are llama, qwen2" in message
+    assert "UnsupportedModelError: model type 't5' has an encoder beside its decoder" in message
 
 
 def test_damaged_weights_are_an_error_without_a_traceback(other_model: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from grains_ref.models.blocks import find_decoder
 from grains_ref.models.families import LlavaNext, UnsupportedModelError, family_class
-from grains_ref.models.proof import decoder_blocks
 from grains_ref.tiny_models.full_size import CONFIGS, read_config
 
 pytestmark = pytest.mark.cpu
@@ -61,7 +61,7 @@ def models() -> dict[str, Any]:
 
 def blocks_of(hf: Any) -> list[nn.Module]:
     """What the package hooks."""
-    return decoder_blocks(hf, hf.config.get_text_config().num_hidden_layers)
+    return find_decoder(hf, hf.config.get_text_config().num_hidden_layers).blocks
 
 
 def paths_of(hf: Any, modules: list[nn.Module]) -> list[str]:
@@ -144,9 +144,10 @@ def test_a_finder_that_goes_by_names_or_lengths_would_be_noticed(
 @pytest.mark.parametrize("name", VISION)
 def test_a_vision_tower_offered_as_the_decoder_is_refused(models: dict[str, Any], name: str) -> None:
     tower = first_list_by_name(models[name])
-    impostor = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=nn.ModuleList(tower)))
+    offered = SimpleNamespace(layers=nn.ModuleList(tower))
+    impostor = SimpleNamespace(get_decoder=lambda: offered, base_model=offered)
     with pytest.raises(UnsupportedModelError, match=f"{ARCHITECTURES[name].blocks} decoder blocks"):
-        decoder_blocks(impostor, ARCHITECTURES[name].blocks)
+        find_decoder(impostor, ARCHITECTURES[name].blocks)
 
 
 @pytest.mark.parametrize(

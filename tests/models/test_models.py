@@ -95,9 +95,23 @@ def test_pickled_weights_are_never_read(llama: HuggingFaceModel, tmp_path: Path)
         load(tmp_path)
 
 
-def test_another_family_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
-    transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="model type 'gpt2' is not supported; supported are llama, qwen2"):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (transformers.T5Config(), "model type 't5' has an encoder beside its decoder"),
+        (
+            transformers.ViTConfig(),
+            r"model type 'vit' is none that transformers [\d.]+ loads as a causal language model",
+        ),
+        (transformers.FuyuConfig(), "model type 'fuyu' sees, and how it takes a picture is not known.* llava_next"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_what_is_no_decoder_is_refused_before_its_weights_are_looked_for(
+    tmp_path: Path, config: transformers.PretrainedConfig, message: str
+) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=message):
         load(tmp_path)
 
 
@@ -115,75 +129,8 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_type(llama: HuggingFac
     assert deeper.fingerprint() != llama.fingerprint()
 
 
-# --- what the hooks are checked for
-
-
-def rewrapped(change: Callable[[transformers.PreTrainedModel], object]) -> HuggingFaceModel:
-    model = random_llama()
-    change(model.hf)
-    return HuggingFaceModel(model.hf, model.tokenizer, name="changed")
-
-
-def one_block_too_few(hf: Any) -> None:
-    hf.config.num_hidden_layers = 4
-
-
-def blocks_under_another_type(hf: Any) -> None:
-    hf.model.layers = nn.Sequential(*hf.model.layers)
-
-
-def one_block_twice(hf: Any) -> None:
-    hf.model.layers[1] = hf.model.layers[0]
-
-
-def noise_in_a_block(hf: Any) -> None:
-    hf.model.layers[1].register_forward_hook(lambda block, inputs, output: output + 0.1 * torch.randn(output.shape))
-
-
-def blocks_that_do_not_matter(hf: Any) -> None:
-    hf.lm_head.weight.data.zero_()
-
-
-def overflow(hf: Any) -> None:
-    hf.half().model.layers[1].mlp.down_proj.weight.data.mul_(30000)
-    hf.model.layers[1].mlp.up_proj.weight.data.mul_(30000)
-
-
-def a_block_that_fails(hf: Any) -> None:
-    def fail(block: nn.Module, inputs: Any, output: Any) -> None:
-        raise RuntimeError("out of memory")
-
-    hf.model.layers[1].register_forward_hook(fail)
-
-
-REFUSED = {
-    one_block_too_few: "LlamaForCausalLM: the configuration has 4 decoder blocks, but its decoder has 3 blocks",
-    blocks_under_another_type: "has 3 decoder blocks, but its decoder has no list `layers`",
-    one_block_twice: "changed: one forward pass ran 5 hooked blocks, not each of 3 once",
-    noise_in_a_block: "changed: adding a zero vector changed the logits",
-    overflow: "changed: the logits of three ordinary tokens are not finite.* torch.float16 overflows",
-    blocks_that_do_not_matter: "changed: adding a unit vector to every block changed no logit",
-}
-
-
-@pytest.mark.parametrize(("change", "message"), REFUSED.items())
-def test_a_model_whose_blocks_do_not_behave_is_refused(change: Callable[[Any], None], message: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=message):
-        rewrapped(change)
-
-
 def n_hooks(hf: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hf.modules())
-
-
-@pytest.mark.parametrize("change", [*REFUSED, a_block_that_fails])
-def test_a_check_that_fails_leaves_no_hook_on_the_callers_model(change: Callable[[Any], None]) -> None:
-    model = random_llama()
-    change(model.hf)
-    own_hooks = n_hooks(model.hf)
-    with pytest.raises((UnsupportedModelError, RuntimeError)):
-        HuggingFaceModel(model.hf, model.tokenizer, name="changed")
-    assert n_hooks(model.hf) == own_hooks
 
 
 @pytest.mark.parametrize("build", [random_llama, random_qwen2])
@@ -363,7 +310,7 @@ def test_the_merging_tokenizer_would_merge_across_the_boundary(llama: HuggingFac
 
 def batches(lengths: list[int], *, batch_size: int) -> list[list[int]]:
     """The lengths of the prompts in each batch."""
-    prompts = [scoring._TokenPrompt((i,) * length, None) for i, length in enumerate(lengths)]
+    prompts = [scoring.TokenPrompt((i,) * length, None) for i, length in enumerate(lengths)]
     return [[len(prompt.ids) for prompt in batch] for batch in scoring._batches(prompts, batch_size)]
 
 

@@ -1,0 +1,115 @@
+"""What a model that the proof lets in must also be right in: the uses themselves, against recomputation.
+
+Each check returns how far two ways to the same thing are apart, relatively; 0 or 1 where they are the same or not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor
+
+from grains_ref.grains import HyperParameters, Steering, attribute, fit, generate_greedy
+from grains_ref.models import HuggingFaceModel
+from grains_ref.models.proof import distance
+
+PROMPTS = ("Q: Is the earth flat? A:", "The capital", "You are a helpful assistant. Tell me what people say about it:")
+ANSWERS = ("No, the earth is round.", "Yes, people say so, and it is true about the weather.")
+NEW_TOKENS = 5
+ALLOWED = 1e-3  # relative, of float32; what was found wrong is a hundred times more
+CAPTUM_ALLOWED = 1e-3
+
+
+@torch.no_grad()
+def ids_are_embeddings(model: HuggingFaceModel) -> float:
+    """Logits from ids by transformers, and from embeddings by this package, of a prompt longer than every window."""
+    x, response = model.encode(PROMPTS[2]), model.response_ids(PROMPTS[2], ANSWERS[0])
+    ids = torch.cat([x.ids, response[:-1]])[None]
+    expected = model.hf(input_ids=ids, use_cache=False).logits[:, -len(response) :]
+    return distance(model.logits(x, x.embeds[None], response), expected)
+
+
+@torch.no_grad()
+def scores_are_recomputed_ones(model: HuggingFaceModel) -> float:
+    """Scores in padded batches behind a cache, whole and in small slices, against one pass for each row."""
+    items = [(prompt, answer) for prompt in PROMPTS for answer in ANSWERS]
+    expected = [_log_prob(model, prompt, answer) for prompt, answer in items]
+    worst = 0.0
+    for memory in (1 << 29, 40_000):
+        for scored, target in zip(model.score(items, memory=memory), expected, strict=True):
+            worst = max(worst, abs(scored.log_prob - target) / abs(target))
+    return worst
+
+
+def _log_prob(model: HuggingFaceModel, prompt: str, answer: str) -> float:
+    x, y = model.encode(prompt), model.response_ids(prompt, answer)
+    log_p = model.logits(x, x.embeds[None], y)[0].log_softmax(-1)
+    return float(log_p.gather(1, y[:, None]).sum())
+
+
+@torch.no_grad()
+def steered_generation_is_recomputation(model: HuggingFaceModel) -> float:
+    """Cached, padded, steered generation against a recomputation of every token."""
+    v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(0))
+    lam = 0.3 * _median_norm(model) / v.norm(dim=-1).mean().item()
+    with Steering(model.blocks, v, lam=lam):
+        together = model.generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+        alone = [_greedy_text(model, prompt) for prompt in PROMPTS]
+    return float(together != alone)
+
+
+def _median_norm(model: HuggingFaceModel) -> float:
+    x = model.encode(PROMPTS[0])
+    return float(model.residuals(x, x.embeds[None]).float().norm(dim=-1).median())
+
+
+def _greedy_text(model: HuggingFaceModel, prompt: str) -> str:
+    ids: list[int] = []
+    for token in generate_greedy(model, model.encode(prompt), n=NEW_TOKENS):
+        if token == model.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return model.prompts.text(ids, skip_special_tokens=True).strip()
+
+
+def vectors_are_fitted(model: HuggingFaceModel) -> float:
+    """A fit on three pairs: a unit direction for every block; how far the lengths are from 1."""
+    examples = [model.example(prompt, *ANSWERS) for prompt in PROMPTS]
+    result = fit(model, examples, HyperParameters(m=2, k=2))
+    if result.v.shape != (len(model.blocks), model.width) or not result.v.isfinite().all():
+        return math.inf
+    model.fingerprint()
+    return float((result.pos.v.norm(dim=-1) - 1).abs().max())
+
+
+def attribution_is_captums(model: HuggingFaceModel) -> float:
+    """Equation (2) against Captum's integrated gradients of the bare network."""
+    example = model.example(PROMPTS[0], *ANSWERS)
+    x = example.encoded
+
+    def f(embeds: Tensor) -> Tensor:
+        total = torch.zeros(len(embeds))
+        for y, sign in ((example.y_pos, 1.0), (example.y_neg, -1.0)):
+            fed = model.embed(y[:-1])[None].expand(len(embeds), -1, -1)
+            out = model.hf(inputs_embeds=torch.cat([embeds, fed], 1), use_cache=False).logits
+            log_p = out[:, len(x.ids) - 1 :].log_softmax(-1)
+            total = total + sign * log_p.gather(2, y[None, :, None].expand(len(embeds), -1, 1)).sum((1, 2))
+        return total
+
+    m = 3
+    ours = attribute(model, example, HyperParameters(m=m)).ig
+    theirs = IntegratedGradients(f).attribute(
+        x.embeds[None], baselines=torch.zeros_like(x.embeds)[None], method="riemann_right", n_steps=m
+    )[0]
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+CHECKS: dict[str, Callable[[HuggingFaceModel], float]] = {
+    "ids = embeddings": ids_are_embeddings,
+    "scores behind a cache": scores_are_recomputed_ones,
+    "steered generation": steered_generation_is_recomputation,
+    "fit": vectors_are_fitted,
+}
