@@ -37,7 +37,7 @@ from transformers import AutoConfig, PretrainedConfig
 from grains_ref.data import PICTURE_MARK, PreferencePair
 from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.models.families import family_class
+from grains_ref.models.vision_families import family_class
 from grains_ref.tiny_models.full_processors import processors_of
 
 CONFIGS = Path(__file__).parent / "configs"

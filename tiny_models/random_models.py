@@ -20,7 +20,7 @@ from torch import nn
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from grains_ref.models import HuggingFaceModel
-from grains_ref.models.families import family_class
+from grains_ref.models.vision_families import family_class
 
 TEXT = (  # what the byte-level tokenizers learn their merges from
     "The capital of France is Paris. The capital of Italy is Rome. What is the capital of Spain? It is Madrid.",

@@ -11,7 +11,8 @@
 | `scoring` | answers out: scores of many responses |
 | `generation` | answers out: generated text |
 | `diagnosis` | where numbers stop being finite |
-| `families` | what differs between model families |
+| `families`, `vision_families` | what differs between model families; those that see |
+| `blocks`, `replay` | the decoder and hooks on it; running a prompt again with other embeddings |
 | `pixels` | how vision towers take a picture, for methods that change it |
 """
 

@@ -18,6 +18,8 @@ from grains_ref.models.families import UnsupportedModelError
 
 BLOCK_LISTS = ("layers", "h", "blocks")  # what transformers calls a decoder's list of blocks
 
+FSDP = {"FSDPModule", "FullyShardedDataParallel"}  # classes of torch that a sharded model also is
+
 
 class Decoder(NamedTuple):
     """The module that embeddings enter, and its L blocks."""
@@ -34,6 +36,11 @@ def find_decoder(hf: transformers.PreTrainedModel, expected: int) -> Decoder:
     Raises:
         UnsupportedModelError: there is none.
     """
+    if any(base.__name__ in FSDP for base in type(hf).__mro__):
+        raise UnsupportedModelError(
+            f"{type(hf).__name__}: FSDP gathers weights only inside the model's own call, and embeddings are asked for "
+            "outside of it. Load with device_map='auto', or by transformers' tensor parallelism"
+        )
     passed_over: list[str] = []
     for module in (hf.get_decoder(), hf.base_model, getattr(hf, "model", None)):
         for name in BLOCK_LISTS:

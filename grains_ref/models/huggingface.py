@@ -33,12 +33,12 @@ from grains_ref.models.families import (
     Picture,
     PictureSource,
     UnsupportedModelError,
-    family_class,
 )
 from grains_ref.models.prompts import Prompts
 from grains_ref.models.proof import prove
-from grains_ref.models.replay import compute_image_features, image_token_id, repeated
+from grains_ref.models.replay import DEEP, compute_image_features, deep_features, image_token_id, repeated, run
 from grains_ref.models.scoring import LOGIT_MEMORY, Item, Scored, TokenRow
+from grains_ref.models.vision_families import family_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,13 +259,9 @@ class HuggingFaceModel:
             )
         fed = self.embed(response_ids[:-1].to(self.device)).to(embeds)  # (R-1, d): nothing follows the last token
         inputs = torch.cat([embeds, fed.expand(len(embeds), *fed.shape)], dim=1)  # (B, T + R - 1, d)
-        out = self.hf(
-            inputs_embeds=inputs,
-            logits_to_keep=len(response_ids),
-            use_cache=False,
-            **repeated(encoded.replay, batch=len(embeds), response=len(fed), device=self.device),
-        )
-        return out.logits
+        replay = repeated(encoded.replay, batch=len(embeds), response=len(fed), device=self.device)
+        logits: Tensor = run(self, inputs, replay, logits_to_keep=len(response_ids), use_cache=False).logits
+        return logits
 
     def residuals(self, encoded: Encoded, embeds: Tensor) -> Tensor:
         """See `grains_ref.grains.Model.residuals`."""
@@ -275,12 +271,8 @@ class HuggingFaceModel:
             last.append(state_of(output)[:, -1].detach().to(embeds.device))  # (B, d)
 
         with hooked(self.blocks, record):
-            self.hf(
-                inputs_embeds=embeds,
-                logits_to_keep=1,
-                use_cache=False,
-                **repeated(encoded.replay, batch=len(embeds), response=0, device=self.device),
-            )
+            replay = repeated(encoded.replay, batch=len(embeds), response=0, device=self.device)
+            run(self, embeds, replay, logits_to_keep=1, use_cache=False)
         return torch.stack(last, dim=1)  # (B, L, d)
 
     def tokenise(self, items: Iterable[Item]) -> list[TokenRow]:
@@ -362,7 +354,11 @@ class HuggingFaceModel:
 
     def replay(self, ids: Tensor, picture: Picture | None) -> dict[str, Tensor]:
         """Masks, positions and whatever else a run needs besides the embeddings of (T,) ids; see `Family.replay`."""
-        return self.family.replay(ids == self.prompts.image_id, picture.size if picture else (0, 0))
+        is_image = ids == self.prompts.image_id
+        replay = self.family.replay(is_image, picture.size if picture else (0, 0))
+        if self.family.deepens and picture:
+            replay[DEEP] = deep_features(self._image_features(picture), is_image, self.width)
+        return replay
 
     @torch.no_grad()
     def embed_prompt(self, ids: Tensor, picture: Picture | None) -> Tensor:
@@ -372,7 +368,7 @@ class HuggingFaceModel:
             return self.embed(ids)
         is_image = ids == self.prompts.image_id
         embeds = self.embed(ids.masked_fill(is_image, 0))  # an image token need not have a row of its own
-        embeds[is_image] = self._image_features(picture).to(embeds)
+        embeds[is_image] = self._image_features(picture)[:, : self.width].to(embeds)
         return embeds
 
     @contextlib.contextmanager

@@ -17,8 +17,9 @@ import transformers
 from safetensors import SafetensorError
 
 from grains_ref.files import printable, some_of
-from grains_ref.models.families import Family, family_class
+from grains_ref.models.families import Family
 from grains_ref.models.huggingface import HuggingFaceModel
+from grains_ref.models.vision_families import family_class
 
 _T = TypeVar("_T")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -13,10 +13,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from grains_ref.grains import Hooks
 from grains_ref.models.families import Picture
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
+
+
+DEEP = "deep"  # in a replay: what a picture adds to the residual stream behind the first blocks
 
 
 class _SeenEnoughError(Exception):
@@ -24,10 +28,15 @@ class _SeenEnoughError(Exception):
 
 
 def compute_image_features(model: HuggingFaceModel, picture: Picture) -> Tensor:
-    """(n, d), seen at the decoder's entrance in a run on the picture's tokens alone."""
+    """(n, d), seen at the decoder's entrance in a run on the picture's tokens alone.
+
+    Of a family that deepens, (n, d + K d): behind the embeddings what is added behind each of the first K blocks.
+    """
     text = model.family.expansion(picture.size)
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **model.family.tensors([picture])}
+    pixels = model.family.tensors([picture]) | model.family.generation(ids == model.prompts.image_id)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+    is_image = (ids[0] == model.prompts.image_id).to(model.device)
     seen: list[Tensor] = []
 
     caller = threading.get_ident()
@@ -35,7 +44,10 @@ def compute_image_features(model: HuggingFaceModel, picture: Picture) -> Tensor:
     def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != caller:
             return
-        seen.append(kwargs["inputs_embeds"][0])
+        features = [kwargs["inputs_embeds"][0][is_image]]
+        if model.family.deepens:
+            features += kwargs["deepstack_visual_embeds"]
+        seen.append(torch.cat(features, dim=-1))
         raise _SeenEnoughError  # before any other hook of the decoder: nothing is to be steered or recorded here
 
     handle = model.decoder.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
@@ -45,7 +57,35 @@ def compute_image_features(model: HuggingFaceModel, picture: Picture) -> Tensor:
             model.hf(**on_device, logits_to_keep=1, use_cache=False)
     finally:
         handle.remove()
-    return seen[0][ids[0] == model.prompts.image_id].cpu()
+    return seen[0].cpu()
+
+
+def run(model: HuggingFaceModel, embeds: Tensor, replay: dict[str, Tensor], **options: Any) -> Any:
+    """The model's own forward pass on embeddings (B, T, d), with masks, positions and what else `replay` holds.
+
+    What its `forward` does not take (`deep`) is put in at the decoder's entrance.
+    """
+    inputs = dict(replay)
+    deep = inputs.pop(DEEP, None)  # (K d, B, T)
+    if deep is None or not deep.any():
+        return model.hf(inputs_embeds=embeds, **inputs, **options)
+    by_block = deep.unflatten(0, (-1, embeds.shape[-1])).permute(0, 2, 3, 1)  # (K, B, T, d)
+    is_image = by_block.any(-1).any(0)  # where nothing is added, nothing is lost
+    added = {"visual_pos_masks": is_image, "deepstack_visual_embeds": [h[is_image].to(embeds) for h in by_block]}
+
+    def enter(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | added
+
+    with Hooks(before=[(model.decoder, enter)]):
+        return model.hf(inputs_embeds=embeds, **inputs, **options)
+
+
+def deep_features(features: Tensor, is_image: Tensor, width: int) -> Tensor:
+    """What a picture adds behind the first blocks, at its tokens: (n, d + K d), (T,) -> (K d, T), zero elsewhere."""
+    deep = features[:, width:]
+    at_tokens = deep.new_zeros(deep.shape[1], len(is_image))
+    at_tokens[:, is_image] = deep.T
+    return at_tokens
 
 
 def repeated(replay: dict[str, Tensor], *, batch: int, response: int, device: torch.device) -> dict[str, Tensor]:

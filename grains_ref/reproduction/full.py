@@ -32,7 +32,7 @@ from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import hallucinated
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.models.families import family_class
+from grains_ref.models.vision_families import family_class
 from grains_ref.reproduction.paper import TableSpec
 from grains_ref.tiny_models.full_size import read_config
 

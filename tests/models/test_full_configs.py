@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from grains_ref.models.blocks import find_decoder
-from grains_ref.models.families import LlavaNext, UnsupportedModelError, family_class
+from grains_ref.models.families import UnsupportedModelError
+from grains_ref.models.vision_families import LlavaNext, family_class
 from grains_ref.tiny_models.full_size import CONFIGS, read_config
 
 pytestmark = pytest.mark.cpu

@@ -38,7 +38,8 @@ from grains_ref.grains import (
     steer_hidden,
 )
 from grains_ref.models import HuggingFaceModel
-from grains_ref.models.families import Gemma3, Picture, Qwen25VL
+from grains_ref.models.families import Picture
+from grains_ref.models.vision_families import Gemma3, Qwen25VL
 from grains_ref.tiny_models.random_vision_models import noise_picture, random_gemma3
 
 pytestmark = pytest.mark.cpu

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from zoo import deeper, recipes
+from zoo.seeing import SEEING
 
-from grains_ref.models import HuggingFaceModel, UnsupportedModelError
+from grains_ref.grains import HyperParameters, attribute, eligible_tokens, select
+from grains_ref.models import EncodedPicture, HuggingFaceModel, UnsupportedModelError
+from grains_ref.report.overlay import Panel, overlay_figure
 from grains_ref.tiny_models.random_models import random_llama
+from grains_ref.tiny_models.random_vision_models import noise_picture
 
 pytestmark = pytest.mark.cpu
 
@@ -24,6 +31,12 @@ LET_IN = {
     "minimax": "linear attention with a cache class of its own",
     "falcon_h1": "Mamba and attention in one block",
     "gemma4_text": "other heads in every second block",
+}
+SEES = {
+    "llava, mistral text": "another text model than LLaVA's first",
+    "mistral3": "rows closed by tokens that are no picture's",
+    "qwen3_vl": "a picture that is also added behind the first blocks",
+    "qwen3_5": "positions in three dimensions, linear attention",
 }
 REFUSED = {
     "bart": "the configuration has 2 decoder blocks; found BartDecoder.layers with 4",
@@ -49,6 +62,34 @@ def network(kind: str) -> transformers.PreTrainedModel:
 def test_an_architecture_with_ways_of_its_own_is_let_in_and_scored_right(kind: str) -> None:
     model = HuggingFaceModel(network(kind), random_llama().tokenizer, name=kind)
     assert deeper.scores_are_recomputed_ones(model) < 1e-4
+
+
+@pytest.mark.parametrize("kind", SEES)
+def test_a_picture_is_scored_as_it_is_seen_whatever_way_it_enters(kind: str) -> None:
+    if kind.partition(",")[0] not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        pytest.skip(f"transformers {transformers.__version__} has no model type {kind}")
+    model = SEEING[kind]()
+    assert deeper.pictures_are_scored_right(model) < 1e-4
+    x = model.encode(deeper.PICTURE_PROMPT, noise_picture(90, 50))
+    assert isinstance(x, EncodedPicture)
+    boxes = [patch.box for patch in x.patches if patch]
+    assert len(boxes) == len(set(boxes)) == x.kinds.count("image") > 3
+
+
+@pytest.mark.parametrize(("build", "size"), [("qwen3_vl", (90, 50)), ("llava, mistral text", (90, 50))])
+def test_a_model_that_sees_is_attributed_drawn_fitted_and_steered(
+    tmp_path: Path, build: str, size: tuple[int, int]
+) -> None:
+    model, picture = SEEING[build](), noise_picture(*size)
+    example = model.example(deeper.PICTURE_PROMPT, *deeper.ANSWERS, picture)
+    assert isinstance(example.encoded, EncodedPicture)
+    a = attribute(model, example, HyperParameters(m=2)).a
+    selection = select(a, k=3, eligible=eligible_tokens(example.encoded, ()))
+    panel = Panel("", example.encoded.patches, a.tolist(), selection.pos, selection.neg)
+    overlay_figure(tmp_path / "scores.png", picture, [panel], title="scores")
+    assert (tmp_path / "scores.png").stat().st_size > 1000
+    assert deeper.pictures_are_fitted(model) < 1e-6
+    assert deeper.steered_pictures_are_told_alike(model) == 0
 
 
 @pytest.mark.parametrize(("kind", "message"), REFUSED.items(), ids=REFUSED)

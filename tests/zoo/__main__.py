@@ -20,9 +20,10 @@ import torch
 import transformers
 
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError
-from grains_ref.models.families import VISION_FAMILIES, family_class
+from grains_ref.models.vision_families import VISION_FAMILIES, family_class
 from grains_ref.tiny_models.random_models import random_llama
 from zoo import deeper, recipes
+from zoo.seeing import SEEING
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 CAPTUM_SAMPLE = (
@@ -86,7 +87,23 @@ def outcome_of(kind: str) -> Outcome:
     return outcome
 
 
-def page_of(outcomes: Sequence[Outcome]) -> str:
+def seeing_outcome(name: str) -> Outcome:
+    """The same of a model that sees."""
+    outcome = Outcome(name)
+    try:
+        model = SEEING[name]()
+    except UnsupportedModelError as error:
+        outcome.refused = str(error)
+        return outcome
+    for check_name, check in deeper.SEEING_CHECKS.items():
+        try:
+            outcome.distances[check_name] = check(model)
+        except Exception as error:
+            outcome.broken[check_name] = f"{type(error).__name__}: {error}"
+    return outcome
+
+
+def page_of(outcomes: Sequence[Outcome], seeing: Sequence[Outcome]) -> str:
     """docs/models.md."""
     let_in = [outcome for outcome in outcomes if outcome.is_let_in]
     right = [outcome for outcome in let_in if not outcome.wrong]
@@ -104,17 +121,28 @@ def page_of(outcomes: Sequence[Outcome]) -> str:
         "", "## Let in", "", DISTANCES,
         "| model_type | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|",
     ]  # fmt: skip
-    for outcome in let_in:
-        figures = []
-        for name in columns:
-            apart = outcome.distances.get(name)
-            figures.append(outcome.broken.get(name, "") if apart is None else "0" if apart == 0 else f"{apart:.0e}")
-        lines.append(f"| `{outcome.kind}` | " + " | ".join(_cell(figure) for figure in figures) + " |")
+    lines += [_row(outcome, columns) for outcome in let_in]
+    columns = list(deeper.SEEING_CHECKS)
+    lines += ["", "## Models that see", "", SEEING_WORDS, "| model_type | " + " | ".join(columns) + " |"]
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    lines += [_row(outcome, columns) for outcome in seeing]
     lines += ["", "## Refused", "", "| model_type | reason |", "|---|---|"]
     lines += [f"| `{outcome.kind}` | {_cell(outcome.refused)} |" for outcome in refused]
     lines += ["", "## Not tried", "", "| model_type | why no tiny one was built |", "|---|---|"]
     lines += [f"| `{outcome.kind}` | {_cell(outcome.unbuilt)} |" for outcome in unbuilt]
     return "\n".join(lines) + "\n"
+
+
+def _row(outcome: Outcome, columns: Sequence[str]) -> str:
+    """A line of a table of distances; what a check raised in its place."""
+    cells = [f"`{outcome.kind}`"]
+    for name in columns:
+        apart = outcome.distances.get(name)
+        if apart is None:
+            cells.append(_cell(outcome.broken.get(name, outcome.refused)))
+        else:
+            cells.append("0" if apart == 0 else f"{apart:.0e}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(text: str) -> str:
@@ -145,6 +173,14 @@ Captum's.
 """
 
 
+SEEING_WORDS = """Each has a class in `vision_families.py`: how a picture becomes tokens, and where each of them looks,
+cannot be found out by trying. Whether it is right can, and is, at every load. *scores behind a cache*: two pictures and
+a text in one batch. *steered generation*: transformers' own from pixels against a recomputation from embeddings.
+*attribution, fit*: a place for every image token, scores of pictures that are not all zero, lengths of fitted vectors
+against 1.
+"""
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,15 +189,16 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    outcomes = []
-    for kind in kinds or recipes.TYPES:
-        outcome = outcome_of(kind)
-        outcomes.append(outcome)
+    outcomes, seeing = [], []
+    for kind in kinds or [*recipes.TYPES, *SEEING]:
+        sees = kind in SEEING
+        outcome = seeing_outcome(kind) if sees else outcome_of(kind)
+        (seeing if sees else outcomes).append(outcome)
         said = outcome.unbuilt or outcome.refused or f"let in {outcome.wrong or ''}"
         print(f"{kind}: {_cell(said)}", flush=True)
     if not kinds:
-        PAGE.write_text(page_of(outcomes), encoding="utf-8")
-    return int(any(outcome.wrong for outcome in outcomes if outcome.is_let_in))
+        PAGE.write_text(page_of(outcomes, seeing), encoding="utf-8")
+    return int(any(outcome.wrong for outcome in [*outcomes, *seeing] if outcome.is_let_in))
 
 
 if __name__ == "__main__":

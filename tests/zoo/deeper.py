@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 import torch
 from captum.attr import IntegratedGradients
+from PIL import Image
 from torch import Tensor
 
 from grains_ref.grains import HyperParameters, Steering, attribute, fit, generate_greedy
-from grains_ref.models import HuggingFaceModel
+from grains_ref.models import HuggingFaceModel, Item
 from grains_ref.models.proof import distance
+from grains_ref.tiny_models.random_vision_models import noise_picture
 
 PROMPTS = ("Q: Is the earth flat? A:", "The capital", "You are a helpful assistant. Tell me what people say about it:")
 ANSWERS = ("No, the earth is round.", "Yes, people say so, and it is true about the weather.")
@@ -66,9 +68,9 @@ def _median_norm(model: HuggingFaceModel) -> float:
     return float(model.residuals(x, x.embeds[None]).float().norm(dim=-1).median())
 
 
-def _greedy_text(model: HuggingFaceModel, prompt: str) -> str:
+def _greedy_text(model: HuggingFaceModel, prompt: str, picture: Image.Image | None = None) -> str:
     ids: list[int] = []
-    for token in generate_greedy(model, model.encode(prompt), n=NEW_TOKENS):
+    for token in generate_greedy(model, model.encode(prompt, picture), n=NEW_TOKENS):
         if token == model.tokenizer.eos_token_id:
             break
         ids.append(token)
@@ -107,6 +109,59 @@ def attribution_is_captums(model: HuggingFaceModel) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+PICTURE_PROMPT = "<image> What is it? A:"
+SIZE = (90, 50)
+
+
+@torch.no_grad()
+def pictures_are_scored_right(model: HuggingFaceModel) -> float:
+    """Scores of two pictures and a text in one padded batch behind a cache, against one pass for each row."""
+    items: list[Item] = [(PROMPTS[1], ANSWERS[0])]
+    items += [(PICTURE_PROMPT, answer, noise_picture(*SIZE, seed=seed)) for answer in ANSWERS for seed in (0, 1)]
+    worst = 0.0
+    for item, scored in zip(items, model.score(items), strict=True):
+        x, y = model.encode(item[0], *item[2:]), model.response_ids(item[0], item[1])
+        log_p = model.logits(x, x.embeds[None], y)[0].log_softmax(-1)
+        expected = float(log_p.gather(1, y[:, None]).sum())
+        worst = max(worst, abs(scored.log_prob - expected) / abs(expected))
+    return worst
+
+
+@torch.no_grad()
+def steered_pictures_are_told_alike(model: HuggingFaceModel) -> float:
+    """transformers' own steered generation from pixels against a recomputation of every token from embeddings."""
+    picture = noise_picture(*SIZE)
+    v = torch.randn(len(model.blocks), model.width, generator=torch.Generator().manual_seed(0))
+    lam = 0.3 * _median_norm(model) / v.norm(dim=-1).mean().item()
+    with Steering(model.blocks, v, lam=lam):
+        from_pixels = model.generate([PICTURE_PROMPT], images=[picture], max_new_tokens=NEW_TOKENS)
+        recomputed = _greedy_text(model, PICTURE_PROMPT, picture)
+    return float(from_pixels != [recomputed])
+
+
+def pictures_are_fitted(model: HuggingFaceModel) -> float:
+    """Attribution with a place for every image token, and a fit on three pairs; how far the lengths are from 1."""
+    examples = []
+    for seed, words in enumerate(PROMPTS):
+        examples.append(model.example(f"<image> {words}", *ANSWERS, noise_picture(*SIZE, seed=seed)))
+    x = examples[0].encoded
+    n = x.kinds.count("image")
+    placed = [patch for patch in getattr(x, "patches", ()) if patch is not None]
+    if not n or len(placed) != n:
+        return math.inf
+    scores = attribute(model, examples[0], HyperParameters(m=2)).a
+    of_picture = scores[torch.tensor([kind == "image" for kind in x.kinds])]
+    if not scores.isfinite().all() or not of_picture.any():
+        return math.inf
+    result = fit(model, examples, HyperParameters(m=2, k=6))
+    return float((result.pos.v.norm(dim=-1) - 1).abs().max())
+
+
+SEEING_CHECKS: dict[str, Callable[[HuggingFaceModel], float]] = {
+    "scores behind a cache": pictures_are_scored_right,
+    "steered generation": steered_pictures_are_told_alike,
+    "attribution, fit": pictures_are_fitted,
+}
 CHECKS: dict[str, Callable[[HuggingFaceModel], float]] = {
     "ids = embeddings": ids_are_embeddings,
     "scores behind a cache": scores_are_recomputed_ones,
