@@ -32,6 +32,7 @@ from grains_ref.data import PreferencePair
 from grains_ref.files import check_listed, printable
 from grains_ref.grains import DegenerateShiftsError, EarlyHook, Hook, Hooks, at_least_float32, different_numbers
 from grains_ref.models import HuggingFaceModel, Item
+from grains_ref.models.blocks import part_of
 
 Site = Literal["block_input", "residual", "mlp", "heads", "attention_output"]
 Positions: TypeAlias = Literal["all", "after_prompt"] | int  # see `Edit`
@@ -330,7 +331,7 @@ def _after(see: Callable[[Tensor], Tensor | None]) -> Hook:
 def _module(block: nn.Module, site: Site) -> nn.Module:
     if site in ("block_input", "residual"):
         return block
-    return block.get_submodule("mlp" if site == "mlp" else "self_attn.o_proj")
+    return part_of(block, "mlp" if site == "mlp" else "self_attn.o_proj")
 
 
 # ----------------------------------------------------------------------------------------- directions

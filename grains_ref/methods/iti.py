@@ -38,6 +38,7 @@ from grains_ref.methods.core import (
     whole_number,
 )
 from grains_ref.models import HuggingFaceModel, Item
+from grains_ref.models.blocks import part_of
 
 ProbeName = Literal["linear", "mlp"]
 Answers = Literal["pair", "choices"]
@@ -379,7 +380,7 @@ def shift_heads(model: HuggingFaceModel, shift: Tensor, *, positions: Positions 
     Raises:
         ValueError: the shift belongs to a model of another shape, or is not finite.
     """
-    projection, heads = model.blocks[0].get_submodule("self_attn.o_proj"), n_heads(model)
+    projection, heads = part_of(model.blocks[0], "self_attn.o_proj"), n_heads(model)
     expected = (len(model.blocks), heads, projection.get_parameter("weight").shape[1] // heads)
     if shift.shape != expected:
         raise ValueError(f"expected a shift (L, K, d_h) = {expected} for {model.name}, got {tuple(shift.shape)}")

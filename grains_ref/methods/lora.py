@@ -40,6 +40,7 @@ from grains_ref.files import check_listed
 from grains_ref.grains import Encoded, Hook, Hooks, at_least_float32, finite_number
 from grains_ref.methods.core import DRAWING, LARGEST, Setting, check_pairs, whole_number
 from grains_ref.models import HuggingFaceModel
+from grains_ref.models.blocks import part_of
 
 PAPER = (5e-6,)
 LEARNS = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -345,4 +346,4 @@ def _addition(a: Tensor, b: Tensor, scale: float, name: str) -> Hook:
 
 
 def _projection(block: nn.Module, name: str) -> Any:
-    return block.get_submodule(f"self_attn.{name}")
+    return part_of(block, f"self_attn.{name}")

@@ -42,7 +42,8 @@ def find_decoder(hf: transformers.PreTrainedModel, expected: int) -> Decoder:
             "outside of it. Load with device_map='auto', or by transformers' tensor parallelism"
         )
     passed_over: list[str] = []
-    for module in (hf.get_decoder(), hf.base_model, getattr(hf, "model", None)):
+    places: list[Any] = [hf.get_decoder(), hf.base_model, getattr(hf, "model", None)]
+    for module in places:
         for name in BLOCK_LISTS:
             blocks = getattr(module, name, None)
             if not isinstance(blocks, nn.ModuleList):
@@ -70,6 +71,22 @@ def state_of(output: Any) -> Tensor:
     """The residual stream in what a block returns: the tensor itself, or the first of a tuple."""
     state: Tensor = output[0] if isinstance(output, tuple) else output
     return state
+
+
+def part_of(block: nn.Module, name: str) -> nn.Module:
+    """A part of a block by its name, such as `self_attn.o_proj`.
+
+    Raises:
+        UnsupportedModelError: blocks of this model are made of other parts.
+    """
+    try:
+        return block.get_submodule(name)
+    except AttributeError:
+        parts = ", ".join(inner for inner, _ in block.named_children())
+        raise UnsupportedModelError(
+            f"this method reads {name!r} of every block, and a {type(block).__name__} has none (its parts: {parts}). "
+            "Methods that work on the blocks' outputs alone, GrAInS, CAA and RepE, take this model"
+        ) from None
 
 
 def entering_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

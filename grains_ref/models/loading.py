@@ -44,7 +44,7 @@ def load(
     such as `offload_folder`.  Weights are read from safetensors only; code from the hub is never run.
 
     Raises:
-        UnsupportedModelError: another family, or its decoder blocks do not behave as expected.
+        UnsupportedModelError: no decoder, or it fails the proof (`proof.prove`).
         ValueError: a weight is NaN or infinite, or the date is none.
         OSError: nothing was found there, or something that is missing or no model of transformers.
     """

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from grains_ref.data import PICTURE_MARK
-from grains_ref.grains import Encoded, Hooks, Steering, steer_hidden
+from grains_ref.grains import Encoded, Hooks, Kind, Steering, steer_hidden
 from grains_ref.models import scoring, weights
 from grains_ref.models.blocks import entering_state, hooked, state_of
 from grains_ref.models.families import Picture, UnsupportedModelError
@@ -345,8 +345,9 @@ def _ordinary_tokens(model: HuggingFaceModel) -> list[int]:
 
 def _encoded(model: HuggingFaceModel, prompt: scoring.TokenPrompt) -> Encoded:
     n, ids = len(prompt.ids), torch.tensor(prompt.ids)
+    word: Kind = "text"
     embeds, replay = model.embed_prompt(ids, prompt.picture), model.replay(ids, prompt.picture)
-    return Encoded(ids=ids, embeds=embeds, tokens=("",) * n, kinds=("text",) * n, replay=replay)
+    return Encoded(ids=ids, embeds=embeds, tokens=("",) * n, kinds=(word,) * n, replay=replay)
 
 
 def _n_hooks(blocks: Sequence[nn.Module]) -> int:

@@ -291,9 +291,9 @@ class Idefics3(Family):
         patches: list[Patch] = []
         for row in range(rows):
             for column in range(columns):
-                box = (column * width / columns, row * height / rows)
-                box += ((column + 1) * width / columns, (row + 1) * height / rows)
-                patches += _grid(f"tile {1 + row * columns + column}", n, n, box)
+                left, top = column * width / columns, row * height / rows
+                right, bottom = (column + 1) * width / columns, (row + 1) * height / rows
+                patches += _grid(f"tile {1 + row * columns + column}", n, n, (left, top, right, bottom))
         return patches + _grid("whole", n, n, (0, 0, width, height))
 
     def expansion(self, size: tuple[int, int]) -> str:

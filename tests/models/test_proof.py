@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from grains_ref.methods.core import capture
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError, proof
 from grains_ref.models.families import Family
 from grains_ref.models.proof import ProofFailedError
@@ -314,6 +315,17 @@ def test_a_model_that_differs_from_itself_by_rounding_is_let_in(monkeypatch: pyt
     model.hf.lm_head.register_forward_hook(lambda head, args, out: out * (1 + 1e-7 * torch.randn(out.shape)))
     found = {check.name: check.found for check in proof.prove(model).checks}
     assert "two equal runs" in found["a zero vector changes nothing"]
+
+
+def test_a_method_that_needs_parts_the_blocks_have_not_says_so() -> None:
+    tokenizer = random_llama().tokenizer
+    config = transformers.GPT2Config(vocab_size=347, n_positions=128, n_embd=32, n_layer=2, n_head=4)
+    hf = transformers.AutoModelForCausalLM.from_config(config)
+    fill(hf, "gpt2")
+    model = HuggingFaceModel(hf, tokenizer, name="gpt2")
+    assert capture(model, [("The capital", "Rome")], site="block_input").shape == (1, 2, 1, 32)
+    with pytest.raises(UnsupportedModelError, match=r"reads 'self_attn.o_proj' .*GPT2Block has none .*GrAInS, CAA and"):
+        capture(model, [("The capital", "Rome")], site="heads")
 
 
 def test_running_out_of_memory_is_no_verdict_on_the_model(llama: HuggingFaceModel, monkeypatch: Any) -> None:

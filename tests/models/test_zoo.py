@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -32,12 +33,14 @@ LET_IN = {
     "falcon_h1": "Mamba and attention in one block",
     "gemma4_text": "other heads in every second block",
 }
+KEEPS_STATES = {"qwen3_5_text", "minimax"}
 SEES = {
     "llava, mistral text": "another text model than LLaVA's first",
     "mistral3": "rows closed by tokens that are no picture's",
     "qwen3_vl": "a picture that is also added behind the first blocks",
     "qwen3_5": "positions in three dimensions, linear attention",
 }
+SHOWN = ("llava, mistral text", "smolvlm")
 REFUSED = {
     "bart": "the configuration has 2 decoder blocks; found BartDecoder.layers with 4",
     "bert": "the configuration has 4 decoder blocks; found no list of blocks",
@@ -58,10 +61,16 @@ def network(kind: str) -> transformers.PreTrainedModel:
     return recipes.tiny_network(kind)
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return random_llama().tokenizer
+
+
 @pytest.mark.parametrize("kind", LET_IN)
-def test_an_architecture_with_ways_of_its_own_is_let_in_and_scored_right(kind: str) -> None:
-    model = HuggingFaceModel(network(kind), random_llama().tokenizer, name=kind)
-    assert deeper.scores_are_recomputed_ones(model) < 1e-4
+def test_an_architecture_with_ways_of_its_own_is_let_in(kind: str, tokenizer: Any) -> None:
+    model = HuggingFaceModel(network(kind), tokenizer, name=kind)
+    if kind in KEEPS_STATES:  # of which several goes of one scoring must not get the same copy
+        assert deeper.scores_are_recomputed_ones(model) < 1e-4
 
 
 @pytest.mark.parametrize("kind", SEES)
@@ -76,11 +85,9 @@ def test_a_picture_is_scored_as_it_is_seen_whatever_way_it_enters(kind: str) -> 
     assert len(boxes) == len(set(boxes)) == x.kinds.count("image") > 3
 
 
-@pytest.mark.parametrize(("build", "size"), [("qwen3_vl", (90, 50)), ("llava, mistral text", (90, 50))])
-def test_a_model_that_sees_is_attributed_drawn_fitted_and_steered(
-    tmp_path: Path, build: str, size: tuple[int, int]
-) -> None:
-    model, picture = SEEING[build](), noise_picture(*size)
+@pytest.mark.parametrize("kind", ["qwen3_vl", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in SHOWN)])
+def test_a_model_that_sees_is_attributed_drawn_fitted_and_steered(tmp_path: Path, kind: str) -> None:
+    model, picture = SEEING[kind](), noise_picture(90, 50)
     example = model.example(deeper.PICTURE_PROMPT, *deeper.ANSWERS, picture)
     assert isinstance(example.encoded, EncodedPicture)
     a = attribute(model, example, HyperParameters(m=2)).a
@@ -93,6 +100,8 @@ def test_a_model_that_sees_is_attributed_drawn_fitted_and_steered(
 
 
 @pytest.mark.parametrize(("kind", "message"), REFUSED.items(), ids=REFUSED)
-def test_an_architecture_that_would_give_wrong_numbers_is_refused_with_the_reason(kind: str, message: str) -> None:
+def test_an_architecture_that_would_give_wrong_numbers_is_refused_with_the_reason(
+    kind: str, message: str, tokenizer: Any
+) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        HuggingFaceModel(network(kind), random_llama().tokenizer, name=kind)
+        HuggingFaceModel(network(kind), tokenizer, name=kind)
