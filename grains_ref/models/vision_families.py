@@ -35,7 +35,8 @@ except ImportError:  # transformers 4
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from grains_ref.data.images import read_picture
-from grains_ref.models.families import Box, Family, Patch, Picture, UnsupportedModelError
+from grains_ref.models.families import Family, Patch, Picture, UnsupportedModelError
+from grains_ref.models.grids import edges, grid
 from grains_ref.models.pixels import PatchRows, PixelLayout
 
 
@@ -68,7 +69,7 @@ class Llava(Family):
             side = min(width, height) * self.processor.crop_size["height"] / self.processor.size["shortest_edge"]
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
-        return _grid("whole", n, n, box)
+        return grid("whole", n, n, box)
 
 
 class LlavaNext(Family):
@@ -94,7 +95,7 @@ class LlavaNext(Family):
     def patches(self, size: tuple[int, int]) -> list[Patch]:
         """The base view row by row, then the tiles' rows of patches without padding, each with its newline."""
         n = self._patches_per_side
-        return _grid("base", n, n, (0, 0, *size)) + self._tile_patches(size)
+        return grid("base", n, n, (0, 0, *size)) + self._tile_patches(size)
 
     @property
     def _patches_per_side(self) -> int:
@@ -124,8 +125,8 @@ class LlavaNext(Family):
         rows, columns = n * canvas_height // view, n * canvas_width // view
         skip_rows, skip_columns = self._padding(size, rows=rows, columns=columns)
         scale = min(canvas_width / width, canvas_height / height)
-        edges_x = _edges(columns, canvas_width, extent=width, scale=scale)
-        edges_y = _edges(rows, canvas_height, extent=height, scale=scale)
+        edges_x = edges(columns, canvas_width, extent=width, scale=scale)
+        edges_y = edges(rows, canvas_height, extent=height, scale=scale)
         tiles: list[Patch] = []
         for row in range(skip_rows, rows - skip_rows):
             top, bottom = edges_y[row]
@@ -182,7 +183,7 @@ class Qwen25VL(Family):
 
     def patches(self, size: tuple[int, int]) -> list[Patch]:
         """Row by row; the picture is stretched to whole tokens."""
-        return _grid("whole", *self._rows_columns(size), (0, 0, *size))
+        return grid("whole", *self._rows_columns(size), (0, 0, *size))
 
     def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """See `Family`; positions are (3, T): time, row, column.
@@ -248,7 +249,7 @@ class Mistral3(Family):
 
     def patches(self, size: tuple[int, int]) -> list[Patch]:
         """Row by row; the picture is stretched to whole tokens."""
-        return _grid("whole", *self._rows_columns(size), (0, 0, *size))
+        return grid("whole", *self._rows_columns(size), (0, 0, *size))
 
     def expansion(self, size: tuple[int, int]) -> str:
         """See `Family`; as Mistral's processor words it."""
@@ -293,8 +294,8 @@ class Idefics3(Family):
             for column in range(columns):
                 left, top = column * width / columns, row * height / rows
                 right, bottom = (column + 1) * width / columns, (row + 1) * height / rows
-                patches += _grid(f"tile {1 + row * columns + column}", n, n, (left, top, right, bottom))
-        return patches + _grid("whole", n, n, (0, 0, width, height))
+                patches += grid(f"tile {1 + row * columns + column}", n, n, (left, top, right, bottom))
+        return patches + grid("whole", n, n, (0, 0, width, height))
 
     def expansion(self, size: tuple[int, int]) -> str:
         """See `Family`; as the processor words it."""
@@ -354,7 +355,7 @@ class Gemma3(Family):
         n = math.isqrt(self.config.mm_tokens_per_image)
         patches: list[Patch] = []
         for i, box in enumerate(self._views(size)):
-            patches += _grid(f"crop {i}" if i else "whole", n, n, box)
+            patches += grid(f"crop {i}" if i else "whole", n, n, box)
         return patches
 
     def expansion(self, size: tuple[int, int]) -> str:
@@ -432,30 +433,3 @@ def _pil_class(name: str) -> Any:
 
 def _major() -> int:
     return int(transformers.__version__.split(".")[0])
-
-
-def _grid(view: str, rows: int, columns: int, box: Box) -> list[Patch]:
-    """A box divided into equal patches, row by row."""
-    left, top, right, bottom = box
-    across, down = (right - left) / columns, (bottom - top) / rows
-    return [
-        Patch(view, r, c, (left + c * across, top + r * down, left + (c + 1) * across, top + (r + 1) * down))
-        for r in range(rows)
-        for c in range(columns)
-    ]
-
-
-def _edges(patches: int, canvas: int, *, extent: int, scale: float) -> list[tuple[float, float]]:
-    """Where each patch of a canvas begins and ends along one axis, in pixels of the picture; cut at its edges.
-
-    canvas: pixels along this axis, which the patches divide.  extent: pixels of the picture, centred on the canvas
-    after it was scaled.
-    """
-    shown = min(math.ceil(extent * scale), canvas)  # pixels of the canvas that show the picture
-    padding = (canvas - shown) // 2  # in front of it
-    step = canvas / patches
-
-    def in_picture(pixel: float) -> float:
-        return min(max((pixel - padding) * extent / shown, 0.0), extent)
-
-    return [(in_picture(i * step), in_picture((i + 1) * step)) for i in range(patches)]

@@ -7,6 +7,7 @@ SCORING = "grains_ref/models/scoring.py"
 PROMPTS = "grains_ref/models/prompts.py"
 F = "grains_ref/models/families.py"
 V = "grains_ref/models/vision_families.py"
+GRIDS = "grains_ref/models/grids.py"
 PROOF = "grains_ref/models/proof.py"
 BLOCKS = "grains_ref/models/blocks.py"
 REPLAY = "grains_ref/models/replay.py"
@@ -57,16 +58,16 @@ BUGS = (
     Bug("tile_box_turned", "picture", "x and y are exchanged in the boxes of LLaVA's tiles",
         V, "column % n, (left, top, right, bottom)", "column % n, (top, left, bottom, right)", "test_families"),
     Bug("grid_box_turned", "picture", "x and y are exchanged in the boxes of a grid",
-        V, "(left + c * across, top + r * down, left + (c + 1) * across, top + (r + 1) * down)",
+        GRIDS, "(left + c * across, top + r * down, left + (c + 1) * across, top + (r + 1) * down)",
         "(left + r * across, top + c * down, left + (r + 1) * across, top + (c + 1) * down)", "test_families"),
     Bug("grid_column_by_column", "picture", "the tokens of a grid are listed column by column",
-        V, "for r in range(rows) for c in range(columns)", "for c in range(columns) for r in range(rows)",
+        GRIDS, "for r in range(rows) for c in range(columns)", "for c in range(columns) for r in range(rows)",
         "test_families"),
     Bug("unpadding_offset_dropped", "picture", "LLaVA's first kept row is taken for the first row with padding",
         V, "for row in range(skip_rows, rows - skip_rows):", "for row in range(rows - 2 * skip_rows):",
         "test_families"),
     Bug("letterbox_offset_dropped", "picture", "boxes are measured from the padded picture's edge",
-        V, "(pixel - padding) * extent", "pixel * extent", "test_families"),
+        GRIDS, "(pixel - padding) * extent", "pixel * extent", "test_families"),
     Bug("crops_across_the_long_side", "picture", "Gemma's crops are laid out along the short side",
         V, "(x + across, y) if width >= height else (x, y + down)",
         "(x + across, y) if width < height else (x, y + down)", "test_families"),

@@ -156,7 +156,7 @@ INTRODUCTION = """# Which models work
 There is no list of models. What transformers loads as a decoder is tried whenever it is loaded (`grains-ref check
 MODEL` prints the trial), and let in if it behaves as it is to be used. This page says what comes of that: {types} types
 of causal language models of transformers {version}, a tiny random model of each (4 blocks, width 32), float32, written
-by `python tests/zoo` on {day}. A sample of twenty-two is part of `pytest -m cpu`.
+by `python tests/zoo` on {day}. A sample of twenty-six is part of `pytest -m cpu`.
 
 A released model of a type can still be refused: for its dtype, its tokenizer, or a setting that its tiny one does not
 have. What begins to act only behind the dozen tokens of the trial at load (windows, chunks) acts in the tiny ones here.

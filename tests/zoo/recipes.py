@@ -49,6 +49,7 @@ SMALL: dict[str, Any] = {  # by the name of a configuration's field
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 8),
     **dict.fromkeys(("index_head_dim", "indexer_head_dim"), 8),
     "index_topk": 4,
+    "moe_k": 2,
     **dict.fromkeys(("index_n_heads", "indexer_n_heads"), 2),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), 1),
     "use_mamba_kernels": False,
@@ -88,7 +89,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", FULL] * 2},
     "longcat_flash": {"num_layers": 2, "expert_ffn_hidden_size": 16, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "n_groups": 2},
-    "recurrent_gemma": {"lru_width": WIDTH},
+    "recurrent_gemma": {"layers_block_type": REMOVE, "layer_types": REMOVE, "lru_width": WIDTH},
     "reformer": {
         "is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [16, 16], "attention_head_size": 8, "feed_forward_size": 64,
