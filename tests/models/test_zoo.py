@@ -61,6 +61,16 @@ def network(kind: str) -> transformers.PreTrainedModel:
     return recipes.tiny_network(kind)
 
 
+def test_the_page_of_all_types_says_the_same() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    let_in, refused = page.split("## Refused")
+    assert "| let in, and wrong somewhere | 0 |" in page
+    for kind in (*LET_IN, *SEES):
+        assert f"| `{kind}` |" in let_in
+    for kind in REFUSED:
+        assert f"| `{kind}` |" in refused
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return random_llama().tokenizer

@@ -117,7 +117,7 @@ def page_of(outcomes: Sequence[Outcome], seeing: Sequence[Outcome]) -> str:
         f"| let in, and right in every deeper check | {len(right)} |",
         f"| let in, and wrong somewhere | {len(wrong)} |",
         f"| refused, with the reason | {len(refused)} |",
-        f"| could not be built tiny | {len(unbuilt)} |",
+        f"| not tried, see the end | {len(unbuilt)} |",
         "", "## Let in", "", DISTANCES,
         "| model_type | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|",
     ]  # fmt: skip
