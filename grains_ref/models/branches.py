@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from grains_ref.data import excess_tokens
 from grains_ref.grains import Encoded, at_least_float32
-from grains_ref.models.proof import hooked
+from grains_ref.models.blocks import hooked
 from grains_ref.models.scoring import check_ids, left_pad
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
 from grains_ref.grains import Encoded, Example, Kind
 from grains_ref.models import features, generation, scoring, weights
-from grains_ref.models.branches import Branches
 from grains_ref.models.blocks import find_decoder, hooked, state_of
+from grains_ref.models.branches import Branches
 from grains_ref.models.families import (
     Family,
     Patch,
