@@ -126,7 +126,7 @@ def capture(model: HuggingFaceModel, items: Sequence[Item], *, site: Site, last:
         if n < last:
             raise ValueError(f"{prompt!r} and its response have {n} tokens; the last {last} were asked for")
         seen: list[Tensor] = []
-        after, before = _at_site(model, site, dict.fromkeys(range(len(model.blocks)), seen.append))
+        after, before = at_site(model, site, dict.fromkeys(range(len(model.blocks)), seen.append))
         with Hooks(after, before=before):
             model.logits(encoded, encoded.embeds[None], torch.cat([ids, ids.new_zeros(1)]))  # the 0 is never fed
         state = torch.stack([x[0, -last:].to(at_least_float32(x)).cpu() for x in seen])  # (L, last, width)
@@ -166,6 +166,15 @@ def n_heads(model: HuggingFaceModel) -> int:
     return int(model.text_config.num_attention_heads)
 
 
+def site_width(model: HuggingFaceModel, site: Site) -> int:
+    """How wide a site is: d, or K * d_h for the heads side by side."""
+    if site != "heads":
+        return model.width
+    projection = _module(model.blocks[0], site)
+    assert isinstance(projection, nn.Linear)
+    return int(projection.in_features)
+
+
 # ------------------------------------------------------------------------------------------- editing
 class Edit(Hooks):
     """Change one site of some decoder blocks while entered: `with Edit(model, "mlp", {3: change}):`.
@@ -199,7 +208,7 @@ class Edit(Hooks):
         self._of_prompt = _edited_of_prompt(positions)
         self._in_prompt: dict[int, bool] = {}  # by thread: whether its pass is over a prompt
         edits = {block: self._edit(block, change) for block, change in self._changes.items()}
-        after, before = _at_site(model, site, edits)
+        after, before = at_site(model, site, edits)
         if self._of_prompt is not None:
             before = [(model.decoder, self._look), *before]
         super().__init__(after, before=before)
@@ -295,10 +304,10 @@ def together(*parts: AbstractContextManager[object]) -> Iterator[None]:
         yield
 
 
-def _at_site(
+def at_site(
     model: HuggingFaceModel, site: Site, see: Mapping[int, Callable[[Tensor], Tensor | None]]
 ) -> tuple[list[tuple[nn.Module, Hook]], list[tuple[nn.Module, EarlyHook]]]:
-    """Hooks after and before modules: `see` gets (B, n, width) of its block and returns what to put there, or None."""
+    """What `Hooks` takes: `see` gets (B, n, width) of its block's site and returns what to put there, or None."""
     after: list[tuple[nn.Module, Hook]] = []
     before: list[tuple[nn.Module, EarlyHook]] = []
     for block, look in see.items():
