@@ -6,7 +6,7 @@ Everything heavy is imported inside functions, so that a command which needs no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from grains_ref.cli.lists import Layers, parse_layers, write_layers
 if TYPE_CHECKING:
     from grains_ref.data import PairFile, Task
     from grains_ref.fast import EngineName
-    from grains_ref.grains import HyperParameters, Steering
+    from grains_ref.grains import Hooks, HyperParameters
+    from grains_ref.methods.edit_gradient import EditPositions, EditSite
     from grains_ref.models import HuggingFaceModel, Prompt
     from grains_ref.vectors import SteeringVectors
 
@@ -61,6 +62,18 @@ EligibleOption = Annotated[
 EngineOption = Annotated[str, typer.Option("--engine", help="fast, or reference: one gradient at a time.")]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="What the fast engine may take: a share of the free memory, or 8GiB.")
+]
+MethodOption = Annotated[str, typer.Option(help="grains, or edit_gradient (with --site and --positions).")]
+SiteOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the edit gradient: residual, attention_output, heads or mlp. (default: attention_output)",
+        show_default=False,
+    ),
+]
+PositionsOption = Annotated[
+    str,
+    typer.Option(help="Of the edit gradient: all or after_prompt. (default: after_prompt)", show_default=False),
 ]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt through the model's chat template.")]
 LamOption = Annotated[
@@ -166,6 +179,42 @@ def hyper_parameters(
     return lambda model: replace(PRESETS[preset or model.family.preset], **changes)
 
 
+GRAINS, EDIT_GRADIENT = "grains", "edit_gradient"  # what --method takes, and what a vectors file says
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """Where the edit gradient edits."""
+
+    site: EditSite
+    positions: EditPositions
+
+
+def edit_of(method: str, site: str, positions: str, of_grains: Mapping[str, Any]) -> EditOptions | None:
+    """Where the edit gradient edits; None if the method is GrAInS.
+
+    of_grains: options that only GrAInS has; None, "" and [] are such as were not given.
+
+    Raises:
+        ValueError: there is no such method, site or positions, or an option of the other method is given.
+    """
+    if method not in (GRAINS, EDIT_GRADIENT):
+        raise ValueError(f"--method is {method!r}; expected {GRAINS} or {EDIT_GRADIENT}")
+    if method == GRAINS:
+        if site or positions:
+            raise ValueError(
+                f"--site and --positions belong to --method {EDIT_GRADIENT}; GrAInS edits the output of every block, "
+                "at all positions"
+            )
+        return None
+    given = [f"--{name.replace('_', '-')}" for name, value in of_grains.items() if value not in (None, "", [])]
+    if given:
+        raise ValueError(f"{', '.join(given)}: of GrAInS; --method {EDIT_GRADIENT} takes --site and --positions")
+    from grains_ref.methods.edit_gradient import as_positions, as_site
+
+    return EditOptions(as_site(site or "attention_output"), as_positions(positions or "after_prompt"))
+
+
 @dataclass(frozen=True)
 class VectorsInUse:
     """Vectors from a file, with the strength and the layers to use them at."""
@@ -174,29 +223,29 @@ class VectorsInUse:
     lam: float
     layers: Layers
 
-    def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool) -> Steering:
-        """Equation (7) for this model.
+    def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool) -> Hooks:
+        """The edit that the file stands for, at its site and positions, for this model.
 
         force: accept another fingerprint.  chat: whether prompts go through the model's chat template.
 
         Raises:
             ValueError: the vectors belong to another model, or a layer does not exist.
         """
-        from grains_ref.grains import Steering
+        from grains_ref.methods.from_file import steering_of, width_at_site
         from grains_ref.vectors import check_fits
 
         n_layers = len(model.blocks)
         check_fits(
             self.vectors,
             n_layers=n_layers,
-            width=model.width,
+            width=width_at_site(model, self.vectors),
             fingerprint=model.fingerprint(),
             model_name=model.name,
             force=force,
             chat_template=model.prompts.template_digest if chat else "",
             date=model.prompts.date if chat else "",
         )
-        return Steering(model.blocks, self.vectors.v, lam=self.lam, layers=self.layers.of(n_layers))
+        return steering_of(model, self.vectors, lam=self.lam, layers=self.layers.of(n_layers))
 
 
 def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:

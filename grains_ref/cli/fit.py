@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    GRAINS,
     BaselineOption,
     DateOption,
     DeviceMapOption,
@@ -22,16 +24,25 @@ from grains_ref.cli.common import (
     JsonOption,
     KOption,
     MemoryOption,
+    MethodOption,
     ModelOption,
     MOption,
+    PositionsOption,
     PresetOption,
+    SiteOption,
     SkipOption,
 )
 from grains_ref.files import check_target, only_writer_of, some_of
 
 if TYPE_CHECKING:
-    from grains_ref.fitting import FitRecord
+    from rich.progress import Progress
+
+    from grains_ref.data import PreferencePair
+    from grains_ref.fitting import FitRecord, WorkFolder
+    from grains_ref.fitting.signal import Signal
     from grains_ref.grains import Example, HyperParameters
+    from grains_ref.models import HuggingFaceModel
+    from grains_ref.vectors import SteeringVectors
 
 
 @console.guarded
@@ -39,6 +50,9 @@ def fit(
     model: ModelOption,
     pairs: Annotated[Path, typer.Option(help="Preference pairs, JSONL: prompt or messages, chosen, rejected.")],
     output: Annotated[Path, typer.Option("--out", help="The vectors file to write.")],
+    method: MethodOption = GRAINS,
+    site: SiteOption = "",
+    positions: PositionsOption = "",
     preset: PresetOption = "",
     k: KOption = None,
     m: MOption = None,
@@ -48,6 +62,9 @@ def fit(
     path_baseline: BaselineOption = "",
     mask_baseline: BaselineOption = "",
     eligible: EligibleOption = None,
+    no_signal: Annotated[
+        bool, typer.Option("--no-signal", help="Leave out the passes that measure whether the vectors mean anything.")
+    ] = False,
     work: Annotated[
         Path | None, typer.Option(help="Folder for finished examples. (default: OUT.work)", show_default=False)
     ] = None,
@@ -65,21 +82,22 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
-    from grains_ref.fitting import checked_examples, resumable_fit
+    from grains_ref.fitting import checked_examples
     from grains_ref.fitting.work_folder import open_work_folder
 
-    choose_hp = common.hyper_parameters(
-        preset,
-        k=k,
-        m=m,
-        attribution=attribution,
-        aggregation=aggregation,
-        objective=objective,
-        path_baseline=path_baseline,
-        mask_baseline=mask_baseline,
-        eligible=eligible,
-    )
-    chosen_engine = common.engine_name(engine, memory)
+    of_grains: dict[str, Any] = {
+        "k": k,
+        "m": m,
+        "attribution": attribution,
+        "aggregation": aggregation,
+        "objective": objective,
+        "path_baseline": path_baseline,
+        "mask_baseline": mask_baseline,
+        "eligible": eligible,
+    }
+    edit = common.edit_of(method, site, positions, of_grains | {"preset": preset})
+    choose_hp = common.hyper_parameters(preset, **of_grains)
+    by_engine: dict[str, Any] = {"engine": common.engine_name(engine, memory), "memory": memory}
     folder = work or output.with_name(output.name + ".work")
     with only_writer_of(output, what="a fit or a sweep"), open_work_folder(folder) as work_folder:
         check_target(output)  # once more: --out may be the folder that has just been made
@@ -98,37 +116,101 @@ def fit(
                 progress.update(bar, completed=n)
 
             try:
-                record = resumable_fit(
-                    wrapped,
-                    fitted_pairs,
-                    examples,
-                    hp,
-                    work=work_folder,
-                    on_example=show,
-                    engine=chosen_engine,
-                    memory=memory,
-                )
+                if edit:
+                    made = _fit_edit_gradient(wrapped, fitted_pairs, examples, edit, work_folder, show)
+                else:
+                    made = _fit_grains(
+                        wrapped, fitted_pairs, examples, hp, work_folder, show, progress, no_signal, by_engine
+                    )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"{finished} of {len(examples)} examples are finished and kept in {folder}; "
                     "run the same command to go on"
                 ) from None
-        record.vectors.save(output)
+        made.vectors.save(output)
         left = [] if keep_work else work_folder.discard()
     strangers = [path.name for path in left if path.resolve() != output.resolve()]
     if strangers:
         console.err.print(f"left in {folder}, as not of this fit or not to be removed: {some_of(strangers)}")
-    facts = _facts(examples, record, hp)
     if as_json:
         places = {"vectors": str(output), "skipped": len(file.skipped) + len(skipped)}
-        console.out.print_json(data=facts | places)
+        console.out.print_json(data=made.facts | {"signal": made.signal.record()} | places)
         return
-    if record.resumed:
-        count = f"{record.resumed} of {len(examples)} examples"
+    if made.facts["resumed"]:
+        count = f"{made.facts['resumed']} of {len(examples)} examples"
         console.err.print(f"{count} had been finished earlier and were not computed again")
     title = f"{len(examples)} examples -> {output}"
-    console.out.print(console.table_of(title, ("", ""), list(facts["words"].items())))
+    console.out.print(console.table_of(title, ("", ""), list(made.facts["words"].items())))
+    console.out.print(made.signal.line())
+    for warning in made.signal.warnings():
+        console.out.print(f"  ! {warning}", style="yellow")
     console.out.print(f"Next: choose a strength with 'grains-ref sweep', or look with 'grains-ref inspect {output}'.")
+
+
+class _Made(NamedTuple):
+    """A finished fit of any method."""
+
+    vectors: SteeringVectors
+    signal: Signal
+    facts: dict[str, Any]  # for JSON; "words" is for people
+
+
+def _fit_grains(
+    model: HuggingFaceModel,
+    pairs: Sequence[PreferencePair],
+    examples: Sequence[Example],
+    hp: HyperParameters,
+    work: WorkFolder,
+    show: Callable[[int], None],
+    progress: Progress,
+    no_signal: bool,
+    by_engine: Mapping[str, Any],
+) -> _Made:
+    """GrAInS, and whether its vectors mean anything."""
+    from grains_ref.fitting import resumable_fit
+    from grains_ref.fitting.signal import grains_signal, pairs_to_ask, with_signal
+
+    record = resumable_fit(model, pairs, examples, hp, work=work, on_example=show, **by_engine)
+    measure = functools.partial(grains_signal, model, examples, record, hp, work=work)
+    try:
+        bar = progress.add_task("signal", total=0 if no_signal else len(pairs_to_ask(len(examples))))
+        signal = measure(on_pair=lambda n: progress.update(bar, completed=n), with_gradient=not no_signal)
+    except ArithmeticError as error:  # the vectors are finished, and are not lost over it
+        console.err.print(f"the signal's slope was not measured: {error}", style="yellow")
+        signal = measure(on_pair=show, with_gradient=False)
+    return _Made(with_signal(record.vectors, signal), signal, _facts(examples, record, hp))
+
+
+def _fit_edit_gradient(
+    model: HuggingFaceModel,
+    pairs: Sequence[PreferencePair],
+    examples: Sequence[Example],
+    edit: common.EditOptions,
+    work: WorkFolder,
+    show: Callable[[int], None],
+) -> _Made:
+    """The edit gradient; its signal costs nothing."""
+    from grains_ref.fitting.edit_gradient import resumable_edit_gradient
+    from grains_ref.fitting.signal import edit_gradient_signal, with_signal
+
+    record = resumable_edit_gradient(
+        model, pairs, examples, site=edit.site, positions=edit.positions, work=work, on_example=show
+    )
+    signal = edit_gradient_signal(record)
+    facts = {
+        "examples": len(examples),
+        "resumed": record.resumed,
+        "site": edit.site,
+        "positions": edit.positions,
+        "scale": record.fit.scale,
+        "words": {
+            "method": "edit gradient (not the paper's)",
+            "site": edit.site,
+            "positions": edit.positions,
+            "lam is a share of the state's mean length there": f"{record.fit.scale:.3g}",
+        },
+    }
+    return _Made(with_signal(record.vectors, signal), signal, facts)
 
 
 def _facts(examples: Sequence[Example], record: FitRecord, hp: HyperParameters) -> dict[str, Any]:

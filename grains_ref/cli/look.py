@@ -32,6 +32,12 @@ from grains_ref.files import check_target
 if TYPE_CHECKING:
     from grains_ref.grains import Attribution, Encoded, HyperParameters, Selection
 
+SIGNAL_TITLES = {  # of the figures that a fit's signal has for every layer
+    "cosine": "cos(v, gradient)",
+    "slope": "nats per lam",
+    "halves": "cos(halves)",
+    "length": "|v| / |state|",
+}
 MANY_IMAGE_TOKENS = 60  # of more than these only the selected ones are printed
 
 
@@ -160,6 +166,14 @@ def inspect(
     for name, words in loaded.summary():
         facts.add_row(console.plain(name), console.plain(words))
     console.out.print(facts)
-    rows = [(str(i), *(f"{layer[name]:.3f}" for name in columns)) for i, layer in enumerate(layers)]
-    titles = ("layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)")
+    of_signal = loaded.header.signal.get("layers", {})
+    shown = [name for name in SIGNAL_TITLES if isinstance(of_signal.get(name), list)]
+    rows = []
+    for i, layer in enumerate(layers):
+        figures = [f"{layer[name]:.3f}" for name in columns]
+        rows.append((str(i), *figures, *(f"{of_signal[name][i]:.3f}" for name in shown)))
+    titles = ["layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"]
+    titles += [SIGNAL_TITLES[name] for name in shown]
     console.out.print(console.table_of("Layers", titles, rows))
+    for warning in loaded.header.signal.get("warnings", []):
+        console.out.print(f"  ! {warning}", style="yellow")

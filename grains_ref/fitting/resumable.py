@@ -107,21 +107,10 @@ def resumable_fit(
         FloatingPointError: scores or shifts are not finite.
         OSError: the disk is full or not writable; finished examples are kept.
     """
-    data_digest = content_digest(pairs)
-    record = {
-        "data_digest": data_digest,
-        "tokens": [_token_digest(example) for example in examples],
-        "fingerprint": model.fingerprint(),
-        "dtype": str(model.hf.dtype),
-        "device": model.device.type,
-        "hyper_parameters": score_settings(hp),
-        "versions": library_versions(),
-        **_template_inputs(model, examples),
-    }
     chosen = engine_of(engine, model, examples, hp, memory=memory, pass_tokens=work.recorded_number("pass_tokens"))
-    record |= {"engine": engine, "memory": memory, "pass_tokens": chosen.pass_tokens}
+    by_engine = {"engine": engine, "memory": memory, "pass_tokens": chosen.pass_tokens}
+    claim(work, model, pairs, examples, hyper_parameters=score_settings(hp), **by_engine)
     names = [str(pair.where) for pair in pairs]
-    work.claim(record, names=names)
     shifts: dict[int, Shift] = {}
     resumed = 0
     for batch in chosen.batches(examples, hp):
@@ -132,8 +121,35 @@ def resumable_fit(
         on_example(len(shifts))
     in_order = [shifts[i] for i in range(len(examples))]
     fit = chosen.vectors(in_order, hp)
-    vectors = steering_vectors(model, fit, hp, data_digest, examples, engine=engine)
+    vectors = steering_vectors(model, fit, hp, content_digest(pairs), examples, engine=engine)
     return FitRecord(vectors, fit, tuple(in_order), resumed)
+
+
+def claim(
+    work: WorkFolder,
+    model: HuggingFaceModel,
+    pairs: Sequence[PreferencePair],
+    examples: Sequence[Example],
+    **settings: Any,
+) -> None:
+    """Begin a fit in its work folder, or go on with one that depends on the same things.
+
+    settings: what else than data, model and software the finished examples depend on.
+
+    Raises:
+        WorkFolderError: the folder was made by another fit.
+    """
+    record = {
+        "data_digest": content_digest(pairs),
+        "tokens": [_token_digest(example) for example in examples],
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.hf.dtype),
+        "device": model.device.type,
+        "versions": library_versions(),
+        **_template_inputs(model, examples),
+        **settings,
+    }
+    work.claim(record, names=[str(pair.where) for pair in pairs])
 
 
 def score_settings(hp: HyperParameters) -> dict[str, Any]:
@@ -188,28 +204,28 @@ def steering_vectors(
     data_digest: of the pairs (`grains_ref.data.content_digest`) that became these examples.  engine: what computed it.
     """
     v_pos, v_neg = fit.pos.v.float(), fit.neg.v.float()
+    diagnostics = {
+        f"{side}_{key}": list(getattr(aggregation, key))
+        for side, aggregation in (("pos", fit.pos), ("neg", fit.neg))
+        for key in ("explained", "gap", "cos_mean")
+    }
+    of_method: dict[str, Any] = {"dialect": "paper", "hyper_parameters": hp.as_dict(), "diagnostics": diagnostics}
+    header = header_of(model, examples, data_digest, engine=engine, **of_method)
+    return SteeringVectors(v=v_pos - v_neg, v_pos=v_pos, v_neg=v_neg, header=header)
+
+
+def header_of(model: HuggingFaceModel, examples: Sequence[Example], data_digest: str, **of_method: Any) -> Header:
+    """A header with what every method's vectors are made from; of_method: the fields that only the method knows."""
     inputs: dict[str, Any] = _template_inputs(model, examples)
-    return SteeringVectors(
-        v=v_pos - v_neg,
-        v_pos=v_pos,
-        v_neg=v_neg,
-        header=Header(
-            dialect="paper",
-            hyper_parameters=hp.as_dict(),
-            model_name=model.name,
-            fingerprint=model.fingerprint(),
-            data_digest=data_digest,
-            tokens_digest=tokens_digest(examples),
-            **inputs,
-            n_examples=len(examples),
-            engine=engine,
-            versions=library_versions(),
-            diagnostics={
-                f"{side}_{key}": list(getattr(aggregation, key))
-                for side, aggregation in (("pos", fit.pos), ("neg", fit.neg))
-                for key in ("explained", "gap", "cos_mean")
-            },
-        ),
+    return Header(
+        model_name=model.name,
+        fingerprint=model.fingerprint(),
+        data_digest=data_digest,
+        tokens_digest=tokens_digest(examples),
+        n_examples=len(examples),
+        versions=library_versions(),
+        **inputs,
+        **of_method,
     )
 
 

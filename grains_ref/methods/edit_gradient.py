@@ -18,14 +18,15 @@ own derivatives, which is what a vectors file keeps.
 | `heads` | added to the input of the output projection | K * d_h |
 | `mlp` | added to the MLP's output | d |
 
-Convention: |s| is a mean over pairs, responses, blocks and edited tokens.  Many released models have a first token whose
-  state is hundreds of times as long as the others; with `all` it is counted, so that gentle edits have a lam near .001.
+Convention: |s| is a mean over pairs, responses, blocks and edited tokens.  Many released models have a first token
+  whose state is hundreds of times as long as the others; with `all` it counts, and a gentle edit has a lam near .001.
 Convention: `after_prompt` begins at the prompt's last token, so that the answer's first token is the first to change.
 
-Neighbours, and what differs.  BiPO optimises the same kind of v, at one block, over many steps of a loss whose derivative
-at v = 0 is this one but for a factor.  BitFit trains the biases that a model has, by many steps; v is a bias that it has
-not.  VJP-delta also pulls a wanted change back through the network to its blocks; its own text was not at hand.
-Attribution patching takes the same derivative times the difference of two runs' states, to rank places, not to steer.
+Neighbours, and what differs.  BiPO optimises the same kind of v, at one block, over many steps of a loss whose
+derivative at v = 0 is this one but for a factor.  BitFit trains the biases that a model has, by many steps; v is a bias
+that it has not.  VJP-delta also pulls a wanted change back through the network to its blocks; its own text was not at
+hand.  Attribution patching takes the same derivative times the difference of two runs' states, to rank places, not to
+steer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -126,6 +127,28 @@ class EditGradient:
         ]
 
 
+def as_site(word: str) -> EditSite:
+    """The site of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_option("site", word, EditSite)
+    sites: dict[str, EditSite] = {site: site for site in get_args(EditSite)}
+    return sites[word]
+
+
+def as_positions(word: str) -> EditPositions:
+    """The positions of that name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    check_option("positions", word, EditPositions)
+    positions: dict[str, EditPositions] = {name: name for name in get_args(EditPositions)}
+    return positions[word]
+
+
 def fit(
     model: HuggingFaceModel,
     pairs: Sequence[PreferencePair],
@@ -149,9 +172,7 @@ def fit(
     return scaled(found, site=site, positions=positions)
 
 
-def derivative(
-    model: HuggingFaceModel, example: Example, *, site: EditSite, positions: EditPositions
-) -> Derivative:
+def derivative(model: HuggingFaceModel, example: Example, *, site: EditSite, positions: EditPositions) -> Derivative:
     r"""df / dv at v = 0 of one pair, for every block at once: two forward and two backward passes.
 
     Its terms are summed over the edited tokens, since one v_l is added at all of them:
@@ -246,7 +267,7 @@ def steer(
     lam: float,
     layers: Sequence[int] | None = None,
 ) -> Edit:
-    """Add lam * v_l to the site of these blocks, default all: `with steer(model, v, site="mlp", ...):`.
+    """An edit that adds lam * v_l to the site of these blocks, default all, while entered.
 
     v: (L, width of the site).
 
@@ -272,7 +293,10 @@ def steer(
 
 
 def change_of(site: EditSite, v: Tensor, *, lam: float) -> Change:
-    """What the edit does to the states of one block's site: eq. (7), and at the residual stream eq. (8).  v: (width,)."""
+    """What the edit does to the states of one block's site: eq. (7), and at the residual stream eq. (8).
+
+    v: (width,).
+    """
     if site == "residual":
         return lambda h: steer_hidden(h, v, lam=lam)
     return lambda x: x + lam * v.to(x)

@@ -32,7 +32,11 @@ class Header:
     """Where, how and from what steering vectors were made.
 
     Attributes:
-        site: what is read and edited: the raw output of a decoder block, before the final norm.
+        method: "grains", or the name of the other method that made the vectors (`grains_ref.methods`).
+        site: what is edited: "block_output", the raw output of a decoder block before the final norm, or another place
+            in the block by its name in `grains_ref.methods.core`. Vectors of one site mean nothing at another.
+        positions: at which tokens v is added; "all" in the paper.
+        scale: the length that lam is a share of, where the method measures one; 1 where lam multiplies v as it is.
         dialect: "paper", or the name of the other set of rules the vectors were made by.
         hyper_parameters: what was chosen (k, m, baselines, ...); {"composed_of": [...]} after arithmetic.
         model_name: for people; `fingerprint` decides whether a model is the right one.
@@ -47,13 +51,18 @@ class Header:
         diagnostics: from aggregation: single values, and lists of one number per layer.
         choice: the strength and layers that a sweep chose, with the accuracy on dev, by strength too, and the cost on
             tasks that they had there (`grains_ref.evaluation.SweepChoice.record`); {} where nothing was chosen.
+        signal: whether the vectors mean anything, in a "line" for people and figures
+            (`grains_ref.fitting.signal.Signal.record`); {} where it was not measured.
 
     Raises:
         VectorError: a value of the wrong type, a newer format, or content that JSON cannot hold.
     """
 
     format_version: int = FORMAT_VERSION
+    method: str = "grains"
     site: str = "block_output"
+    positions: str = "all"
+    scale: float = 1.0
     layer_numbering: str = "0-based decoder block"
     dialect: str
     hyper_parameters: dict[str, Any]
@@ -65,14 +74,15 @@ class Header:
     versions: dict[str, str]
     diagnostics: dict[str, Any]
     choice: dict[str, Any] = field(default_factory=dict)
+    signal: dict[str, Any] = field(default_factory=dict)
     chat_template: str = ""
     date: str = ""
     engine: str = ""
 
     def __post_init__(self) -> None:
-        texts = ("site", "layer_numbering", "dialect", "model_name", "fingerprint", "data_digest", "tokens_digest")
-        more_texts = ("chat_template", "date", "engine")
-        dicts = ("hyper_parameters", "versions", "diagnostics", "choice")
+        texts = ("method", "site", "positions", "layer_numbering", "dialect", "model_name", "fingerprint")
+        more_texts = ("data_digest", "tokens_digest", "chat_template", "date", "engine")
+        dicts = ("hyper_parameters", "versions", "diagnostics", "choice", "signal")
         for expected, names in ((str, texts + more_texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:
                 if type(getattr(self, name)) is not expected:
@@ -81,12 +91,16 @@ class Header:
         _check_version(self.format_version)
         if self.n_examples < 0:
             raise VectorError(f"header: 'n_examples' must be 0 or more, found {self.n_examples}.")
+        if not is_finite_number(self.scale) or self.scale <= 0:
+            raise VectorError(f"header: 'scale' must be a positive number, found {self.scale!r:.40}.")
         if not all(type(version) is str for version in self.versions.values()):
             raise VectorError("header: 'versions' must be a text for every package.")
         if COMPOSED in self.hyper_parameters:
             _check_composed(self)
         if self.choice:
             _check_choice(self.choice)
+        if self.signal and type(self.signal.get("line")) is not str:
+            raise VectorError("header: 'signal' must be empty or have a 'line' in words.")
         _check_survives_json(self)
 
     def to_json(self) -> str:

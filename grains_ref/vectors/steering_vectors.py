@@ -71,7 +71,8 @@ class SteeringVectors:
                 f"v is not v_pos - v_neg at layer {layer} (off by {float(error[layer]):.3g} in L2 norm). "
                 f"Is a sign swapped, or v normalised? Equation (6) subtracts: pass v = v_pos - v_neg."
             )
-        _check_diagnostics(self.header.diagnostics, self.n_layers)
+        _check_figures("diagnostics", self.header.diagnostics, self.n_layers)
+        _check_figures("signal", self.header.signal.get("layers", {}), self.n_layers)
         unknown = [layer for layer in self.header.choice.get("layers", []) if layer >= self.n_layers]
         if unknown:
             raise VectorError(f"header: 'choice' names the layers {unknown}; there are 0 to {self.n_layers - 1}.")
@@ -151,7 +152,10 @@ class SteeringVectors:
         parts = header.hyper_parameters.get(COMPOSED, [])
         recipes = [f"{part['weight']:+g} * ({_words(part['hyper_parameters'])})" for part in parts]
         rows = [
+            ("method", header.method),
             ("site", "raw output of each decoder block, before the final norm" if raw else header.site),
+            ("positions", header.positions),
+            ("lam is a share of", "nothing: it multiplies v" if header.scale == 1 else f"{header.scale:.3g}"),
             ("layers", f"{self.n_layers} ({header.layer_numbering}, 0 to {self.n_layers - 1})"),
             ("width", str(self.width)),
             ("dialect", header.dialect),
@@ -165,6 +169,7 @@ class SteeringVectors:
             ("hyper-parameters", " ".join(recipes) or _words(header.hyper_parameters)),
             ("diagnostics", _words(header.diagnostics)),
             ("chosen by a sweep", _words(header.choice)),
+            ("signal", header.signal.get("line", "not measured")),
             ("versions", _words(header.versions)),
             ("format version", str(header.format_version)),
         ]
@@ -182,11 +187,13 @@ def compose(parts: Sequence[tuple[float, SteeringVectors]]) -> SteeringVectors:
     - `data_digest` and `tokens_digest` are the SHA-256 of the original parts' weights and digests in order.
     - `chat_template` and `date` are those of the parts where all have the same, else "various".
     - `n_examples` is the sum over the parts; data used by two parts counts twice.
-    - `versions` are those of the composing software; `diagnostics` and `choice` are empty, for they describe single
-      parts.
+    - `scale` is the mean of the parts'.
+    - `versions` are those of the composing software; `diagnostics`, `choice` and `signal` are empty, for they describe
+      single parts.
 
     Args:
-        parts: (weight, vectors), at least one, all of the same shape, model, site, numbering and dialect.
+        parts: (weight, vectors), at least one, all of the same shape, model, method, site, positions, numbering and
+            dialect.
 
     Raises:
         MismatchError: parts that do not belong together.
@@ -205,7 +212,10 @@ def compose(parts: Sequence[tuple[float, SteeringVectors]]) -> SteeringVectors:
     originals = [original for weight, vectors in parts for original in _originals(float(weight), vectors)]
     v_pos, v_neg = _weighted_sum(parts, "v_pos"), _weighted_sum(parts, "v_neg")
     header = Header(
+        method=first.header.method,
         site=first.header.site,
+        positions=first.header.positions,
+        scale=sum(vectors.header.scale for _, vectors in parts) / len(parts),
         layer_numbering=first.header.layer_numbering,
         dialect=first.header.dialect,
         hyper_parameters={COMPOSED: originals},
@@ -278,13 +288,15 @@ def check_fits(
         )
 
 
-def _check_diagnostics(diagnostics: dict[str, Any], n_layers: int) -> None:
-    for name, value in diagnostics.items():
+def _check_figures(where: str, figures: Any, n_layers: int) -> None:
+    if not isinstance(figures, dict):
+        raise VectorError(f"header: the figures of '{where}' must be an object, found {type(figures).__name__}.")
+    for name, value in figures.items():
         values = value if isinstance(value, list) else [value]
         if isinstance(value, dict) or any(isinstance(item, (list, dict)) for item in values):
-            raise VectorError(f"header: '{name}' of 'diagnostics' must be one value or a list of numbers.")
+            raise VectorError(f"header: '{name}' of '{where}' must be one value or a list of numbers.")
         if isinstance(value, list) and (len(value) != n_layers or not all(map(is_finite_number, value))):
-            raise VectorError(f"header: '{name}' of 'diagnostics' must be a list of {n_layers} numbers, one per layer.")
+            raise VectorError(f"header: '{name}' of '{where}' must be a list of {n_layers} numbers, one per layer.")
 
 
 def _check_tensor(name: str, tensor: Tensor, *, shape: torch.Size) -> None:
@@ -303,7 +315,7 @@ def _check_belongs(first: SteeringVectors, other: SteeringVectors) -> None:
     if first.v.shape != other.v.shape:
         shapes = f"{tuple(first.v.shape)} and {tuple(other.v.shape)}"
         raise MismatchError(f"cannot combine vectors of shapes {shapes}; they come from different models.")
-    for name in ("fingerprint", "site", "layer_numbering", "dialect"):
+    for name in ("fingerprint", "method", "site", "positions", "layer_numbering", "dialect"):
         ours, theirs = getattr(first.header, name), getattr(other.header, name)
         if ours != theirs:
             raise MismatchError(
