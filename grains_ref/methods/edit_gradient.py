@@ -59,6 +59,7 @@ from grains_ref.methods.core import (
     check_option,
     check_pairs,
     site_width,
+    unit,
 )
 from grains_ref.models import HuggingFaceModel
 
@@ -200,7 +201,7 @@ def _of_response(
             old = x[:, first:].to(at_least_float32(x))
             size[block] = old.detach().norm(dim=-1).mean().cpu()
             v[block] = old.new_zeros(x.shape[-1]).requires_grad_()
-            new = change_of(site, v[block], lam=1.0)(old)
+            new = old + first_order(site, old, v[block])
             return torch.cat([x[:, :first], new.to(x)], dim=1)
 
         return edited
@@ -238,15 +239,14 @@ def scaled(derivatives: Sequence[Derivative], *, site: EditSite, positions: Edit
             "answer alike, or the pairs cancel each other. Check that chosen and rejected are not mixed up in some."
         )
     scale = torch.stack([of_pair.size for of_pair in derivatives]).double().mean().item()
-    root_mean_square = g.norm(dim=1).square().mean().sqrt().item()
-    unit = scale / root_mean_square
+    factor = scale / g.norm(dim=1).square().mean().sqrt().item()
     return EditGradient(
-        v_pos=unit * pos.mean(0),
-        v_neg=unit * neg.mean(0),
+        v_pos=factor * pos.mean(0),
+        v_neg=factor * neg.mean(0),
         site=site,
         positions=positions,
         scale=scale,
-        slope=predicted_slope(g, unit * g),
+        slope=predicted_slope(g, factor * g),
     )
 
 
@@ -290,6 +290,19 @@ def steer(
     chosen = every if layers is None else different_numbers("layers", layers, below=len(model.blocks))
     changes: Mapping[int, Change] = {block: change_of(site, v[block].detach(), lam=strength) for block in chosen}
     return Edit(model, site, changes, positions=positions)
+
+
+def first_order(site: EditSite, x: Tensor, v: Tensor) -> Tensor:
+    r"""The edit's change of x to first order in v: v itself, or of eq. (8) what turns x and leaves its length.
+
+        d/dlam (h + lam v) |h| / |h + lam v| at lam = 0   =   v - <v, h> h / |h|^2
+
+    x: (..., width).  v: (width,).  `steer_hidden` is no good here: its norms, safe from overflow, have no derivative.
+    """
+    if site != "residual":
+        return v.expand_as(x)
+    direction = unit(x.detach())
+    return v - (direction @ v)[..., None] * direction
 
 
 def change_of(site: EditSite, v: Tensor, *, lam: float) -> Change:
