@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +34,18 @@ from grains_ref.files import check_target, only_writer_of, some_of
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from grains_ref.data import PreferencePair
-    from grains_ref.evaluation import Candidate, SweepChoice
+    from grains_ref.cli.lists import Layers
+    from grains_ref.data import PreferencePair, Task
+    from grains_ref.evaluation import Candidate
+    from grains_ref.evaluation.choice import LimitedChoice
+    from grains_ref.evaluation.given import GivenCandidate
     from grains_ref.evaluation.metrics import McNemar, Rate
+    from grains_ref.fitting import WorkFolder
+    from grains_ref.grains import Hooks
+    from grains_ref.models import HuggingFaceModel
+    from grains_ref.vectors import SteeringVectors
 
+STRENGTHS = "0.4,0.63,1,1.6,2.5,4,6.3,10"  # what is tried of GrAInS
 LayerNames = dict[tuple[int, ...], str]  # numbers of layers -> how they were written
 
 
@@ -45,15 +53,26 @@ LayerNames = dict[tuple[int, ...], str]  # numbers of layers -> how they were wr
 @console.guarded
 def sweep(
     model: ModelOption,
-    pairs: Annotated[Path, typer.Option(help="Pairs to make vectors from (JSONL).")],
     dev: Annotated[Path, typer.Option(help="Other pairs to choose the setting on (JSONL).")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pairs to make vectors of GrAInS from (JSONL).", show_default=False)
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="Instead of pairs: vectors of any method that 'fit' wrote.", show_default=False),
+    ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).", show_default=False)
     ] = None,
     max_loss: Annotated[
         float, typer.Option(help="Largest loss of task accuracy allowed on dev, in points.", min=0, max=100)
     ] = 0.5,
-    lam: Annotated[str, typer.Option(help="Strengths.")] = "0.4,0.63,1,1.6,2.5,4,6.3,10",
+    lam: Annotated[
+        str,
+        typer.Option(
+            help=f"Strengths. (default: {STRENGTHS}; of an edit gradient from 0.001 to 3.2)", show_default=False
+        ),
+    ] = "",
     ks: Annotated[str, typer.Option("--k", help="Tokens per sign. (from the preset)", show_default=False)] = "",
     layers: Annotated[list[str] | None, typer.Option(help="Layer sets, one per option; default all.")] = None,
     aggregation: Annotated[list[str] | None, typer.Option(help="Aggregations, one per option; default pca.")] = None,
@@ -89,11 +108,32 @@ def sweep(
     from grains_ref.evaluation import Grid
     from grains_ref.evaluation import sweep as sweep_grid
     from grains_ref.fitting import checked_examples, steering_vectors
-    from grains_ref.fitting.work_folder import open_work_folder
 
+    if (pairs is None) == (vectors is None):
+        raise ValueError("give --pairs to make vectors from, or --vectors that are there already; one of them")
+    folder = work or (output.with_name(output.name + ".work") if output else None)
+    if keep_work and not folder:
+        raise ValueError("--keep-work keeps the work folder: name one with --work, or a file with --out")
     chosen_engine = common.engine_name(engine, memory)
-    lams = parse_strengths(lam, "--lam")
     layer_sets = [parse_layers(text) for text in layers or ["all"]]
+    ending = _Ending(model, dev, output, folder, keep_work, as_json)
+    if vectors:
+        of_pairs = {"--k": ks, "--aggregation": aggregation, "--eligible": eligible, "--preset": preset}
+        if named := [option for option, value in of_pairs.items() if value]:
+            raise ValueError(f"{', '.join(named)}: how vectors are made; those of --vectors are made already")
+        _sweep_given(
+            vectors,
+            lam,
+            layer_sets,
+            ending,
+            load=lambda: common.load_model(model, dtype, device, device_map, date),
+            dev_pairs=lambda: common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore).pairs,
+            tasks=lambda: common.read_task_file(tasks, ignore=ignore),
+            max_loss=max_loss,
+        )
+        return
+    assert pairs is not None
+    lams = parse_strengths(lam or STRENGTHS, "--lam")
     aggregations = aggregation or ["pca"]
     check_each_once(aggregations, "--aggregation")
     sizes: list[int | None] = [None]
@@ -104,15 +144,7 @@ def sweep(
         for size in sizes
         for name in aggregations
     ]
-    folder = work or (output.with_name(output.name + ".work") if output else None)
-    if keep_work and not folder:
-        raise ValueError("--keep-work keeps the work folder: name one with --work, or a file with --out")
-    with ExitStack() as held:
-        if output:
-            held.enter_context(only_writer_of(output, what="a fit or a sweep"))
-        work_folder = held.enter_context(open_work_folder(folder, work="sweep")) if folder else None
-        if output:
-            check_target(output)  # once more: --out may be the folder that has just been made
+    with ending.hold() as work_folder:
         fit_file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         dev_file = common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore)
         if shared := len(_prompts(fit_file.pairs) & _prompts(dev_file.pairs)):
@@ -140,35 +172,125 @@ def sweep(
                 engine=chosen_engine,
                 memory=memory,
             )
-        best = choice.best
+
+        def made() -> SteeringVectors:
+            best = choice.best
+            digest = content_digest(fitted_pairs)
+            return steering_vectors(wrapped, best.fit, best.hp, digest, examples, engine=chosen_engine)
+
+        ending.finish(choice, made, layer_names, work_folder)
+
+
+def _sweep_given(
+    path: Path,
+    lam: str,
+    layer_sets: Sequence[Layers],
+    ending: _Ending,
+    *,
+    load: Callable[[], HuggingFaceModel],
+    dev_pairs: Callable[[], Sequence[PreferencePair]],
+    tasks: Callable[[], Sequence[Task]],
+    max_loss: float,
+) -> None:
+    """Strength and layers for vectors that are there already, at their own site and positions."""
+    from grains_ref.evaluation.given import sweep_vectors
+    from grains_ref.files import digest_of, read_whole
+    from grains_ref.methods.edit_gradient import LAMS
+    from grains_ref.vectors import SteeringVectors
+
+    vectors = SteeringVectors.load(path)
+    of_method = ",".join(f"{lam:g}" for lam in LAMS) if vectors.header.method == common.EDIT_GRADIENT else STRENGTHS
+    lams = parse_strengths(lam or of_method, "--lam")
+    digest = digest_of(read_whole(path))
+    with ending.hold() as work_folder:
+        pairs, task_list = dev_pairs(), tasks()
+        wrapped = load()
+        layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
+
+        def steer(strength: float, layers: tuple[int, ...]) -> Hooks:
+            in_use = common.VectorsInUse(vectors, strength, parse_layers(layer_names[layers]))
+            return in_use.steering(wrapped, force=False, chat=any(not isinstance(p.prompt, str) for p in pairs))
+
+        steer(0.0, next(iter(layer_names)))  # refuses vectors of another model before the work
+        with _progress(ending.folder) as show:
+            choice = sweep_vectors(
+                wrapped,
+                steer,
+                pairs,
+                task_list,
+                digest=digest,
+                lams=lams,
+                layer_sets=list(layer_names),
+                max_loss=max_loss,
+                on_progress=show,
+                work=work_folder,
+            )
+        ending.finish(choice, lambda: vectors, layer_names, work_folder)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What a sweep writes, leaves and says, whatever it chose among."""
+
+    model: str
+    dev: Path
+    output: Path | None
+    folder: Path | None
+    keep_work: bool
+    as_json: bool
+
+    @contextmanager
+    def hold(self) -> Iterator[WorkFolder | None]:
+        """Nobody else writes the output, or uses the work folder, meanwhile."""
+        from grains_ref.fitting.work_folder import open_work_folder
+
+        with ExitStack() as held:
+            if self.output:
+                held.enter_context(only_writer_of(self.output, what="a fit or a sweep"))
+            work_folder = held.enter_context(open_work_folder(self.folder, work="sweep")) if self.folder else None
+            if self.output:
+                check_target(self.output)  # once more: --out may be the folder that has just been made
+            yield work_folder
+
+    def finish(
+        self,
+        choice: LimitedChoice[Any],
+        made: Callable[[], SteeringVectors],
+        layer_names: LayerNames,
+        work_folder: WorkFolder | None,
+    ) -> None:
+        """Write what was chosen and tell it.  made: the chosen vectors."""
+        output, best = self.output, choice.best
         written: Path | None = None
         left: Sequence[Path] = ()
         try:
             if output and best.lam != 0:
-                digest = content_digest(fitted_pairs)
-                made = steering_vectors(wrapped, best.fit, best.hp, digest, examples, engine=chosen_engine)
-                replace(made, header=replace(made.header, choice=choice.record())).save(output)
+                vectors = made()
+                replace(vectors, header=replace(vectors.header, choice=choice.record())).save(output)
                 written = output
-            if work_folder and not keep_work:
+            if work_folder and not self.keep_work:
                 left = work_folder.discard()
         finally:  # what was chosen is told although the disk may be full
             for left_out in choice.left_out:
                 console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
-            if as_json:
+            if self.as_json:
                 record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
                 console.out.print_json(data=record)
             else:
-                _print_choice(choice, layer_names, title=f"Accuracy on {dev} ({choice.n_dev} pairs); * is chosen")
-    strangers = [path.name for path in left if not output or path.resolve() != output.resolve()]
-    if strangers:
-        console.err.print(f"left in {folder}, as not of this sweep or not to be removed: {some_of(strangers)}")
-    if as_json or not output:
-        return
-    if written:
-        again = f"grains-ref eval --model {model} --vectors {written} --pairs TEST"
-        console.out.print(f"Next: {again}\n({written} holds lam {best.lam:g} and layers {layer_names[best.layers]}.)")
-    else:
-        console.out.print(f"Nothing was written to {output}.", style="yellow")
+                title = f"Accuracy on {self.dev} ({choice.n_dev} pairs); * is chosen"
+                _print_choice(choice, layer_names, title=title)
+        strangers = [path.name for path in left if not output or path.resolve() != output.resolve()]
+        if strangers:
+            console.err.print(f"left in {self.folder}, as not of this sweep or not to be removed: {some_of(strangers)}")
+        if self.as_json or not output:
+            return
+        if written:
+            again = f"grains-ref eval --model {self.model} --vectors {written} --pairs TEST"
+            console.out.print(
+                f"Next: {again}\n({written} holds lam {best.lam:g} and layers {layer_names[best.layers]}.)"
+            )
+        else:
+            console.out.print(f"Nothing was written to {output}.", style="yellow")
 
 
 @contextmanager
@@ -200,21 +322,24 @@ def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | None]]:
     return {(repr(pair.prompt), picture_bytes(pair)) for pair in pairs}
 
 
-def _words(candidate: Candidate, layer_names: LayerNames) -> str:
+def _words(candidate: Candidate | GivenCandidate, layer_names: LayerNames) -> str:
     if candidate.lam == 0:
         return "unsteered"
-    return f"k {candidate.hp.k}, {candidate.hp.aggregation}, layers {layer_names[candidate.layers]}"
+    layers = f"layers {layer_names[candidate.layers]}"
+    hp = getattr(candidate, "hp", None)  # vectors that were given are made already
+    return f"k {hp.k}, {hp.aggregation}, {layers}" if hp else layers
 
 
-def _setting(candidate: Candidate, layer_names: LayerNames) -> dict[str, Any]:
+def _setting(candidate: Candidate | GivenCandidate, layer_names: LayerNames) -> dict[str, Any]:
     """A candidate as JSON; at strength 0 no vectors are in use."""
     if candidate.lam == 0:
         return {"lam": 0.0, "k": None, "aggregation": None, "layers": None}
-    hp = candidate.hp
-    return {"lam": candidate.lam, "k": hp.k, "aggregation": hp.aggregation, "layers": layer_names[candidate.layers]}
+    hp = getattr(candidate, "hp", None)
+    made = {"k": hp.k if hp else None, "aggregation": hp.aggregation if hp else None}
+    return {"lam": candidate.lam, **made, "layers": layer_names[candidate.layers]}
 
 
-def _record(choice: SweepChoice, layer_names: LayerNames) -> dict[str, Any]:
+def _record(choice: LimitedChoice[Any], layer_names: LayerNames) -> dict[str, Any]:
     costs = choice.record()
     return {
         "best": _setting(choice.best, layer_names)
@@ -224,7 +349,7 @@ def _record(choice: SweepChoice, layer_names: LayerNames) -> dict[str, Any]:
     }
 
 
-def _print_choice(choice: SweepChoice, layer_names: LayerNames, *, title: str) -> None:
+def _print_choice(choice: LimitedChoice[Any], layer_names: LayerNames, *, title: str) -> None:
     """Everything that was tried, setting by setting, and what the chosen one costs."""
     names = list(dict.fromkeys(_words(tried.setting, layer_names) for tried in choice.tried))
     in_order = sorted(

@@ -5,6 +5,8 @@
 | `measures` | measures of a model under whatever steering is active |
 | `choice` | the choice of a strength on dev data: the rule, and `sweep` |
 | `fits` | the fits of a sweep, each computed once |
+| `candidates` | what that rule needs to know of a setting of any method |
+| `given` | the same choice for vectors that are there already: `sweep_vectors` |
 | `measured` | what a sweep has finished, kept in its work folder |
 | `metrics` | what is made of the numbers: rates, means, intervals, paired tests (needs no model) |
 | `judge` | answers judged by another model (needs no model) |

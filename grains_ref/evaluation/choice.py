@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from grains_ref.data import PreferencePair, Task
+from grains_ref.evaluation.candidates import AnyCandidate, TaskCost
 from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
 from grains_ref.evaluation.measured import Measured, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
@@ -36,6 +37,7 @@ from grains_ref.grains import (
 from grains_ref.models import HuggingFaceModel, TokenRow
 
 Setting = TypeVar("Setting")
+OfAnyMethod = TypeVar("OfAnyMethod", bound=AnyCandidate)
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is in work, how much of it is done, how much there is
 
 
@@ -165,6 +167,11 @@ class Candidate:
     layers: tuple[int, ...]
     fit: Fit
 
+    @property
+    def name(self) -> str:
+        """What it is called beside its strength."""
+        return setting_name(self.hp)
+
     def setting(self) -> list[Any]:
         """What it is, in plain values; of the unsteered model nothing but the strength counts."""
         return [self.lam, self.hp.as_dict(), list(self.layers)] if self.lam else [0]
@@ -175,28 +182,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class TaskCost:
-    """What the chosen setting costs on the dev tasks."""
-
-    n: int
-    wrong: int
-    wrong_unsteered: int
-    max_loss: float  # points that were allowed
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the tasks that the chosen setting answers rightly."""
-        return 1 - self.wrong / self.n
-
-    @property
-    def accuracy_unsteered(self) -> float:
-        """Share of the tasks that the unsteered model answers rightly."""
-        return 1 - self.wrong_unsteered / self.n
-
-
-@dataclass(frozen=True)
-class SweepChoice(Choice[Candidate]):
-    """What `sweep` chose, with what has to be told beside it.
+class LimitedChoice(Choice[OfAnyMethod]):
+    """What was chosen under a limit on what the tasks may lose, with what has to be told beside it.
 
     Attributes:
         accuracy_unsteered: the unsteered model's accuracy on dev.
@@ -238,6 +225,9 @@ class SweepChoice(Choice[Candidate]):
             if is_same or candidate.lam == 0:
                 curve.append([candidate.lam, tried.accuracy])
         return sorted(curve)
+
+
+SweepChoice: TypeAlias = LimitedChoice[Candidate]
 
 
 def sweep(
@@ -288,11 +278,40 @@ def sweep(
     inputs = inputs_of(model, examples, dev_rows, rows, engine=chosen, memory=memory) if work else {}
     measured = Measured(work, inputs)
     unsteered = measured.right(len(rows), lambda: exact_matches(model, rows))
-    allowed = allowed_errors(unsteered, max_loss=max_loss)
+    allowed_errors(unsteered, max_loss=max_loss)  # refuses before the work what is no limit
     fits, left_out = all_fits(model, chosen, examples, grid.hps, on_progress, measured)
     candidates = _gentlest_first(model, grid, fits)
+    return choose_under_limit(
+        model,
+        candidates,
+        dev_rows,
+        rows,
+        unsteered=unsteered,
+        max_loss=max_loss,
+        on_progress=on_progress,
+        measured=measured,
+        left_out=left_out,
+    )
 
-    accuracies: dict[Candidate, float] = {}
+
+def choose_under_limit(
+    model: HuggingFaceModel,
+    candidates: Sequence[OfAnyMethod],
+    dev_rows: Sequence[TokenRow],
+    rows: Sequence[TokenRow],
+    *,
+    unsteered: Sequence[bool],
+    max_loss: float,
+    on_progress: OnProgress,
+    measured: Measured,
+    left_out: list[LeftOut],
+) -> LimitedChoice[OfAnyMethod]:
+    """The rule for candidates of any method; the unsteered model is the first of them.
+
+    rows: of the tasks.  unsteered: which of them the plain model answers rightly.  left_out: grows by what overflows.
+    """
+    allowed = allowed_errors(unsteered, max_loss=max_loss)
+    accuracies: dict[OfAnyMethod, float] = {}
     for done, candidate in enumerate(candidates, start=1):
         try:
             accuracies[candidate] = measured.accuracy(
@@ -301,12 +320,12 @@ def sweep(
         except ArithmeticError as error:
             if candidate.lam == 0:
                 raise
-            left_out.append(LeftOut(f"lam {candidate.lam:g}, {setting_name(candidate.hp)}", str(error)))
+            left_out.append(LeftOut(f"lam {candidate.lam:g}, {candidate.name}", str(error)))
         on_progress("dev", done, len(candidates))
 
-    wrong: dict[Candidate, int] = {}
+    wrong: dict[OfAnyMethod, int] = {}
 
-    def admissible(candidate: Candidate) -> bool:
+    def admissible(candidate: OfAnyMethod) -> bool:
         def count() -> int:
             with candidate.steering(model):
                 return wrong_answers(model, rows, allowed=allowed)
@@ -318,13 +337,13 @@ def sweep(
         return wrong[candidate] <= allowed
 
     choice = choose(list(accuracies), accuracy=accuracies.__getitem__, admissible=admissible)
-    cost = TaskCost(len(rows), wrong[choice.best], unsteered.count(False), max_loss)
-    return SweepChoice(
+    cost = TaskCost(len(rows), wrong[choice.best], [*unsteered].count(False), max_loss)
+    return LimitedChoice(
         best=choice.best,
         accuracy=choice.accuracy,
         tried=choice.tried,
         accuracy_unsteered=accuracies[candidates[0]],
-        n_dev=len(dev),
+        n_dev=len(dev_rows) // 2,
         tasks=cost if rows else None,
         left_out=tuple(left_out),
     )
@@ -369,7 +388,7 @@ def _gentlest_first(model: HuggingFaceModel, grid: Grid, fits: dict[HyperParamet
     return candidates
 
 
-def _accuracy(model: HuggingFaceModel, candidate: Candidate, dev_rows: Sequence[TokenRow]) -> float:
+def _accuracy(model: HuggingFaceModel, candidate: AnyCandidate, dev_rows: Sequence[TokenRow]) -> float:
     """Share of the dev pairs with a positive margin under a candidate's steering.
 
     Raises:

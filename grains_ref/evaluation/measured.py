@@ -42,10 +42,16 @@ def inputs_of(
     dev: Sequence[TokenRow],
     tasks: Sequence[TokenRow],
     *,
-    engine: Engine,
-    memory: str,
+    engine: Engine | None = None,
+    memory: str = "",
 ) -> dict[str, Any]:
-    """What everything in a sweep depends on, whatever is tried."""
+    """What everything in a sweep depends on, whatever is tried.
+
+    engine: what makes the vectors; None where they are there already.
+    """
+    by_engine: dict[str, Any] = {}
+    if engine:
+        by_engine = {"engine": engine.name, "memory": memory, "pass_tokens": engine.pass_tokens}
     return {
         "examples": tokens_digest(examples),
         "dev_pairs": rows_digest(dev),
@@ -53,10 +59,8 @@ def inputs_of(
         "fingerprint": model.fingerprint(),
         "dtype": str(model.hf.dtype),
         "device": model.device.type,
-        "engine": engine.name,
-        "memory": memory,
-        "pass_tokens": engine.pass_tokens,
         "versions": library_versions(),
+        **by_engine,
     }
 
 

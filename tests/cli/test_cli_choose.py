@@ -95,7 +95,7 @@ def test_sweep_gives_the_vectors_of_fit_and_stores_what_it_chose(data: Path, tmp
     made, fitted = SteeringVectors.load(out), SteeringVectors.load(vectors)
     assert torch.equal(made.v_pos, fitted.v_pos)
     assert torch.equal(made.v_neg, fitted.v_neg)
-    assert replace(made.header, choice={}) == fitted.header
+    assert replace(made.header, choice={}) == replace(fitted.header, signal={})
     costs = {name: value for name, value in record["best"].items() if name not in ("k", "aggregation", "layers")}
     assert made.header.choice == costs | {"layers": [0, 1, 2, 3]}
     text = good("inspect", out)
@@ -366,4 +366,46 @@ def test_eval_refuses_what_is_too_long_before_anything_is_scored(
     assert "but the model takes 64" in message
     assert "task 000001: " in bad(
         *("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--tasks", tasks)
+    )
+
+
+# --- a sweep of vectors that are there
+
+
+def test_given_vectors_get_the_strength_that_a_sweep_of_their_pairs_gives_them(
+    data: Path, vectors: Path, tmp_path: Path
+) -> None:
+    options = ["--dev", data / "dev.jsonl", "--tasks", data / "dev_tasks.jsonl", "--lam", "2,5", "--max-loss", "90"]
+    made = parsed("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "mean", *options)
+    given = parsed("sweep", *SIMPLE, "--vectors", vectors, *options, "--out", tmp_path / "v")
+    assert [row["dev_accuracy"] for row in given["tried"]] == [row["dev_accuracy"] for row in made["tried"]]
+    assert given["best"] | {"k": 0, "aggregation": 0} == made["best"] | {"k": 0, "aggregation": 0}
+    stored = SteeringVectors.load(tmp_path / "v")
+    assert torch.equal(stored.v, SteeringVectors.load(vectors).v)
+    assert stored.header.choice["lam"] == given["best"]["lam"]
+    assert stored.header.signal == SteeringVectors.load(vectors).header.signal != {}
+    assert "layers all" in good("sweep", *SIMPLE, "--vectors", vectors, *options)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "give --pairs to make vectors from, or --vectors that are there already"),
+        (["--pairs", "steer.jsonl", "--vectors", "v.safetensors"], "one of them"),
+        (
+            ["--vectors", "v.safetensors", "--k", "3", "--aggregation", "mean"],
+            "--k, --aggregation: how",
+        ),
+    ],
+)
+def test_pairs_and_given_vectors_exclude_each_other(data: Path, options: list[str], words: str) -> None:
+    assert words in bad("sweep", *SIMPLE, "--dev", data / "dev.jsonl", *options)
+
+
+def test_given_vectors_of_another_model_are_refused_before_the_work(
+    data: Path, vectors: Path, other_model: Path
+) -> None:
+    assert "have 4 layers of width 128" in bad(
+        "sweep", "--model", other_model, "--vectors", vectors, "--dev", data / "dev.jsonl"
     )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command import SIMPLE, bad, good, lines, parsed, run
 
+import grains_ref.fitting.edit_gradient
 from grains_ref.demo import planted as demo
+from grains_ref.evaluation import margins
 from grains_ref.files import only_writer_of
 from grains_ref.fitting import checked_examples
 from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
 from grains_ref.grains import attribute as attribute_example
+from grains_ref.methods import edit_gradient
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.worlds import build_world
@@ -112,7 +116,7 @@ def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(SteeringVectors, "save", full)
         assert "No space left on device" in bad(*command)
-    assert len(list((tmp_path / "w").glob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "w").glob("0*.safetensors"))) == 4
     message = bad(*command, "--m", "2")
     assert "holds a fit with other hyper_parameters" in message
     assert "--work" in message
@@ -302,3 +306,119 @@ def test_the_date_is_fixed_kept_in_the_header_and_missed_where_it_is_another(dat
     assert "26 Jul 2024" in "".join(tokens[0])
     assert "31 Dec 2024" in "".join(tokens[1])
     assert "the date is 'today'; expected year-month-day" in bad(*attributed, "--date", "today")
+
+
+# --- the signal, and the edit gradient
+
+
+def test_fit_says_whether_its_vectors_mean_anything_and_the_file_keeps_it(data: Path, tmp_path: Path) -> None:
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "mean", "--m", "1"]
+    said = parsed(*command, "--out", tmp_path / "v")["signal"]
+    assert said == SteeringVectors.load(tmp_path / "v").header.signal
+    assert said["figures"]["pairs"] == 4
+    assert len(said["layers"]["slope"]) == 4
+    table = " ".join(good(*command, "--out", tmp_path / "v").split())
+    assert said["line"] in table
+    assert all(warning in table for warning in said["warnings"])
+    inspected = " ".join(good("inspect", tmp_path / "v").split())
+    assert said["line"] in inspected
+    assert "cos(v, gradient)" in inspected
+    assert all(warning in inspected for warning in said["warnings"])
+
+
+def test_without_the_signals_passes_the_vectors_are_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **more: object) -> None:
+        raise AssertionError("a pass was made")
+
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "mean", "--m", "1"]
+    good(*command, "--out", tmp_path / "v")
+    monkeypatch.setattr(grains_ref.fitting.edit_gradient, "derivative", refuse)
+    said = parsed(*command, "--out", tmp_path / "w", "--no-signal")["signal"]
+    assert said["line"].startswith("Signal: not measured. halves of the pairs agree")
+    assert torch.equal(SteeringVectors.load(tmp_path / "w").v, SteeringVectors.load(tmp_path / "v").v)
+
+
+def test_a_signal_that_overflows_costs_no_vectors(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(*given: object, **more: object) -> None:
+        raise FloatingPointError("block 2: the derivative is not finite")
+
+    monkeypatch.setattr(grains_ref.fitting.edit_gradient, "derivative", overflow)
+    result = run("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--m", "1")
+    assert result.exit_code == 0
+    assert "the signal's slope was not measured: block 2: the derivative is not finite" in result.stderr
+    assert SteeringVectors.load(tmp_path / "v").header.signal["figures"]["verdict"] == "not measured"
+
+
+EDIT = ["--method", "edit_gradient"]
+
+
+def test_an_edit_gradient_is_fitted_swept_measured_and_shown_at_its_site(
+    data: Path, tmp_path: Path, simple_model: HuggingFaceModel
+) -> None:
+    fitted, chosen = tmp_path / "v", tmp_path / "chosen"
+    options = ["--pairs", data / "steer.jsonl", "--site", "heads", "--positions", "all", "--out", fitted]
+    record = parsed("fit", *SIMPLE, *EDIT, *options)
+    expected = edit_gradient.fit(
+        simple_model, demo.as_pairs(build_world("simple").split("steer")[:4]), site="heads", positions="all"
+    )
+    loaded = SteeringVectors.load(fitted)
+    torch.testing.assert_close(loaded.v, expected.v.float())
+    assert (record["site"], record["positions"], record["scale"]) == ("heads", "all", expected.scale)
+    assert (loaded.header.method, loaded.header.site, loaded.header.dialect) == ("edit_gradient", "heads", "none")
+    assert not list(tmp_path.glob("*.work"))
+    assert "heads" in good("inspect", fitted)
+
+    swept = parsed(
+        "sweep", *SIMPLE, "--vectors", fitted, "--dev", data / "dev.jsonl", "--lam", "0.1,0.4", "--out", chosen
+    )
+    dev = demo.as_pairs(build_world("simple").split("dev")[:8])
+    right = {}
+    for lam in (0, 0.1, 0.4):
+        with expected.steering(simple_model, lam=lam):
+            right[lam] = sum(margin > 0 for margin in margins(simple_model, dev)) / 8
+    assert {row["lam"]: row["dev_accuracy"] for row in swept["tried"]} == right
+    assert right[0] < max(right.values())
+    assert (
+        swept["best"]["lam"] == max(right, key=right.__getitem__) == SteeringVectors.load(chosen).header.choice["lam"]
+    )
+    assert torch.equal(SteeringVectors.load(chosen).v, loaded.v)
+    rates = parsed("eval", *SIMPLE, "--vectors", chosen, "--pairs", data / "dev.jsonl")
+    assert rates["steered"]["preference accuracy"]["value"] == max(right.values())
+
+
+def test_an_interrupted_edit_gradient_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    derive, calls = grains_ref.fitting.edit_gradient.derivative, 0
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return derive(*given, **more)
+
+    command = ["fit", *SIMPLE, *EDIT, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v"]
+    with monkeypatch.context() as patch:
+        patch.setattr(grains_ref.fitting.edit_gradient, "derivative", interrupted)
+        result = run(*command)
+    assert result.exit_code == 130
+    assert "2 of 4 examples are finished and kept" in " ".join(result.stderr.split())
+    assert parsed(*command)["resumed"] == 2
+    good(*command[:-1], tmp_path / "fresh")
+    assert (tmp_path / "v").read_bytes() == (tmp_path / "fresh").read_bytes()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "bipo"], "--method is 'bipo'; expected grains or edit_gradient"),
+        (["--site", "mlp"], "--site and --positions belong to --method edit_gradient"),
+        ([*EDIT, "--site", "block_input"], "site is 'block_input'; expected one of residual"),
+        ([*EDIT, "--positions", "last"], "positions is 'last'; expected one of all, after_prompt"),
+        ([*EDIT, "--k", "0", "--eligible", "content", "--preset", "paper_llm"], "--k, --eligible, --preset: of GrAInS"),
+    ],
+)
+def test_options_of_the_other_method_are_refused(data: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    assert words in bad("fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", *options)
