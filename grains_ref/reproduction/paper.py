@@ -12,7 +12,7 @@ from typing import Literal
 from grains_ref.datasets.registry import DATASETS
 from grains_ref.demo import text, vision
 from grains_ref.demo.planted import Kind
-from grains_ref.reproduction.rows import CANDIDATES, KS, N_EXAMPLES
+from grains_ref.reproduction.rows import CANDIDATES, EDITS, KS, N_EXAMPLES
 
 Measure = Literal["right", "rejected", "bleu", "capable"]
 MEASURES: dict[Measure, str] = {
@@ -228,6 +228,15 @@ DIRECTIONS = {
     "Planted tokens, mean, reversed": "planted tokens, mean, reversed",
 }
 
+EDIT_GRADIENTS = {
+    "Unsteered": "unsteered",
+    "GrAInS, the paper's setting": "GrAInS",
+    **{name.removeprefix("edit gradient, ").capitalize(): name for name in EDITS},
+    "Gaussian vectors": "Gaussian vectors",
+    "ICV": "ICV",
+    "LoRA, rate chosen on dev": "LoRA, tuned",
+}
+
 QUESTIONS = (  # the tables of the demos, and what the paper leaves open
     TableSpec(
         "demo",
@@ -379,6 +388,20 @@ QUESTIONS = (  # the tables of the demos, and what the paper leaves open
         "visual",
         ("right", "capable"),
         {"Unsteered": "unsteered", "GrAInS, the paper's setting": "GrAInS"} | {name: name for name in CANDIDATES},
+    ),
+    TableSpec(
+        "edit gradient",
+        "The gradient of the edit itself",
+        "text",
+        ("right", "capable"),
+        EDIT_GRADIENTS | {"NL-ITI": "NL-ITI"},
+    ),
+    TableSpec(
+        "edit gradient, visual",
+        "The gradient of the edit itself (visual worlds)",
+        "visual",
+        ("right", "capable"),
+        EDIT_GRADIENTS | {"ICT": "ICT"},
     ),
 )
 

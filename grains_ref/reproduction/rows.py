@@ -17,7 +17,7 @@ from grains_ref.demo import rows as demo_rows
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
 from grains_ref.grains import objective, shift, vectors
-from grains_ref.methods import caa, ict, icv, iti, lora, repe, vti
+from grains_ref.methods import caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
@@ -141,6 +141,14 @@ CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction.md, "the hypothes
     "protect + neutral + mean": PROTECT | {"path_baseline": NEUTRAL, "aggregation": "mean"},
 }
 
+EDITS: dict[str, dict[str, Any]] = {  # where the edit gradient edits; the grid is `edit_gradient.LAMS` for all
+    "edit gradient, residual, all": {"site": "residual", "positions": "all"},
+    "edit gradient, attention output, all": {"site": "attention_output", "positions": "all"},
+    "edit gradient, attention output, after": {"site": "attention_output", "positions": "after_prompt"},
+    "edit gradient, heads, after": {"site": "heads", "positions": "after_prompt"},
+    "edit gradient, MLP, after": {"site": "mlp", "positions": "after_prompt"},
+}
+
 SHARED: dict[str, Row] = {
     "unsteered": demo_rows.unsteered,
     "LoRA, the paper's setting": _baseline(lora, learning_rates=lora.PAPER),
@@ -164,6 +172,7 @@ SHARED |= {
     "Gaussian vectors": _gaussian,
 }
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
+SHARED |= {name: _baseline(edit_gradient, **where) for name, where in EDITS.items()}
 
 TEXT: dict[str, Row] = SHARED | {
     "ITI": _baseline(iti, probe="linear"),

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.cpu
 TEXT = {
     "Steering": 0, "CAA": 2, "CAA everywhere": 3, "CAA after the prompt's last token": 4, "ICV": 5, "ICV paper": 6,
     "RepE": 7, "ITI": 8, "ICT": 9, "LoRA": 10, "block input": 11,
+    "edit gradient": 12,
 }  # fmt: skip
 SEEING = {"VTI": 1, "vision tower": 2, "pixels": 3}
 EVERY = [pytest.param(text_world, i, id=name) for name, i in TEXT.items()]

@@ -10,6 +10,9 @@ ICT = "grains_ref/methods/ict.py"
 VTI = "grains_ref/methods/vti.py"
 REPE = "grains_ref/methods/repe.py"
 LORA = "grains_ref/methods/lora.py"
+EDIT = "grains_ref/methods/edit_gradient.py"
+FROM_FILE = "grains_ref/methods/from_file.py"
+SIGNAL = "grains_ref/fitting/signal.py"
 BUGS = (
     Bug("read_one_early", "baselines", "activations are read one token before the last",
         CORE, "x[0, -last:].to(at_least_float32(x)).cpu()", "x[0, -last - 1 : -1].to(at_least_float32(x)).cpu()",
@@ -96,6 +99,26 @@ BUGS = (
     Bug("training_unlocked", "baselines", "trainings in several threads draw each other's first weights",
         LORA, "with DRAWING, torch.random.fork_rng(devices=[]):", "with torch.random.fork_rng(devices=[]):",
         "test_whose_calls"),
+    Bug("edit_gradient_one_late", "baselines", "`after_prompt` is derived from the answer's first token on",
+        EDIT, "len(example.encoded.ids) - 1", "len(example.encoded.ids)", "test_edit_gradient"),
+    Bug("edit_gradient_longer_states", "baselines", "at the residual stream the derivative forgets equation (8)",
+        EDIT, "v - (direction @ v)[..., None] * direction", "v.expand_as(x)", "test_edit_gradient"),
+    Bug("edit_gradient_of_one_answer", "baselines", "the rejected answer is left out of f",
+        EDIT, "return self.pos - self.neg", "return self.pos", "test_edit_gradient"),
+    Bug("edit_gradient_block_by_block", "baselines", "every block is as strong as the others",
+        EDIT, "g.norm(dim=1).square().mean().sqrt().item()", "g.norm(dim=1).mean().item()", "test_edit_gradient"),
+    Bug("file_applied_at_the_residual_stream", "baselines", "vectors of any site are added as GrAInS's are",
+        FROM_FILE, "if vectors.header.method == GRAINS:", "if vectors.width == model.width:", "test_edit_gradient"),
+    Bug("file_of_another_method", "baselines", "a method that is not known is applied as the edit gradient",
+        FROM_FILE, "header.method not in (GRAINS, EDIT_GRADIENT)", "not header.method", "test_edit_gradient"),
+    Bug("signal_flatters_gradients", "baselines", "a pair is asked along its own share of the vectors",
+        SIGNAL, "others = (g.sum(0) - g) / (n - 1)", "others = g.mean(0)", "test_signal"),
+    Bug("signal_halves_overlap", "baselines", "both halves have the middle pairs",
+        SIGNAL, "order[n // 2 :]", "order[n // 3 :]", "test_signal"),
+    Bug("signal_of_chance", "baselines", "a cosine that random vectors have counts as signal",
+        SIGNAL, "self.cosine <= self.chance", "self.cosine <= 0", "test_signal"),
+    Bug("signal_of_another_edit", "baselines", "the slope of GrAInS is that of an edit after the prompt",
+        SIGNAL, 'site="residual", positions="all"', 'site="residual", positions="after_prompt"', "test_signal"),
     Bug("cancelled_differences_pass", "baselines", "a mean difference of rounding errors is handed on",
         CORE, "if mean.norm() <= NEGLIGIBLE * rows.norm()", "if mean.norm() < 0 * rows.norm()", "test_refusals"),
     Bug("nothing_spreads", "baselines", "rows without spread give a principal direction",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from grains_ref import grains
 from grains_ref.data import PreferencePair
 from grains_ref.grains import Hooks, Steering
-from grains_ref.methods import caa, icv, iti, lora, repe, vti
+from grains_ref.methods import caa, edit_gradient, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Edit, capture, edit_pixels
 from grains_ref.methods.ict import TrustedHeads
 from grains_ref.models import HuggingFaceModel
@@ -103,6 +103,7 @@ def text_world() -> World:
     heads = iti.ProbedHeads("ITI", drawn(n, k, d_h, seed=2), drawn(n, k, seed=3).abs(), torch.ones(n, k), ranking)
     trust = TrustedHeads({"image": heads}, {"image": 1}, halve_overlap=False)
     adapter = lora.fit(model, [PAIR], rank=2, epochs=1, learning_rates=[3e-2]).adapters[0]
+    at_heads = drawn(n, k * d_h, seed=6)
     uses: list[Use] = [
         lambda: Steering(model.blocks, v, lam=2.0),
         lambda: Steering(model.blocks, v, lam=-0.5, layers=[1]),
@@ -116,6 +117,7 @@ def text_world() -> World:
         lambda: trust.steering(model, heads=3, alpha=2.0, beta=0.0),
         lambda: adapter.steering(model),
         lambda: Edit(model, "block_input", {0: lambda x: x + 0.5}),
+        lambda: edit_gradient.steer(model, at_heads, site="heads", positions="after_prompt", lam=0.5),
     ]
     return World(model, [("Is the earth flat? A:", "No, it is round."), ("Is it?", "Yes")], uses, trains=True)
 
