@@ -198,6 +198,20 @@ def _moves(record: dict[str, Any]) -> bool:
     return bool(steered["measured"] > 1.96 * steered["error"])
 
 
+def by_vector(records: Sequence[dict[str, Any]]) -> str:
+    """A table: what is said of each vector over the models, and on how many of them it moves f."""
+    lines = ["| vector | toward | none | away | moves f | halves agree |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(record["vector"] for record in records):
+        mine = [record for record in records if record["vector"] == name]
+        said = [record["signal"]["figures"]["verdict"] for record in mine]
+        counts = [said.count(verdict) for verdict in ("toward", "none", "away")]
+        moves = f"{sum(_moves(record) for record in mine)} of {len(mine)}"
+        halves = [r["signal"]["figures"]["halves"][0] for r in mine if "halves" in r["signal"]["figures"]]
+        agree = f"{sum(halves) / len(halves):.2f}" if halves else "-"
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} | {moves} | {agree} |")
+    return "\n".join(lines)
+
+
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Predicted against measured change at the smallest strength, one panel per world."""
     import matplotlib
@@ -242,6 +256,7 @@ def main() -> None:
             print(f"{world}, seed {seed}: done", flush=True)
     draw(records, options.output.with_suffix(".svg"))
     print(json.dumps(summary(records), indent=2))
+    print(by_vector(records))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def fit(
     console.out.print(made.signal.line())
     for warning in made.signal.warnings():
         console.out.print(f"  ! {warning}", style="yellow")
-    console.out.print(f"Next: choose a strength with 'grains-ref sweep', or look with 'grains-ref inspect {output}'.")
+    console.out.print(f"Next: choose a strength with 'grains-ref sweep --vectors {output}',")
+    console.out.print(f"or look with 'grains-ref inspect {output}'.")
 
 
 class _Made(NamedTuple):

@@ -4,6 +4,8 @@
 |---|---|
 | `resumable` | the fit: finished examples are computed once, whatever ends the process |
 | `together` | examples computed in one batch, and which of them is to blame |
+| `edit_gradient` | the same for the edit gradient |
+| `signal` | whether the vectors mean anything, from what a fit has anyway and a pass or two more |
 | `work_folder` | where they are kept until the vectors are written |
 """
 

@@ -4,6 +4,7 @@
 |---|---|
 | `fit.json` | what the scores of all examples depend on: pairs, tokens, model, settings, software |
 | `000000.safetensors`, ... | one finished example: its scores, and its two shifts with what was masked for them |
+| `derivative-000000.safetensors`, ... | one derivative that the signal is measured with |
 | `sweep.json` | of a sweep (`grains_ref.evaluation.choice`), what all that it measures depends on but the settings |
 | `NAME-DIGEST.json`, `NAME-DIGEST-000000.safetensors` | one thing that a sweep has finished, by its settings |
 

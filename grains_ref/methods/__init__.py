@@ -1,4 +1,4 @@
-"""The methods that the paper compares GrAInS with, one short file each, on one core of reading and editing.
+"""The methods that GrAInS is compared with, one short file each, on one core of reading and editing.
 
 | method | file | reads | edits |
 |---|---|---|---|
@@ -8,8 +8,11 @@
 | RepE | `repe` | residual stream at the answer's last token | residual stream of a range of blocks |
 | VTI | `vti` | as ICV, and the vision tower | MLP outputs of decoder and vision tower |
 | ICT | `ict` | attention heads, with clean and with noised pictures | the heads whose probes tell them apart |
+| edit gradient | `edit_gradient` | derivative of f with respect to the edit | a site of choice, all blocks |
 | LoRA | `lora` | - | query and value projections, by training |
 
 Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,
 gentlest first, every point a label and a context manager that steers the model while it is entered.
+
+`from_file` makes the edit that a vectors file stands for, whichever method wrote it.
 """

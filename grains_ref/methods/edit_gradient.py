@@ -58,6 +58,7 @@ from grains_ref.methods.core import (
     at_site,
     check_option,
     check_pairs,
+    length,
     site_width,
     unit,
 )
@@ -199,7 +200,7 @@ def _of_response(
     def editing(block: int) -> Callable[[Tensor], Tensor]:
         def edited(x: Tensor) -> Tensor:  # (1, n, width)
             old = x[:, first:].to(at_least_float32(x))
-            size[block] = old.detach().norm(dim=-1).mean().cpu()
+            size[block] = length(old.detach()).mean().cpu()
             v[block] = old.new_zeros(x.shape[-1]).requires_grad_()
             new = old + first_order(site, old, v[block])
             return torch.cat([x[:, :first], new.to(x)], dim=1)
