@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from grains_ref.data import PreferencePair, Task
-from grains_ref.evaluation.candidates import AnyCandidate, TaskCost
+from grains_ref.evaluation.candidates import AnyCandidate, Grid, TaskCost
 from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
 from grains_ref.evaluation.measured import Measured, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
@@ -129,35 +129,6 @@ def keeps_capability(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allow
 
 
 # ------------------------------------------------------------------------------------- GrAInS
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """What `sweep` tries: every strength with every set of hyper-parameters at every set of layers.
-
-    Attributes:
-        lams: strengths. Strength 0, the unsteered model, is always tried, named or not.
-        hps: hyper-parameters, for instance several k and aggregations.
-        layer_sets: numbers of the decoder blocks to steer; an empty set stands for all blocks.
-
-    Raises:
-        ValueError: nothing to try, the same thing twice, or a strength that is not finite.
-    """
-
-    lams: tuple[float, ...]
-    hps: tuple[HyperParameters, ...]
-    layer_sets: tuple[tuple[int, ...], ...] = ((),)
-
-    def __post_init__(self) -> None:
-        for name, values in (("lams", self.lams), ("hps", self.hps), ("layer_sets", self.layer_sets)):
-            if not isinstance(values, tuple):
-                raise ValueError(f"grid: {name} is {values!r}; expected a tuple, for instance lams=(1.0, 2.0)")
-            if not values:
-                raise ValueError(f"grid: {name} is empty; nothing can be tried")
-            if len(set(values)) < len(values):
-                raise ValueError(f"grid: {name} has an entry twice: {values}")
-        if not all(math.isfinite(lam) for lam in self.lams):
-            raise ValueError(f"grid: strengths must be finite numbers; got {self.lams}")
-
-
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """One point of a grid, with the vectors it steers by. Strength 0 stands for the unsteered model."""
@@ -171,6 +142,11 @@ class Candidate:
     def name(self) -> str:
         """What it is called beside its strength."""
         return setting_name(self.hp)
+
+    @property
+    def made_by(self) -> HyperParameters:
+        """What tells its vectors from others."""
+        return self.hp
 
     def setting(self) -> list[Any]:
         """What it is, in plain values; of the unsteered model nothing but the strength counts."""
@@ -221,7 +197,7 @@ class LimitedChoice(Choice[OfAnyMethod]):
         curve = []
         for tried in self.tried:
             candidate = tried.setting
-            is_same = candidate.hp == self.best.hp and candidate.layers == self.best.layers
+            is_same = candidate.made_by == self.best.made_by and candidate.layers == self.best.layers
             if is_same or candidate.lam == 0:
                 curve.append([candidate.lam, tried.accuracy])
         return sorted(curve)

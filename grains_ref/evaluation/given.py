@@ -30,6 +30,11 @@ class GivenCandidate:
     digest: str
     name: str = "given vectors"
 
+    @property
+    def made_by(self) -> str:
+        """What tells its vectors from others."""
+        return self.digest
+
     def setting(self) -> list[Any]:
         """What it is, in plain values; of the unsteered model nothing but the strength counts."""
         return [self.lam, self.digest, list(self.layers)] if self.lam else [0]

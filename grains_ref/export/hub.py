@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 
 from grains_ref.files import printable, write_whole
 from grains_ref.report.markdown import markdown_table
-from grains_ref.vectors import SteeringVectors, VectorFileError
+from grains_ref.vectors import Header, SteeringVectors, VectorFileError
 
 FILE = "vectors.safetensors"
 CARD = "README.md"
@@ -107,11 +107,10 @@ def card_text(vectors: SteeringVectors, behaviour: str = "") -> str:
     parts = [
         "# Steering vectors\n",
         f"{_text(behaviour) or 'What they do was not described.'}\n",
-        f"Made with `grains_ref` (GrAInS, arXiv 2507.18043) for the model {_text(_short(header.model_name))}: one "
-        f"vector of width {vectors.width} for each of its {vectors.n_layers} decoder blocks, added at every token with "
-        "the norm restored.\n",
+        f"Made with `grains_ref` ({_method(header)}) for the model {_text(_short(header.model_name))}: one "
+        f"vector of width {vectors.width} for each of its {vectors.n_layers} decoder blocks, {_place(header)}.\n",
         "## Use\n",
-        _use(header.choice),
+        _use(header.choice, by_file=header.method != "grains"),
         "## Strength and cost\n",
         _strength(header.choice),
         "## Data and settings\n",
@@ -125,15 +124,30 @@ def card_text(vectors: SteeringVectors, behaviour: str = "") -> str:
     return "\n".join(parts)
 
 
-def _use(choice: dict[str, Any]) -> str:
+def _method(header: Header) -> str:
+    return "GrAInS, arXiv 2507.18043" if header.method == "grains" else f"{_text(header.method)}, which is not GrAInS"
+
+
+def _place(header: Header) -> str:
+    if (header.site, header.positions) == ("block_output", "all"):
+        return "added at every token with the norm restored"
+    return f"added at the site {_text(header.site)}, positions {_text(header.positions)}, and nowhere else"
+
+
+def _use(choice: dict[str, Any], *, by_file: bool) -> str:
+    """by_file: the vectors' own site and positions are in the file."""
     setting = f"lam={choice['lam']:g}, layers={choice['layers']}" if choice else "lam=LAM"
+    imported, steering = "grains_ref.grains import Steering", f"Steering(model.blocks, vectors.v, {setting})"
+    if by_file:
+        imported = "grains_ref.methods.from_file import steering_of"
+        steering = f"steering_of(model, vectors, {setting})"
     return f"""\
 ```python
 from grains_ref.export.hub import SharedVectors
-from grains_ref.grains import Steering
+from {imported}
 
 vectors = SharedVectors.from_pretrained(REPOSITORY).vectors
-with Steering(model.blocks, vectors.v, {setting}):
+with {steering}:
     model.generate(prompts)  # model = grains_ref.models.load(...)
 ```
 """
@@ -175,7 +189,9 @@ def _signal(vectors: SteeringVectors) -> str:
     rows = []
     for layer, length in enumerate(lengths):
         rows.append((str(layer), f"{length:.3g}", *(f"{values[layer]:.3g}" for values in columns.values())))
-    return markdown_table(("layer", "length of v", *columns), rows)
+    line = vectors.header.signal.get("line")
+    said = f"{_text(line)}\n\n" if line else ""
+    return said + markdown_table(("layer", "length of v", *columns), rows)
 
 
 def _warnings(vectors: SteeringVectors) -> list[str]:
@@ -187,7 +203,7 @@ def _warnings(vectors: SteeringVectors) -> list[str]:
         warnings.append("What the steering costs other skills was not measured.")
     if header.n_examples < FEW_EXAMPLES:
         warnings.append(f"Made of {header.n_examples} examples; the direction may be chance.")
-    if header.dialect != "paper":
+    if header.dialect not in ("paper", "none"):
         warnings.append(f"Made by other rules than the paper's: {_text(header.dialect)}.")
     empty = [str(layer) for layer, row in enumerate(vectors.norms()) if row[0] == 0]
     if empty:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.export.target import Directions, ExportError, Rule, Use
-from grains_ref.grains import Encoded, Hooks, Steering, edit_output
+from grains_ref.grains import Encoded, Hooks, edit_output
 from grains_ref.models import HuggingFaceModel
 
 
@@ -33,7 +33,7 @@ class Loss:
 
 def measure(
     model: HuggingFaceModel,
-    steering: Steering,
+    steering: Hooks,
     in_file: Directions,
     uses: Sequence[Use],
     prompts: Sequence[Encoded],

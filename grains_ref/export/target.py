@@ -75,8 +75,27 @@ class Directions:
 
 
 def directions_of(vectors: SteeringVectors, *, lam: float, layers: Sequence[int]) -> Directions:
-    """v of equation (6) for these layers, with its strength and header."""
+    """v of equation (6) for these layers, with its strength and header.
+
+    Raises:
+        ExportError: see `check_place`.
+    """
+    check_place(vectors.header)
     return Directions(by_block={i: vectors.v[i].clone() for i in sorted(layers)}, lam=lam, header=vectors.header)
+
+
+def check_place(header: Header) -> None:
+    """Check that vectors are added at the blocks' outputs and at all positions: other tools add them nowhere else.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if (header.site, header.positions) != ("block_output", "all"):
+        raise ExportError(
+            f"the vectors are for the site {header.site!r}, positions {header.positions!r}; what is exported is added "
+            "to the output of every block, at all positions, where these vectors mean something else. Steer with "
+            "grains-ref, or fit with --site residual --positions all"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,3 +152,18 @@ def test_texts_of_a_header_cannot_become_markup(vectors: SteeringVectors) -> Non
     assert "<script" not in text.replace("\\<", "")
     assert "<b>" not in text
     assert "<i>" not in text
+
+
+def test_a_card_of_another_method_says_where_its_vectors_are_added_and_adds_them_there(
+    vectors: SteeringVectors,
+) -> None:
+    place: dict[str, Any] = {"method": "edit_gradient", "site": "mlp", "positions": "after_prompt", "dialect": "none"}
+    signal = {"line": "Signal: none found."}
+    text = card_text(replace(vectors, header=replace(HEADER, **place, signal=signal)))
+    assert r"edit\_gradient, which is not GrAInS" in text
+    assert r"added at the site mlp, positions after\_prompt, and nowhere else" in text
+    assert "with steering_of(model, vectors, lam=2.5, layers=[0, 1]):" in text
+    assert "Signal: none found." in text
+    assert "Steering(model.blocks" not in text
+    assert "Made by other rules" not in text
+    assert "with Steering(model.blocks, vectors.v, lam=2.5" in card_text(vectors)

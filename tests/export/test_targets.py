@@ -363,3 +363,13 @@ def test_vectors_of_another_model_are_refused(
         back(vectors, asked, **changes)
     if "fingerprint" in changes:
         back(vectors, asked, force=True, **changes)
+
+
+@pytest.mark.parametrize("place", [{"site": "attention_output"}, {"positions": "after_prompt"}])
+def test_vectors_that_are_not_added_where_the_tools_add_them_are_refused(
+    vectors: SteeringVectors, place: dict[str, str]
+) -> None:
+    elsewhere = replace(vectors, header=replace(HEADER, method="edit_gradient", **place))
+    with pytest.raises(ExportError, match="where these vectors mean something else"):
+        directions_of(elsewhere, lam=1.0, layers=[0])
+    assert directions_of(vectors, lam=1.0, layers=[0]).blocks == [0]
