@@ -70,6 +70,8 @@ class Branches:
     def __init__(self, model: HuggingFaceModel) -> None:
         self._model = model
         self._is_right: dict[Way, bool] = {"apart": True}  # the ways that have been tried
+        self._with_padding: set[Way] = set()  # those tried on rows of different lengths
+        self._pads_states: bool | None = None  # whether padding leaves last states alone, once tried
 
     # ------------------------------------------------------------------ what the engine asks
     def log_probs(
@@ -87,7 +89,8 @@ class Branches:
         for row in rows:
             self._check(row)
         way = self._choose(rows)
-        if way not in self._is_right:
+        has_padding = len({_packed_length(row) for row in rows}) > 1
+        if way not in self._is_right or (has_padding and self._is_right[way] and way not in self._with_padding):
             self._prove(way, rows)
         if not self._is_right[way]:
             way = "apart"
@@ -95,6 +98,15 @@ class Branches:
 
     def residuals(self, encoded: Sequence[Encoded], embeds: Sequence[Tensor]) -> Tensor:
         """`Model.residuals` of prompts of several lengths: (B, L, d), at the last token of each."""
+        if len({len(row) for row in embeds}) > 1:
+            if self._pads_states is None:
+                self._prove_states(encoded, embeds)
+            if not self._pads_states:
+                return torch.cat([self._last_states([x], [row]) for x, row in zip(encoded, embeds, strict=True)])
+        return self._last_states(encoded, embeds)
+
+    def _last_states(self, encoded: Sequence[Encoded], embeds: Sequence[Tensor]) -> Tensor:
+        """All prompts in one pass, left-padded."""
         last: list[Tensor] = []
 
         def record(block: nn.Module, inputs: Any, output: Any) -> None:
@@ -124,7 +136,10 @@ class Branches:
     def _prove(self, way: Way, rows: Sequence[Row]) -> None:
         """Compute the shortest and the longest row this way and apart; a way that differs is not used again."""
         shortest, longest = min(rows, key=_packed_length), max(rows, key=_packed_length)
-        tried = [shortest] if _packed_length(shortest) == _packed_length(longest) else [shortest, longest]
+        tried = [shortest]
+        if _packed_length(shortest) != _packed_length(longest):
+            tried = [shortest, longest]
+            self._with_padding.add(way)
         expected, expected_gradients = self._with_gradients("apart", tried)
         if not (expected.isfinite().all() and all(g.isfinite().all() for g in expected_gradients)):
             return  # nothing to compare with; the engine names what is not finite
@@ -144,6 +159,22 @@ class Branches:
         self._is_right[way] = off <= allowed.log_prob and turned <= allowed.gradient
         if not self._is_right[way]:
             self._refuse(way, f"log-probabilities differ by {off:.1e} of their size, gradients by {turned:.1e}")
+
+    def _prove_states(self, encoded: Sequence[Encoded], embeds: Sequence[Tensor]) -> None:
+        """Compute the last states of the shortest prompt alone and in front of padding."""
+        short = min(range(len(embeds)), key=lambda i: len(embeds[i]))
+        long = max(range(len(embeds)), key=lambda i: len(embeds[i]))
+        both = self._last_states([encoded[short], encoded[long]], [embeds[short], embeds[long]])
+        alone = self._last_states([encoded[short]], [embeds[short]])
+        wide = at_least_float32(alone)
+        off = ((both[:1].to(wide) - alone.to(wide)).norm() / alone.to(wide).norm().clamp_min(1e-30)).item()
+        self._pads_states = not off > TOLERANCES[alone.dtype].log_prob  # what is not finite is told by the engine
+        if not self._pads_states:
+            warnings.warn(
+                f"{self._model.name}: padding in front of a prompt changes its hidden states by {off:.1e} of their "
+                "size: prompts of different lengths go through the model one at a time.",
+                stacklevel=2,
+            )
 
     def _refuse(self, way: Way, why: str) -> None:
         self._is_right[way] = False

@@ -195,3 +195,38 @@ def test_last_states_of_several_prompts_are_those_of_each_alone(name: str) -> No
     found = model.branches.residuals(prompts, [prompt.embeds for prompt in prompts])
     for one, prompt in zip(found, prompts, strict=True):
         assert one == pytest.approx(model.residuals(prompt, prompt.embeds[None])[0], abs=1e-6)
+
+
+def test_padding_that_changes_last_states_is_told_and_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_llama()
+    prompts = [example.encoded for example in examples_of(model)]
+    points = [prompt.embeds for prompt in prompts]
+    replay = Branches._replay
+
+    def attended(self: Branches, encoded: Any) -> dict[str, Tensor]:
+        padded = replay(self, encoded)
+        return padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
+
+    monkeypatch.setattr(Branches, "_replay", attended)
+    with pytest.warns(UserWarning, match="padding in front of a prompt changes its hidden states"):
+        found = model.branches.residuals(prompts, points)
+    for one, prompt in zip(found, prompts, strict=True):
+        assert one == pytest.approx(model.residuals(prompt, prompt.embeds[None])[0], abs=1e-5)
+
+
+def test_a_way_that_was_proved_without_padding_is_proved_again_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_llama()
+    rows = rows_of(examples_of(model))
+    proved: list[int] = []
+    prove = Branches._prove
+
+    def counted(self: Branches, way: Any, some: Any) -> None:
+        proved.append(len(some))
+        prove(self, way, some)
+
+    monkeypatch.setattr(Branches, "_prove", counted)
+    for some in (rows[:1], rows[1:], rows, rows):
+        model.branches.log_probs(
+            [row.encoded for row in some], [row.embeds for row in some], [row.responses for row in some]
+        )
+    assert proved == [1, 2]
