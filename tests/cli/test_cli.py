@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cpu
 
 
 COMMANDS = {
-    "demo": "--vision --world --seeds --out --json",
+    "demo": "--vision --world --seeds --engine --out --json",
     "fit": "--model --pairs --out --preset --k --m --attribution --aggregation --objective --path-baseline "
     "--mask-baseline --eligible --work --keep-work --dtype --device --device-map --date --skip-bad-rows "
     "--ignore --json",

@@ -284,7 +284,7 @@ def test_derivatives_are_computed_once(
     assert torch.equal(again.vectors.v, edit.vectors.v)
     with pytest.raises(WorkFolderError, match="holds a fit with other hyper_parameters"):
         edit_fit(llama, tmp_path / "e", site="heads", positions="all")
-    with pytest.raises(WorkFolderError, match="holds a fit with other hyper_parameters"):
+    with pytest.raises(WorkFolderError, match="holds a fit with other engine, hyper_parameters"):
         edit_fit(llama, tmp_path / "g", **where)
 
 
