@@ -31,8 +31,8 @@ COMMANDS = {
     "--device --device-map --date --skip-bad-rows --ignore --json",
     "attribute": "--model --prompt --chosen --rejected --image --overlay --chat --preset --k --m --method "
     "--path-baseline --eligible --engine --dtype --device --device-map --date --json",
-    "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset --out "
-    "--work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore --json",
+    "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset "
+    "--out --work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore --json",
     "eval": "--model --pairs --vectors --lam --layers --tasks --force --dtype --device --device-map --date "
     "--skip-bad-rows --ignore --json",
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "

@@ -30,7 +30,7 @@ from grains_ref.conformance.live.distances import (
 )
 from grains_ref.conformance.live.judging import (
     HOPELESS,
-    THREE,
+    TIMES,
     Exact,
     Finding,
     LiveResult,
@@ -216,7 +216,7 @@ class PairChecks:
         noise = np.max([rows_apart(name, other, right) for other in others], axis=0)
         errors = rows_apart(f"live_contrast: {name}", got, want[name])
         rows = list(zip(errors.tolist(), noise.tolist(), range(len(right)), strict=True))  # error, noise, layer
-        told = [row for row in rows if THREE * row[1] <= HOPELESS] or rows
+        told = [row for row in rows if TIMES * row[1] <= HOPELESS] or rows
         error, _, worst = max(told)
         where = f"{name}, all layers" if isinstance(got, Mapping) else f"{name}, layer {worst}"
         advice = "expected: the output of block l = 0..L-1 before the final norm, at the last prompt token"
