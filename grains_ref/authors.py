@@ -17,8 +17,6 @@ Not reproduced, because nobody could, its author included:
 - unseeded draws: SmoothGrad's noise (here from a generator) and the choice of y_neg among several (the data's, here);
 - scikit-learn's randomised, unseeded solver, which it takes at real widths (row 13); here the solver is exact. Where
   the first component is weak, two runs of the released code differ by more than the two solvers;
-- the likelihood objective (row 22): its scores are exactly 0, so that the "top k" are the last k tokens and the lowest
-  the first k. `select` on zeros shows it; an option that attributes nothing is left out;
 - prompts, data splits, accuracies and missing hooks (rows 17, 19, 20, 21, 23), which belong to scripts, not to stages.
 """
 
@@ -132,6 +130,23 @@ def smoothgrad(f: Function, x: Tensor, *, generator: torch.Generator) -> Attribu
     return _attribution(
         f, x, torch.stack([grains.gradient_at(f, x + eps, where="a noisy sample") for eps in noise]).mean(0)
     )
+
+
+def likelihood(model: AuthorsModel, whole: Encoded, *, y: Tensor, method: AttributionMethod) -> Attribution:
+    """Row 22: one response alone. By `gradient`, the default there, the scores of its branch as in row 5.
+
+    By the other two they are exactly 0, as the gradient of what was interpolated is not kept: the "top k" are the last
+    k tokens, the lowest the first k.
+    """
+    if method not in get_args(AttributionMethod):
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(get_args(AttributionMethod))}")
+
+    def f(embeds: Tensor) -> Tensor:
+        return last_token_again(model, whole, embeds, y=y)
+
+    if method == "gradient":
+        return gradient_times_input(f, whole.embeds)
+    return _attribution(f, whole.embeds, torch.zeros_like(whole.embeds))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ import hashlib
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeAlias, get_args
@@ -309,10 +309,15 @@ def smoothgrad(
     _check_path(x, baseline)
     _at_least_one("n", n)
     scale = sigma * x.to(at_least_float32(x)).std().item()
+    draws = (scale * torch.randn(x.shape, generator=generator) for _ in range(n))
+    return gradient_among(f, x, baseline, noise=draws, n=n)
+
+
+def gradient_among(f: Function, x: Tensor, baseline: Tensor, *, noise: Iterable[Tensor], n: int) -> Attribution:
+    """SmoothGrad with its noise given: n tensors (T, d), each added to x."""
     total = torch.zeros_like(x, dtype=at_least_float32(x))
-    for i in range(n):
-        noise = scale * torch.randn(x.shape, generator=generator)
-        total += gradient_at(f, x + noise.to(x), where=f"noisy sample {i}") / n
+    for i, eps in enumerate(noise):
+        total += gradient_at(f, x + eps.to(x), where=f"noisy sample {i}") / n
     return attribution_of(f, x, baseline, (x - baseline) * total)
 
 
@@ -320,6 +325,11 @@ def random_scores(f: Function, x: Tensor, baseline: Tensor, *, generator: torch.
     """Sect. 5.3, the control: standard normal scores, spread evenly over a token's components."""
     _check_path(x, baseline)
     scores = torch.randn(len(x), generator=generator).to(x.device, at_least_float32(x))
+    return spread_scores(f, x, baseline, scores)
+
+
+def spread_scores(f: Function, x: Tensor, baseline: Tensor, scores: Tensor) -> Attribution:
+    """Scores (T,) that come from elsewhere, spread evenly over a token's components."""
     return attribution_of(f, x, baseline, scores[:, None].expand(x.shape) / x.shape[1])
 
 

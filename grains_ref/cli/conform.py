@@ -17,7 +17,7 @@ import typer
 
 from grains_ref.cli import common
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
-from grains_ref.files import check_target
+from grains_ref.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from grains_ref.conformance.dialects import Dialect
@@ -43,7 +43,7 @@ XfailFile = Annotated[
     typer.Option("--xfails", help="Known failures: one case or pattern per line, # and a reason.", show_default=False),
 ]
 DialectOption = Annotated[str, typer.Option(help="paper, or authors: judged by what the released code computes.")]
-ModeOption = Annotated[str, typer.Option(help="all, isolated, chained or 'end to end'.")]
+ModeOption = Annotated[str, typer.Option(help="all, isolated, again, chained or 'end to end'.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds after which a program that does not answer is killed.")]
 
 
@@ -59,10 +59,20 @@ def run(
     xfails: XfailFile = None,
     json_file: JsonFile = None,
     junit: JunitFile = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random inputs from this seed on, instead of cases.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="With --seed: how many inputs for every stage.")] = 10,
     timeout: TimeoutOption = 20.0,
 ) -> None:
     """Run a port on all cases of the stages it claims. Exit code 0: conformant; 1: not, or nothing claimed."""
     again = _again("run", port, cmd, dialect)
+    if seed is not None:
+        if xfails or mode != "all":
+            raise ValueError("--xfails and --mode are about cases; leave them out with --seed")
+        seeds = range(seed, seed + count)
+        _check_fresh(_port(port, cmd, timeout), seeds, dtype, only, json_file, junit, again, dialect)
+        return
     _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect)
 
 
@@ -72,7 +82,7 @@ def smoke(
     port: PortOption = "", cmd: CmdOption = "", dialect: DialectOption = "paper", timeout: TimeoutOption = 20.0
 ) -> None:
     """Run only the first case of every stage: is the port wired up at all?"""
-    only, again = [f"{stage}-001" for stage in _outputs()], _again("run", port, cmd, dialect)
+    only, again = [f"{stage}-001" for stage in _dialect(dialect).oracle], _again("run", port, cmd, dialect)
     _check(_port(port, cmd, timeout), None, only, "isolated", None, None, None, again, dialect)
 
 
@@ -86,7 +96,7 @@ def dump(
     """Write all cases as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
     from grains_ref.conformance.ports import encode_values
     from grains_ref.conformance.stages import OUTPUTS
-    from grains_ref.conformance.toy import toy_weights
+    from grains_ref.conformance.toy import more_weights, toy_weights
     from grains_ref.conformance.vectors import answer_keys
 
     cases = _dialect(dialect).cases
@@ -103,9 +113,12 @@ def dump(
         (folder / "right" / f"{case_id}.json").write_text(json.dumps(right) + "\n", encoding="utf-8")
     weights = encode_values(toy_weights(), None)
     (folder / "toy.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
+    more = encode_values(more_weights(), None)
+    (folder / "toy-features.json").write_text(json.dumps(more) + "\n", encoding="utf-8")
     names = "; ".join(f"{stage}: {', '.join(outputs)}" for stage, outputs in OUTPUTS.items())
     (folder / "README.txt").write_text(
-        "in/CASE.json holds the inputs of one stage, toy.json the weights of the toy decoder.\n"
+        "in/CASE.json holds the inputs of one stage or option, toy.json the weights of the toy decoder, and\n"
+        "toy-features.json those that options of the decoder have besides.\n"
         'Answer in out/DTYPE/CASE.json: {"out": {...}}, or {"refused": "why"} where the input is invalid.\n'
         f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n"
         "right/CASE.json holds all that `verify` knows; docs/porting.md gives the rules for judging by it yourself.\n",
@@ -129,6 +142,28 @@ def verify(
 
     again = f"grains-ref conform verify {folder}{_unless_paper(dialect)}"
     _check(FolderPort(folder), None, only, "isolated", xfails, json_file, junit, again, dialect)
+
+
+@conform.command(name="list")
+@guarded
+def list_(
+    what: Annotated[str, typer.Argument(help="stages, cases, flags or bugs; default: stages and options.")] = "stages",
+    only: OnlyOption = None,
+    dialect: DialectOption = "paper",
+    json_file: JsonFile = None,
+) -> None:
+    """Show what the kit has: stages and options, cases with their flags, planted bugs with effect and source."""
+    from grains_ref.conformance.catalogue import catalogue, lines
+
+    if json_file:
+        check_target(json_file)
+    tables = catalogue(_dialect(dialect), only or ())
+    if what not in tables:
+        raise ValueError(f"{what!r} cannot be listed; there are {', '.join(tables)}")
+    for line in lines(tables, what):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    if json_file:
+        write_whole(json_file, json.dumps(tables, indent=1) + "\n")
 
 
 @conform.command()
@@ -179,12 +214,6 @@ def live(
 
 
 # ------------------------------------------------------------------------------------- helpers
-def _outputs() -> dict[str, tuple[str, ...]]:
-    from grains_ref.conformance.stages import OUTPUTS
-
-    return OUTPUTS
-
-
 def _dialect(name: str) -> Dialect:
     from grains_ref.conformance.dialects import DIALECTS
 
@@ -249,11 +278,8 @@ def _check_open(
     check_complete(root())
     torch.set_num_threads(1)  # the tensors are far too small for a second one
 
-    modes: tuple[Any, ...] = ("isolated", "chained", "end to end") if mode == "all" else (mode,)
-    if mode not in ("all", "isolated", "chained", "end to end"):
-        raise ValueError(f"mode {mode!r} does not exist; there are all, isolated, chained, 'end to end'")
-    if dtypes and (unknown := sorted(set(dtypes) - set(port.dtypes))):
-        raise ValueError(f"the port does not claim {', '.join(unknown)}; it claims {', '.join(port.dtypes)}")
+    modes = _modes(mode)
+    _check_dtypes(port, dtypes)
     cases = [
         case
         for case in spoken.cases
@@ -262,7 +288,7 @@ def _check_open(
     if not cases:
         raise ValueError(f"no case matches {', '.join(only or [])}; ids look like 'steering-003'")
     if only:
-        modes = tuple(one for one in modes if one == "isolated")
+        modes = tuple(one for one in modes if one in ("isolated", "again"))
     known = tuple(read_xfails(xfails)) if xfails else ()
     with progress_bar() as progress:
         bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
@@ -277,6 +303,69 @@ def _check_open(
             expected_failures=known,
             on_case=lambda: progress.advance(bar),
         )
+    print_run(result, budgets, out, repeat=repeat)
+    if json_file:
+        write_json(result, json_file)
+    if junit:
+        write_junit(result, junit)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _modes(mode: str) -> tuple[Any, ...]:
+    from grains_ref.conformance.runner import ASKED
+
+    if mode not in ("all", *ASKED):
+        raise ValueError(f"mode {mode!r} does not exist; there are all, isolated, again, chained, 'end to end'")
+    if mode == "again":
+        return ("isolated", "again")
+    return tuple(ASKED) if mode == "all" else (mode,)
+
+
+def _check_dtypes(port: Port, dtypes: Sequence[str] | None) -> None:
+    if dtypes and (unknown := sorted(set(dtypes) - set(port.dtypes))):
+        raise ValueError(f"the port does not claim {', '.join(unknown)}; it claims {', '.join(port.dtypes)}")
+
+
+def _check_fresh(
+    port: Port,
+    seeds: range,
+    dtypes: Sequence[str] | None,
+    only: Sequence[str] | None,
+    json_file: Path | None,
+    junit: Path | None,
+    repeat: str,
+    dialect: str,
+) -> None:
+    """Run a port on random inputs and say what came of it; it is closed whatever comes."""
+    import torch
+
+    from grains_ref.conformance.budgets import load_budgets
+    from grains_ref.conformance.fresh import run_fresh
+    from grains_ref.conformance.report import print_run, write_json, write_junit
+
+    try:
+        for file in (json_file, junit):
+            if file:
+                check_target(file)
+        spoken, budgets = _dialect(dialect), load_budgets(dialect)
+        _check_dtypes(port, dtypes)
+        if unknown := sorted(set(only or ()) - set(spoken.oracle)):
+            raise ValueError(f"{', '.join(unknown)}: with --seed, --only takes names of stages and options")
+        torch.set_num_threads(1)
+        with progress_bar() as progress:
+            bar = progress.add_task("random inputs")
+            result = run_fresh(
+                port,
+                budgets,
+                seeds=seeds,
+                dialect=spoken,
+                stages=only or (),
+                dtypes=dtypes or (),
+                on_case=lambda: progress.advance(bar),
+            )
+    finally:
+        port.close()
     print_run(result, budgets, out, repeat=repeat)
     if json_file:
         write_json(result, json_file)

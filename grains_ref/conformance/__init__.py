@@ -2,14 +2,18 @@
 
 | file | holds |
 |---|---|
-| `stages` | the seven stages: named arrays in and out, what is refused, the reference's answer |
+| `signatures` | names, axes and outputs of stages and options, and what is refused |
+| `stages` | the seven stages: named arrays in and out, the reference's answer |
+| `options` | what a port may have besides, claimed one by one: batches, other attributions, families of decoders |
 | `toy` | the small decoder that stages which need a model run on |
 | `cases/` | the inputs, one file per stage: what each is for, and which planted bugs it must catch |
 | `bugs/` | planted bugs, one file per stage: the tests of the cases, and the diagnosis of a port |
 | `authors/` | the second dialect, what the released code computes: its stages, cases and bugs |
 | `dialects` | `paper` and `authors`: cases, right answers and bugs put together |
 | `random_inputs` | seeded inputs beyond the cases |
-| `second_oracle` | the stages once more in NumPy, independent of the reference |
+| `second_oracle`, `second_options`, `second_decoder` | all of it once more in NumPy, independent of the reference |
+| `fresh` | a port on seeded random inputs |
+| `catalogue` | cases, flags, options and bugs as tables |
 | `compare` | the distance of two outputs, and the verdict on a case |
 | `margins` | how far a case is from its next decision, and which other outputs are equally right |
 | `components` | the same for principal components, layer by layer, and the canonical form in which they are stored |

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,8 +44,19 @@ from grains_ref.conformance.authors.stages import authors_toy
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import apart, distance
 from grains_ref.conformance.dialects import DIALECTS, PAPER, Dialect
-from grains_ref.conformance.random_inputs import MEASURED, fresh_inputs
-from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values, array, run_oracle, tensor, toy_in, whole
+from grains_ref.conformance.random_inputs import MEASURED, MEASURED_FOR_OPTIONS, fresh_inputs
+from grains_ref.conformance.stages import (
+    DTYPES,
+    KIND,
+    ON_THE_TOY,
+    STAGES,
+    Values,
+    array,
+    run_oracle,
+    tensor,
+    toy_in,
+    whole,
+)
 from grains_ref.grains import at_least_float32, preference, quadrature_rule
 
 VERSION = "v1"  # of the stored vectors
@@ -73,13 +84,18 @@ class Budget:
         return self.weakest_error >= SEPARATION[self.dtype] * self.budget
 
 
-def measure(stage: str, dtype: str, seeds: Iterable[int] = MEASURED, dialect: Dialect = PAPER) -> Budget:
-    """Noise, budget and weakest bug of a stage, over its valid cases and fresh inputs."""
-    cases = [case for case in dialect.cases if case.stage == stage and case.result == "valid" and runs_in(case, dtype)]
+def measure(stage: str, dtype: str, seeds: Iterable[int] | None = None, dialect: Dialect = PAPER) -> Budget:
+    """Noise, budget and weakest bug of a stage or an option, over its valid cases and fresh inputs.
+
+    Cases whose inputs are generated are left out: they are large, and solvers alone are at stake there.
+    """
+    if seeds is None:
+        seeds = MEASURED if stage in STAGES else MEASURED_FOR_OPTIONS
+    cases = _measured_cases(stage, dtype, dialect)
     inputs = [case.inputs for case in cases] + [fresh_inputs(stage, seed) for seed in seeds]
-    noise = max(noise_of(stage, one, dtype, dialect) for one in inputs if not _ill_posed(stage, one, dialect))
+    noise = max(noise_of(stage, one, dtype, dialect) for one in inputs if not is_ill_posed(stage, one, dialect))
     noise = min(noise, HOPELESS)
-    budget = 0.0 if stage == "selection" else max(FACTOR[dtype] * noise, FLOOR[dtype])
+    budget = 0.0 if KIND[stage] in ("selection", "lists") else max(FACTOR[dtype] * noise, FLOOR[dtype])
     return Budget(stage, dtype, noise, budget, *weakest_bug(stage, dtype, dialect))
 
 
@@ -88,18 +104,27 @@ def weakest_bug(stage: str, dtype: str, dialect: Dialect = PAPER) -> tuple[str, 
 
     In half precision without those that are known to be too slight for it.
     """
-    cases = [case for case in dialect.cases if case.stage == stage and case.result == "valid" and runs_in(case, dtype)]
+    cases = _measured_cases(stage, dtype, dialect)
     right = {case.id: dialect.run(stage, case.inputs) for case in cases}
     weakest, weakest_error = "", float("inf")
     for bug in dialect.bugs_of(stage):
         if bug.slight and dtype in ("float16", "bfloat16"):
             continue
-        error = max(
-            (_error(bug.function, case, right[case.id], dtype) for case in _killers(cases, bug.name)), default=0
-        )
+        catching = _killers(cases, bug.name)
+        if not catching:  # cases that are left out here
+            continue
+        error = max(_error(bug.function, case, right[case.id], dtype) for case in catching)
         if error < weakest_error:
             weakest, weakest_error = bug.name, error
     return weakest, weakest_error
+
+
+def _measured_cases(stage: str, dtype: str, dialect: Dialect) -> list[Case]:
+    return [
+        case
+        for case in dialect.cases
+        if case.stage == stage and case.result == "valid" and runs_in(case, dtype) and not case.generated
+    ]
 
 
 def noise_of(stage: str, inputs: Mapping[str, Any], dtype: str, dialect: Dialect = PAPER) -> float:
@@ -109,7 +134,7 @@ def noise_of(stage: str, inputs: Mapping[str, Any], dtype: str, dialect: Dialect
     return max(distance(stage, inputs, way, right) for way in ways(stage, inputs, dtype))
 
 
-def _ill_posed(stage: str, inputs: Mapping[str, Any], dialect: Dialect) -> bool:
+def is_ill_posed(stage: str, inputs: Mapping[str, Any], dialect: Dialect) -> bool:
     """Fresh inputs on which the released code takes rounding errors for numbers: empty sets, padding among the sets."""
     if dialect is PAPER or stage != "contrast":
         return False
@@ -132,12 +157,14 @@ def runs_in(case: Case, dtype: str) -> bool:
 def legal_ways(stage: str, inputs: Mapping[str, Any], dtype: str) -> Iterator[Values]:
     """Outputs of right computations in a dtype."""
     yield run_oracle(stage, inputs, dtype)
-    if stage in ("objective", "attribution", "contrast", "generation"):
+    if stage in ON_THE_TOY and stage not in ("objective_soft_caps", "attribution_random"):  # no kernel has soft caps
         with _fused_attention():
             yield run_oracle(stage, inputs, dtype)
-    if stage in ("objective", "attribution", "contrast"):
+    if stage in CAN_BE_PADDED:
         padded = run_oracle(stage, _padded(inputs), dtype)
-        yield padded | ({"a": padded["a"][PADDING:]} if stage == "attribution" else {})
+        yield padded | ({"a": padded["a"][PADDING:]} if stage.startswith("attribution") else {})
+    if stage in OTHER_WAYS:
+        yield OTHER_WAYS[stage](inputs, dtype)
     if stage == "attribution":
         yield _steps_backwards(inputs, dtype)
     if stage == "aggregation":
@@ -150,12 +177,12 @@ def legal_ways_of_authors(stage: str, inputs: Mapping[str, Any], dtype: str) -> 
     """The same for the dialect `authors`; left padding is not among them in generation, whose norms it enters."""
     run = DIALECTS["authors"].run
     yield run(stage, inputs, dtype)
-    if stage in ("objective", "attribution", "contrast", "generation"):
+    if stage in ON_THE_TOY:
         with _fused_attention():
             yield run(stage, inputs, dtype)
-    if stage in ("objective", "attribution", "contrast"):
+    if stage in CAN_BE_PADDED:
         padded = run(stage, _padded(inputs), dtype)
-        yield padded | ({"a": padded["a"][PADDING:]} if stage == "attribution" else {})
+        yield padded | ({"a": padded["a"][PADDING:]} if stage.startswith("attribution") else {})
     if stage == "attribution":
         yield _exact_weights(inputs, dtype)
     if stage == "aggregation":
@@ -168,10 +195,20 @@ def legal_ways_of_authors(stage: str, inputs: Mapping[str, Any], dtype: str) -> 
 PADDING = 2
 
 
+CAN_BE_PADDED = (
+    *("objective", "attribution", "contrast", "attribution_gradient", "attribution_smoothgrad"),
+    *("attribution_likelihood", "objective_qk_norm", "objective_biases", "objective_sliding_window"),
+    *("objective_soft_caps", "objective_scaled_embeddings"),
+)
+"""Stages and options in which padding on the left changes nothing."""
+
+
 def _padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The same prompt with padding on the left."""
     rows = np.tile(toy.toy_weights()["embed"][0], (PADDING, 1))
     longer = {name: np.concatenate([rows, inputs[name]]) for name in ("x", "baseline") if name in inputs}
+    if "noise" in inputs:
+        longer["noise"] = np.pad(inputs["noise"], ((0, 0), (PADDING, 0), (0, 0)))
     shifted = {name: [j + PADDING for j in inputs[name]] for name in ("pos", "neg") if name in inputs}
     mask = np.concatenate([np.zeros(PADDING, np.int64), inputs["attention_mask"]])
     return {**inputs, **longer, **shifted, "attention_mask": mask}
@@ -219,6 +256,57 @@ def _by_eigenvectors(
         v = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
         found[f"v_{side}"] = signed(v, mean).to(DTYPES[dtype]).double().numpy()
     return found | {"v": found["v_pos"] - found["v_neg"]}
+
+
+Direction: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
+"""The shifts of all layers (L, N, d), the weights of the examples (N,), the inputs -> vectors (L, d) of any length."""
+
+
+def _by(direction: Direction) -> Callable[[Mapping[str, Any], str], Values]:
+    """An option of aggregation in float32 or wider, as a careful port has it."""
+
+    def way(inputs: Mapping[str, Any], dtype: str) -> Values:
+        found = {}
+        for side in ("pos", "neg"):
+            D = tensor(inputs[f"delta_{side}"], dtype)
+            D = D.to(at_least_float32(D)).movedim(1, 0)
+            weights = tensor(inputs.get(f"weights_{side}", np.ones(D.shape[1])), dtype).to(D)
+            v = nn.functional.normalize(direction(D, weights, inputs), dim=-1)
+            found[f"v_{side}"] = array(v.to(DTYPES[dtype]))
+        v = tensor(found["v_pos"], dtype) - tensor(found["v_neg"], dtype)
+        return found | {"v": array(v)}
+
+    return way
+
+
+def _mean_on_eigenvectors(D: Tensor, about: Tensor, components: int) -> Tensor:
+    """The mean of D (L, N, d) projected on the first eigenvectors of its scatter about a point (L, 1, d); (L, d)."""
+    around, rank = D - about, min(components, D.shape[1] - 1)  # beyond it there are rounding errors only
+    basis = torch.linalg.eigh(around.mT @ around).eigenvectors[..., -rank:]  # (L, d, r)
+    return (basis @ (basis.mT @ D.mean(1)[..., None]))[..., 0]
+
+
+OTHER_WAYS: dict[str, Callable[[Mapping[str, Any], str], Values]] = {
+    "aggregation_uncentred": _by(lambda D, w, given: _mean_on_eigenvectors(D, torch.zeros_like(D[:, :1]), 1)),
+    "aggregation_mean": _by(lambda D, w, given: D.sum(1)),
+    "aggregation_weighted_mean": _by(lambda D, w, given: (w[:, None] * D).sum(1) / w.sum()),
+    "aggregation_components": _by(
+        lambda D, w, given: _mean_on_eigenvectors(D, D.mean(1, keepdim=True), given["components"])
+    ),
+    "attribution_baselines": lambda inputs, dtype: _summed_in_the_dtype(inputs, dtype),
+}
+
+
+def _summed_in_the_dtype(inputs: Mapping[str, Any], dtype: str) -> Values:
+    """A baseline whose means are torch's own, in the dtype."""
+    right = run_oracle("attribution_baselines", inputs, dtype)
+    if inputs["name"] != "mean":
+        return right
+    x, rows = tensor(inputs["x"], dtype), tensor(inputs["embeddings"], dtype).mean(0).repeat(len(inputs["x"]), 1)
+    in_picture = [j for j, kind in enumerate(inputs["kinds"]) if kind == "image"]
+    if in_picture:
+        rows[in_picture] = x[in_picture].mean(0)
+    return {"baseline": array(rows)}
 
 
 def _by_squares(inputs: Mapping[str, Any], dtype: str) -> Values:
@@ -303,4 +391,4 @@ if __name__ == "__main__":
     for one in DIALECTS.values():
         print(f"\nDialect {one.name}\n")
         stored = [] if sys.argv[1:] else list(load_budgets(one.name).values())
-        print(table(stored or (measure(stage, dtype, dialect=one) for stage in OUTPUTS for dtype in DTYPES)))
+        print(table(stored or (measure(stage, dtype, dialect=one) for stage in one.oracle for dtype in DTYPES)))

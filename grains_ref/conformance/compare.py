@@ -10,6 +10,10 @@ oracle's answer and knows what is ambiguous in it:
   lies in an accepted span, as near as that span's own gap allows, and not against the mean shift. v is v_pos - v_neg.
 - **generation**: logits for a given continuation first; then tokens up to the first step at which the margin of the two
   best logits is smaller than the dtype can tell. Where tokens have no margins they are not judged.
+
+Options are judged like the stage they belong to, or as `KIND` says: **rows**, each within the budget of its length;
+**lists**, equal; **directions**, each within the budget, and v their difference; **beams**, the log-probability of the
+best one within the budget, and its tokens, unless the beams lie too close together for the dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 
 from grains_ref.conformance.components import OtherRow, Span
 from grains_ref.conformance.margins import Accepted, Margins, Variant, accepted_of, margins_of
-from grains_ref.conformance.stages import OUTPUTS, Values, run_oracle
+from grains_ref.conformance.stages import KIND, OUTPUTS, Values, run_oracle
 from grains_ref.files import printable
 
 MANY = 2**53  # from here on a float64 does not tell whole numbers apart
@@ -74,7 +78,7 @@ def checked(stage: str, got: Mapping[str, Any], want: Values) -> Values:
     values: Values = {}
     for name in OUTPUTS[stage]:
         value = numbers(name, got[name])
-        if stage == "selection":
+        if KIND[stage] in ("selection", "lists"):
             if value.ndim != 1 or not (np.abs(value) < MANY).all() or not (value == np.round(value)).all():
                 raise BadOutput(f"{name} must be a list of token indices; got {printable(repr(got[name])[:200])}")
             values[name] = [int(j) for j in value]
@@ -107,29 +111,31 @@ def numbers(name: str, value: Any) -> np.ndarray:
 
 def distance(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -> float:
     """The relative error of `got`; 0 is the same, infinite is not finite."""
-    if stage == "selection":
+    kind = KIND[stage]
+    if kind in ("selection", "lists"):
         return float(any(list(got[name]) != list(want[name]) for name in OUTPUTS[stage]))
     arrays = {name: (np.asarray(got[name], float), np.asarray(want[name], float)) for name in OUTPUTS[stage]}
     if not all(np.isfinite(ours).all() for ours, _ in arrays.values()):
         return float("inf")
-    if stage == "objective":
-        scale = abs(want["log_p_pos"]) + abs(want["log_p_neg"])
-        return max(float(abs(ours - theirs)) for ours, theirs in arrays.values()) / scale
-    if stage == "attribution":
+    if kind == "objective":
+        scale = np.abs(want["log_p_pos"]) + np.abs(want["log_p_neg"])
+        return max(float((np.abs(ours - theirs) / scale).max()) for ours, theirs in arrays.values())
+    if kind == "attribution":
         return _relative(*arrays["a"], np.abs(arrays["a"][1]).max())
-    if stage == "contrast":
+    if kind in ("contrast", "rows", "steering"):
         return max(_worst_row(*arrays[name]) for name in OUTPUTS[stage])
-    if stage == "aggregation":
+    if kind in ("aggregation", "directions"):
         return max(float(np.linalg.norm(ours - theirs, axis=-1).max()) for ours, theirs in arrays.values())
-    if stage == "steering":
-        return _worst_row(*arrays["h"])
+    if kind == "beams":
+        ours, theirs = arrays["log_p"]
+        return float((np.abs(ours - theirs) / np.abs(theirs)).max())
     return _relative(*arrays["logits"], np.abs(arrays["logits"][1]).max())
 
 
 def apart(stage: str, inputs: Mapping[str, Any], got: Values, want: Values) -> float:
-    """The distance of two outputs, in which other greedy tokens count as 1, whatever the logits of the forced run."""
+    """The distance of two outputs, in which other tokens count as 1, whatever the logits of the forced run."""
     error = distance(stage, inputs, got, want)
-    if stage == "generation" and not np.array_equal(got["tokens"], want["tokens"]):
+    if "tokens" in want and not np.array_equal(got["tokens"], want["tokens"]):
         return max(error, 1.0)
     return error
 
@@ -152,12 +158,17 @@ def judge(
         bad = [name for name in OUTPUTS[stage] if not np.isfinite(np.asarray(values[name], float)).all()]
         if bad:
             return Verdict(False, error, f"{', '.join(bad)} holds NaN or infinite values")
-    if stage == "selection":
+    kind = KIND[stage]
+    if kind == "selection":
         return _judge_selection(inputs, values, right, budget)
-    if stage == "aggregation":
+    if kind == "lists":
+        return _judge_lists(stage, values, want)
+    if kind == "aggregation":
         return _judge_aggregation(inputs, values, right, budget)
-    if stage == "generation":
+    if kind == "generation":
         return _judge_generation(values, right, budget, error)
+    if kind == "beams":
+        return _judge_beams(values, right, budget, error)
     if error <= budget:
         return Verdict(True, error)
     if error == float("inf"):
@@ -283,6 +294,23 @@ def _judge_generation(got: Values, right: Right, budget: float, error: float) ->
                 break  # from here on both continuations are right
             return Verdict(False, 1.0, f"row {row}, step {step}: token {token}; expected {expected}")
     return Verdict(True, error)
+
+
+def _judge_beams(got: Values, right: Right, budget: float, error: float) -> Verdict:
+    if error > budget:
+        return Verdict(False, error, f"log_p of the best beam: relative error {error:.1e}, allowed {budget:.1e}")
+    for row, margin in enumerate(right.margins.get("beams", ())):
+        said, expected = (np.asarray(values["tokens"][row]).astype(int).tolist() for values in (got, right.out))
+        if said != expected and margin >= 2 * budget:  # else another beam may be the best one in this dtype
+            return Verdict(False, 1.0, f"row {row}: the best beam says {said}; expected {expected}")
+    return Verdict(True, error)
+
+
+def _judge_lists(stage: str, got: Values, want: Values) -> Verdict:
+    for name in OUTPUTS[stage]:
+        if list(got[name]) != list(want[name]):
+            return Verdict(False, 1.0, f"{name} is {list(got[name])}; expected {list(want[name])}")
+    return Verdict(True, 0.0)
 
 
 def _relative(got: np.ndarray, want: np.ndarray, scale: float) -> float:

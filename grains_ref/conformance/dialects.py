@@ -1,7 +1,8 @@
 """The two dialects of the kit: `paper`, the law, and `authors`, what the code released with the paper computes.
 
 A dialect is a set of cases with the right answers, and the bugs planted in it. `authors` has the inputs of `paper`,
-under the same ids, but for those whose answer the released code leaves to rounding errors, and one of its own.
+under the same ids, but for those whose answer the released code leaves to rounding errors, and one of its own; of the
+options it has one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from grains_ref.conformance import bugs, cases, stages
 from grains_ref.conformance.authors import bugs as authors_bugs
 from grains_ref.conformance.authors import cases as authors_cases
+from grains_ref.conformance.authors import options as authors_options
 from grains_ref.conformance.authors import stages as authors_stages
 from grains_ref.conformance.bugs import Bug
 from grains_ref.conformance.cases import Case
@@ -38,6 +40,10 @@ class Dialect:
         """The bugs planted in a stage."""
         return tuple(bug for bug in self.bugs if bug.stage == stage)
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a case with this id."""
+        return name in _by_id(self.name)
+
     def case(self, name: str) -> Case:
         """The case with an id."""
         return _by_id(self.name)[name]
@@ -49,5 +55,11 @@ def _by_id(dialect: str) -> dict[str, Case]:
 
 
 PAPER = Dialect("paper", stages.ORACLE, cases.CASES, bugs.BUGS, stages.HEADERS)
-AUTHORS = Dialect("authors", authors_stages.STAGES, authors_cases.CASES, authors_bugs.BUGS, authors_stages.HEADERS)
+AUTHORS = Dialect(
+    "authors",
+    authors_stages.STAGES | authors_options.STAGES,
+    authors_cases.CASES,
+    (*authors_bugs.BUGS, *authors_options.BUGS),
+    authors_stages.HEADERS | authors_options.HEADERS,
+)
 DIALECTS = {dialect.name: dialect for dialect in (PAPER, AUTHORS)}

@@ -10,7 +10,9 @@
 - steering, `left` (in `paper`): per token, |h + lam v| over |h| + |lam v|. At 0 the two cancel, and h is kept; None
   where both are zero. `authors` has no such decision.
 - generation, `tokens`: per row and step, the gap of the two best logits as a share of the largest logit, along the
-  right tokens.
+  right tokens. In the option with ends: 1 after the end of a row, where there is nothing to decide.
+- the option with beams, `beams`: per row, the smallest gap between a beam that was kept and the best one that was left
+  out, or between the two best at the end, as a share of the log-probability.
 
 Those of selection are exact. All others are rounded to six digits, so that they are the same on every machine.
 
@@ -36,7 +38,8 @@ from grains_ref.conformance.components import (
     other_components,
     rounded,
 )
-from grains_ref.conformance.stages import Values, run_oracle
+from grains_ref.conformance.options_generation import beam_margins
+from grains_ref.conformance.stages import KIND, Values, run_oracle
 
 Margins: TypeAlias = dict[str, Any]  # name -> nested lists of numbers or None
 WIDEST = 2.0**-7  # bfloat16's step: no dtype of the kit confuses scores that are further apart
@@ -67,12 +70,21 @@ def margins_of(dialect: str, stage: str, inputs: Mapping[str, Any], want: Values
         return margins_of_components(dialect, inputs, want)
     if stage == "steering" and dialect == "paper":
         return {"left": _what_is_left(inputs)}
-    if stage == "generation" and dialect == "paper":  # the tokens of the released code are not judged
-        logits = run_oracle("generation", {**inputs, "forced": want["tokens"]})["logits"]
+    if KIND[stage] == "generation" and dialect == "paper":  # the tokens of the released code are not judged
+        logits = run_oracle(stage, {**inputs, "forced": want["tokens"]})["logits"]
         best = np.sort(logits, axis=-1)
         gaps = (best[..., -1] - best[..., -2]) / np.abs(logits).max()
+        gaps[_after_the_end(want["tokens"], inputs.get("end", ()))] = 1
         return {"tokens": [[rounded(gap) for gap in row] for row in gaps]}
+    if KIND[stage] == "beams":
+        return {"beams": [rounded(margin) for margin in beam_margins(**inputs)]}
     return {}
+
+
+def _after_the_end(tokens: np.ndarray, end: Sequence[int]) -> np.ndarray:
+    """(B, n) bool: whether a token comes after one out of `end`."""
+    is_end = np.isin(tokens, list(end))
+    return np.asarray(np.cumsum(is_end, 1) > is_end)
 
 
 def accepted_of(

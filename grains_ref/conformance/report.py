@@ -22,7 +22,7 @@ from grains_ref.conformance.cases import FLAGS
 from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.naming import Likely
 from grains_ref.conformance.runner import END_TO_END, RUNS, Mode, Result, Run
-from grains_ref.conformance.stages import OUTPUTS
+from grains_ref.conformance.stages import OPTIONS, OUTPUTS, STAGES
 from grains_ref.files import printable, write_whole
 
 
@@ -33,23 +33,31 @@ def print_run(run: Run, budgets: Mapping[tuple[str, str], Budget], console: Cons
     if run.dialect != "paper":
         console.print(f"Dialect {run.dialect}: judged by the code released with the paper, not by the paper.")
     if not run.claimed or not run.dtypes:
-        names = ", ".join(OUTPUTS)
+        names = ", ".join(STAGES)
         console.print(f"Nothing claimed, nothing run. Define at least one of {names}.", style="bold red")
         return
     for dtype in run.dtypes:
         console.print(_table(run, dtype, budgets))
     console.print("error, budget: relative, worst and allowed; weakest bug: the least visible planted bug", style="dim")
-    blind = [f"{s} in {d}" for d in run.dtypes for s in OUTPUTS if s in run.claimed and not budgets[s, d].claimable]
+    blind = [f"{s} in {d}" for d in run.dtypes for s in OUTPUTS if s in run.claimed and _is_blind(budgets, s, d)]
     if blind:
         console.print(f"Not claimable: {', '.join(blind)}. There a right port and a wrong one look alike.")
-    missing = [stage for stage in OUTPUTS if stage not in run.claimed]
+    missing = [stage for stage in STAGES if stage not in run.claimed]
     if missing:
         console.print(f"Not claimed, not checked: {', '.join(missing)}.")
+    options = [option for option in OPTIONS if option in DIALECTS[run.dialect].oracle]
+    claimed = sum(option in run.claimed for option in options)
+    console.print(f"Options claimed: {claimed} of {len(options)}; `grains-ref conform list` names them.")
     if run.stale:
         console.print(f"Known failures that match no case: {', '.join(run.stale)}; remove them.", style="red")
     for line in explain(run, repeat=repeat):
         indent = len(line.plain) - len(line.plain.lstrip())
         console.print(Padding(line[indent:], (0, 0, 0, indent), expand=False))
+
+
+def _is_blind(budgets: Mapping[tuple[str, str], Budget], stage: str, dtype: str) -> bool:
+    """Whether nothing can be told from an output; what the dialect does not know is not asked."""
+    return (stage, dtype) in budgets and not budgets[stage, dtype].claimable
 
 
 def explain(run: Run, *, repeat: str) -> Iterator[Text]:
@@ -80,7 +88,9 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
     stage = first.stage
     failures = run.failures(stage)
     yield Text(f"First failing stage: {stage} ({first.mode}, {first.dtype}).", style="bold red")
-    if first.mode != "isolated":
+    if first.mode == "again":
+        yield Text("  The port keeps something from one call to the next: a cache, a buffer, a hook, an alias.")
+    elif first.mode != "isolated":
         yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
     yield _said(f"  {first.case}: {first.message}")
     case = next((case for case in DIALECTS[run.dialect].cases if case.id == first.case), None)

@@ -3,8 +3,11 @@
 **isolated** (the default): every stage gets the oracle's input, so a failure names its stage.
 **chained**: the port's own outputs flow on, and every stage is judged by what the oracle makes of the same input. A
 port that passes isolated and fails here has a fault between its stages: an order, an index, an alias.
-**end to end**: one example set from embeddings to steered states, the port's against the oracle's; float64 and float32
-only, since in half precision a right port and a wrong one look alike at the end.
+**again**: every case that passed is asked once more, in another order. A port that keeps something from call to call,
+a cache or a buffer, gives another answer.
+**end to end**: one example set from embeddings to steered states, the port's against the oracle's. In half precision it
+begins with the oracle's sets: scores so noisy choose other tokens, and behind these a right port and a wrong one look
+alike.
 
 What is wrong is looked for among the planted bugs, when all results of a stage are there (`naming`).
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,10 +35,13 @@ from grains_ref.conformance.ports import Port, PortError, Refused, Skipped, told
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.vectors import right_of
 
-Mode = Literal["isolated", "chained", "end to end", "live"]
-MODES: tuple[Mode, ...] = ("isolated", "chained", "end to end", "live")  # from the most telling failure on
+Mode = Literal["isolated", "again", "chained", "end to end", "live"]
+MODES: tuple[Mode, ...] = ("isolated", "again", "chained", "end to end", "live")  # from the most telling failure on
+ASKED: tuple[Mode, ...] = ("isolated", "again", "chained", "end to end")  # what a run on cases consists of
 Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped", "not claimable", "undecidable"]
 CHAIN = ("attribution", "selection", "contrast", "aggregation", "steering")
+FAR_ENOUGH = {"float64": 1e-6, "float32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
+"""Relative error allowed at the end of the chain: five times and more what legal ways differ by."""
 END_TO_END = "end to end"  # stands for a stage where the whole chain is judged
 SAME_DECODER = "both run the decoder"
 RUNS = {
@@ -130,7 +137,7 @@ def run_port(
     dialect: Dialect = PAPER,
     cases: Sequence[Case] | None = None,
     dtypes: Sequence[str] = (),
-    modes: Sequence[Mode] = ("isolated", "chained", "end to end"),
+    modes: Sequence[Mode] = ASKED,
     expected_failures: Sequence[str] = (),
     on_case: Callable[[], None] = lambda: None,
 ) -> Run:
@@ -145,22 +152,27 @@ def run_port(
     found: list[Found] = []
     for dtype in wanted:
         if "isolated" in modes:
-            for case in cases:
-                if case.stage in port.stages and runs_in(case, dtype):
-                    found.append(_run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
-                    on_case()
+            asked = [case for case in cases if case.stage in port.stages and runs_in(case, dtype)]
+            isolated = []
+            for case in asked:
+                isolated.append(_run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
+                on_case()
+            found += isolated
+            if "again" in modes:
+                passed = [case for case, one in zip(asked, isolated, strict=True) if one[0].status == "passed"]
+                found += _asked_again(port, passed, dtype, budgets, dialect)
         if "chained" in modes:
             found += _chained(port, dtype, budgets, dialect)
-        if "end to end" in modes and dtype in ("float64", "float32"):
+        if "end to end" in modes:
             found += _end_to_end(port, dtype, dialect)
-    results, likely = _with_names(found, dialect)
+    results, likely = with_names(found, dialect)
     marked = [_mark(result, expected_failures) for result in results]
     ids = {case.id for case in cases}
     stale = tuple(pattern for pattern in expected_failures if not fnmatch.filter(ids, pattern))
     return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale, dialect.name, likely)
 
 
-def _with_names(found: Sequence[Found], dialect: Dialect) -> tuple[list[Result], dict[str, Likely]]:
+def with_names(found: Sequence[Found], dialect: Dialect) -> tuple[list[Result], dict[str, Likely]]:
     """All results, wrong outputs with their diagnoses, and what is likely wrong with each stage."""
     results, likely = [result for result, _ in found], {}
     for stage in OUTPUTS:
@@ -222,26 +234,27 @@ def _run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Diale
     except Refused as refusal:
         if case.result == "invalid":
             return result, None
-        return _failed(result, f"refused a valid input: {refusal}"), None
+        return failed(result, f"refused a valid input: {refusal}"), None
     except Skipped as reason:
         return replace(result, status="skipped", message=str(reason)), None
     except PortError as problem:
-        return _failed(result, str(problem)), None
+        return failed(result, str(problem)), None
     except Exception as problem:  # of a `Port` that is none of ours
-        return _failed(result, told_by(problem)), None
+        return failed(result, told_by(problem)), None
     if case.result == "invalid":
-        return _failed(result, f"accepted an invalid input, which must be refused ({case.comment})"), None
+        return failed(result, f"accepted an invalid input, which must be refused ({case.comment})"), None
     try:
-        return _judged(result, case.inputs, got, right_of(dialect.name, case.id), dialect, case=case.id)
+        return judged(result, case.inputs, got, right_of(dialect.name, case.id), dialect, case=case.id)
     except Exception as problem:  # one answer must not cost the other cases
-        return _failed(result, f"the answer cannot be judged: {told_by(problem)}"), None
+        return failed(result, f"the answer cannot be judged: {told_by(problem)}"), None
 
 
-def _failed(result: Result, message: str) -> Result:
+def failed(result: Result, message: str) -> Result:
+    """A result without an output that could be compared."""
     return replace(result, status="failed", error=float("inf"), message=message)
 
 
-def _judged(
+def judged(
     result: Result,
     inputs: Mapping[str, Any],
     got: Mapping[str, Any],
@@ -250,6 +263,7 @@ def _judged(
     *,
     case: str = "",
 ) -> Found:
+    """The result with the verdict on an output, and the output; case: its id, where the input is a case's."""
     verdict = judge(result.stage, inputs, got, budget=result.budget, right=right)
     result = replace(result, error=verdict.error)
     if not verdict.ok:
@@ -264,6 +278,19 @@ def _judged(
         return result, output
     rounding = is_rounding(dialect.name, result.stage, result.dtype, verdict.error)
     return replace(result, diagnosed=True, rounding=rounding), output
+
+
+def _asked_again(
+    port: Port, cases: Sequence[Case], dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect
+) -> list[Found]:
+    """What is wrong when the cases, all passed before, are asked again in a shuffled order."""
+    order = random.Random(dtype).sample(list(cases), len(cases))
+    results = [_run_case(port, case, dtype, budgets[case.stage, dtype], dialect)[0] for case in order]
+    found: list[Found] = []
+    for result in (result for result in results if result.status == "failed"):
+        message = f"right when it was asked first, wrong when it was asked again, in another order: {result.message}"
+        found.append((replace(result, mode="again", message=message), None))
+    return found
 
 
 # ------------------------------------------------------------------------------------- chained
@@ -298,11 +325,11 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], 
             got = port.run(stage, inputs, dtype, result.case)
             if budget.claimable:
                 right = right_now(dialect.name, stage, inputs, want, budget.budget)
-                found.append(_judged(result, inputs, got, right, dialect))
+                found.append(judged(result, inputs, got, right, dialect))
             return checked(stage, got, want)
         except Exception as problem:  # the port's, or the oracle's about what the port made
             if not (found and found[-1][0].case == result.case):
-                found.append((_failed(result, told_by(problem)), None))
+                found.append((failed(result, told_by(problem)), None))
             raise _Broken from None
 
     with contextlib.suppress(_Broken):
@@ -337,18 +364,28 @@ def link(step: Callable[[str, dict[str, Any], str], Values], examples: Iterable[
 
 
 def _end_to_end(port: Port, dtype: str, dialect: Dialect) -> list[Found]:
-    """The last output of the chain against the oracle's own chain."""
-    if not set(CHAIN) <= set(port.stages):
+    """The last output of the chain against the oracle's own chain; in half precision from the oracle's sets on."""
+    is_half = dtype in ("float16", "bfloat16")
+    given = CHAIN[:2] if is_half else ()
+    if not set(CHAIN) - set(given) <= set(port.stages) or (is_half and dialect is not PAPER):
         return []
-    budget = 1e-6 if dtype == "float64" else 1e-2
-    examples = chain_examples(dialect)
-    want = link(lambda stage, inputs, name: dialect.run(stage, inputs), examples)
+    budget, examples = FAR_ENOUGH[dtype], chain_examples(dialect)
+    known: dict[str, Values] = {}
+
+    def right(stage: str, inputs: dict[str, Any], name: str) -> Values:
+        known[name] = dialect.run(stage, inputs)
+        return known[name]
+
+    def answered(stage: str, inputs: dict[str, Any], name: str) -> Values:
+        return known[name] if stage in given else dict(port.run(stage, inputs, dtype, f"end-to-end-{name}"))
+
+    want = link(right, examples)
     result = Result("end-to-end", END_TO_END, dtype, "end to end", "passed", budget=budget)
     try:
-        got = link(lambda stage, inputs, name: dict(port.run(stage, inputs, dtype, f"end-to-end-{name}")), examples)
+        got = link(answered, examples)
         error = distance("steering", {}, checked("steering", got, want), want)
     except Exception as problem:  # whatever a port makes is fed to it again, unchecked
-        return [(_failed(result, told_by(problem)), None)]
+        return [(failed(result, told_by(problem)), None)]
     if error <= budget:
         return [(replace(result, error=error), None)]
     message = f"relative error {error:.1e}, allowed {budget:.0e}"

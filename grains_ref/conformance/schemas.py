@@ -16,10 +16,23 @@ _TENSOR = {
     "required": ["tensor"],
     "additionalProperties": False,
 }
-_VALUE = {"anyOf": [{"type": ["number", "string", "array"]}, _TENSOR]}
+_WHOLE = {"type": "integer", "minimum": 0}
+_RULE = {
+    "type": "object",
+    "properties": {"rule": {"const": "walsh"}} | dict.fromkeys(("n", "layers", "width", "begin"), _WHOLE),
+    "required": ["rule", "n", "layers", "width", "begin"],
+    "additionalProperties": False,
+}
+_GENERATED = {
+    "type": "object",
+    "properties": {"generated": _RULE},
+    "required": ["generated"],
+    "additionalProperties": False,
+}
+_VALUE = {"anyOf": [{"type": ["number", "string", "array"]}, _TENSOR, _GENERATED]}
 _VALUES = {"type": "object", "additionalProperties": _VALUE}
 _MARGIN = {"$ref": "#/$defs/margin"}  # a number, null, or such in nested lists
-MARGINS = ("pos", "neg", "gap_pos", "sign_pos", "gap_neg", "sign_neg", "left", "tokens")
+MARGINS = ("pos", "neg", "gap_pos", "sign_pos", "gap_neg", "sign_neg", "left", "tokens", "beams")
 _STAGE = {"enum": list(OUTPUTS)}
 _DTYPE = {"enum": list(DTYPES)}
 
@@ -48,7 +61,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     ]
     test = _object(
         {
-            "id": {"type": "string", "pattern": "^[a-z]+-[0-9]{3}$"},
+            "id": {"type": "string", "pattern": "^[a-z_]+-[0-9]{3}$"},
             "comment": text,
             "flags": texts,
             "result": {"enum": ["valid", "invalid", "acceptable"]},

@@ -32,124 +32,75 @@ no sense is refused by `check`, before anything is computed: wrong shapes (nothi
 (also in a score that may not be selected), token ids outside the vocabulary, an attention mask that is not 0s then 1s.
 
 A stage here is a call of the reference, nothing more: what is right is decided in `grains_ref.grains`.
+
+What a port may have besides, such as batches or other attributions, is in `options`; names, axes and outputs of
+everything, and `check`, are in `signatures`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, get_args
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
 
-from grains_ref.conformance.toy import BLOCKS, VOCABULARY, WIDTH, Toy, toy_weights
+from grains_ref.conformance import options
+from grains_ref.conformance.options_generation import steered
+from grains_ref.conformance.options_scores import scored
+from grains_ref.conformance.signatures import (
+    AXES,
+    DTYPES,
+    KIND,
+    ON_THE_TOY,
+    OPTIONS,
+    OUTPUTS,
+    STAGES,
+    Stage,
+    Values,
+    array,
+    check,
+    refusing,
+    tensor,
+    toy_in,
+    whole,
+)
 from grains_ref.grains import (
-    Quadrature,
     Selection,
-    Steering,
     aggregate,
     combine,
     contrast,
-    generate_greedy,
     integrated_gradients,
-    log_prob,
     preference,
     select,
     steer_hidden,
 )
 
-Values: TypeAlias = dict[str, Any]  # name -> array, number, list of indices, or text
-Stage: TypeAlias = Callable[..., Values]
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-AXES: dict[str, dict[str, str]] = {
-    "objective": {"x": "T d", "attention_mask": "T", "y_pos": "R", "y_neg": "R'"},
-    "attribution": {"x": "T d", "baseline": "T d", "attention_mask": "T", "y_pos": "R", "y_neg": "R'"},
-    "selection": {"a": "T", "eligible": "T"},
-    "contrast": {"x": "T d", "baseline": "T d", "attention_mask": "T"},
-    "aggregation": {"delta_pos": "N L d", "delta_neg": "N L d"},
-    "steering": {"h": "B T d", "v": "d"},
-    "generation": {"ids": "B T", "attention_mask": "B T", "v": "L d", "forced": "B n"},
-}
-"""The axes of every array; an axis has one size in all arrays of a stage, and at least one entry."""
-ON_THE_TOY = ("objective", "attribution", "contrast", "generation")  # stages whose d and L are the toy decoder's
-FINITE = ("x", "baseline", "a", "delta_pos", "delta_neg", "h", "v", "lam")
-TOKEN_IDS = ("ids", "y_pos", "y_neg", "forced")
-
-
-def check(stage: str, dtype: str, **inputs: Any) -> None:
-    """Refuse an input that makes no sense; every stage begins with this, and so should a port's.
-
-    Raises:
-        ValueError: a shape does not fit, a value is not finite, or a token, position, layer or number does not exist.
-    """
-    _require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    sizes = {"d": WIDTH, "L": BLOCKS} if stage in ON_THE_TOY else {}
-    for name, axes in AXES[stage].items():
-        shape, expected = np.shape(inputs[name]), f"({', '.join(str(sizes.get(axis, axis)) for axis in axes.split())})"
-        fits = len(shape) == len(axes.split()) and 0 not in shape
-        # setdefault: the first array with an axis says how long it is
-        fits = fits and all(sizes.setdefault(axis, n) == n for axis, n in zip(axes.split(), shape, strict=True))
-        _require(fits, f"{name} has the shape {shape}; expected {expected}, no axis empty. Nothing is broadcast")
-    for name, value in inputs.items():
-        if name in FINITE:
-            bad = int((~np.isfinite(value)).sum())
-            _require(not bad, f"{name} holds {bad} NaN or infinite values; did an earlier step overflow?")
-        elif name in TOKEN_IDS:
-            wrong = [i for i in np.ravel(value).tolist() if i not in range(VOCABULARY)]
-            _require(not wrong, f"{name} holds {wrong}; token ids are whole numbers from 0 to {VOCABULARY - 1}")
-        elif name == "attention_mask":
-            rows = [row == sorted(row) and row[-1] == 1 and row[0] in (0, 1) for row in np.atleast_2d(value).tolist()]
-            _require(all(rows), f"attention_mask is {np.asarray(value).tolist()}; expected 0s (padding), then 1s")
-        elif name == "eligible":
-            _require(np.isin(value, (0, 1)).all(), "eligible must hold 0 and 1 only")
-        elif name == "quadrature":
-            known = get_args(Quadrature)
-            _require(value in known, f"quadrature is {value!r}; expected one of {', '.join(known)}")
-        elif name in ("k", "m"):
-            counts = isinstance(value, (int, np.integer)) and value >= 1
-            _require(counts, f"{name} is {value!r}; expected a whole number of at least 1")
-        elif name in ("pos", "neg"):
-            wrong = [j for j in value if j not in range(sizes["T"])]
-            _require(not wrong, f"{name} holds {wrong}; expected tokens from 0 to {sizes['T'] - 1}, padding counted")
-        elif name == "layers":
-            different = len(set(value)) == len(value) and set(value) <= set(range(BLOCKS))
-            _require(different, f"layers is {list(value)}; expected different numbers from 0 to {BLOCKS - 1}")
-
-
-def _require(condition: bool | np.bool_, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def refusing(stage: Stage) -> Stage:
-    """The stage with `check` before it."""
-
-    @functools.wraps(stage)
-    def checked(*, dtype: str, **inputs: Any) -> Values:
-        check(stage.__name__.rstrip("_"), dtype, **inputs)
-        return stage(**inputs, dtype=dtype)
-
-    return checked
-
-
-@functools.cache
-def toy_in(dtype: str) -> Toy:
-    """The toy decoder in a dtype, made once."""
-    return Toy(toy_weights(), DTYPES[dtype])
+__all__ = [
+    "AXES",
+    "DTYPES",
+    "HEADERS",
+    "KIND",
+    "ON_THE_TOY",
+    "OPTIONS",
+    "ORACLE",
+    "OUTPUTS",
+    "STAGES",
+    "Stage",
+    "Values",
+    "array",
+    "check",
+    "refusing",
+    "run_oracle",
+    "tensor",
+    "toy_in",
+    "whole",
+]
 
 
 @refusing
 def objective(*, x: np.ndarray, attention_mask: np.ndarray, y_pos: np.ndarray, y_neg: np.ndarray, dtype: str) -> Values:
     """Eq. (1) on the toy decoder."""
-    model = toy_in(dtype)
-    encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
-    embeds = encoded.embeds[None]
-    pos, neg = (log_prob(model, encoded, embeds, y=whole(y)) for y in (y_pos, y_neg))
-    return {"log_p_pos": pos.item(), "log_p_neg": neg.item(), "f": (pos - neg).item()}
+    return scored(toy_in(dtype), x, attention_mask, y_pos, y_neg, dtype)
 
 
 @refusing
@@ -222,14 +173,7 @@ def generation(
     dtype: str,
 ) -> Values:
     """Sect. 3.3 on the toy decoder: every row of the batch by itself, every token by full recomputation."""
-    model = toy_in(dtype)
-    logits, tokens = [], []
-    with torch.no_grad(), Steering(model.blocks, tensor(v, dtype), lam=lam, layers=layers):
-        for row, mask, known in zip(whole(ids), whole(attention_mask), whole(forced), strict=True):
-            encoded = model.encode(row.tolist(), mask.tolist())
-            logits.append(model.logits(encoded, encoded.embeds[None], known)[0])
-            tokens.append(generate_greedy(model, encoded, n=len(known)))
-    return {"logits": array(torch.stack(logits)), "tokens": np.array(tokens)}
+    return steered(toy_in(dtype), ids, attention_mask, tensor(v, dtype), lam, layers, forced)
 
 
 ORACLE: dict[str, Stage] = {
@@ -240,16 +184,9 @@ ORACLE: dict[str, Stage] = {
     "aggregation": aggregation,
     "steering": steering,
     "generation": generation,
+    **options.ORACLE,
 }
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "objective": ("log_p_pos", "log_p_neg", "f"),
-    "attribution": ("a",),
-    "selection": ("pos", "neg"),
-    "contrast": ("delta_pos", "delta_neg"),
-    "aggregation": ("v_pos", "v_neg", "v"),
-    "steering": ("h",),
-    "generation": ("logits", "tokens"),
-}
+"""The reference's answer to every stage and option."""
 HEADERS: dict[str, str] = {
     "objective": "Eq. (1): summed log-probabilities of both answers and their difference, in nats.",
     "attribution": "Eq. (2): one score per prompt token, in nats; the given quadrature, never a node at 0.",
@@ -258,25 +195,11 @@ HEADERS: dict[str, str] = {
     "aggregation": "Eq. (5), (6): first component of the centred shifts, unit length, signed by their mean; v.",
     "steering": "Eq. (7), (8): the vector added, every token's norm restored.",
     "generation": "Sect. 3.3: logits of the steered decoder for a given continuation, and its own greedy one.",
+    **options.HEADERS,
 }
 """What heads each stage's stored file."""
 
 
 def run_oracle(stage: str, inputs: Mapping[str, Any], dtype: str = "float64") -> Values:
-    """The oracle's outputs of one stage."""
+    """The oracle's outputs of one stage or option."""
     return ORACLE[stage](**inputs, dtype=dtype)
-
-
-def tensor(values: Any, dtype: str) -> torch.Tensor:
-    """An array in a dtype."""
-    return torch.from_numpy(np.array(values, dtype=np.float64)).to(DTYPES[dtype])
-
-
-def whole(values: Any) -> torch.Tensor:
-    """Whole numbers, such as token ids and masks."""
-    return torch.from_numpy(np.array(values, dtype=np.int64))
-
-
-def array(values: torch.Tensor) -> np.ndarray:
-    """float64, whatever the dtype was."""
-    return values.detach().double().numpy()

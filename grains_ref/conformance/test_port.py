@@ -22,7 +22,7 @@ from grains_ref.conformance.cases import Case
 from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import Result, read_xfails, run_case, run_port
-from grains_ref.conformance.stages import OUTPUTS
+from grains_ref.conformance.stages import STAGES
 from grains_ref.conformance.vectors import check_complete
 
 pytestmark = pytest.mark.cpu
@@ -75,6 +75,14 @@ def test_case(case: Case, dtype: str) -> None:
     _assert_right(run_case(port(), case, dtype, budgets()[case.stage, dtype], DIALECT))
 
 
+@pytest.mark.skipif(not PORT, reason=UNSET.kwargs["reason"])
+def test_asked_again_in_another_order(dtype: str) -> None:
+    """No answer may depend on what was asked before."""
+    for result in run_port(port(), budgets(), dialect=DIALECT, dtypes=(dtype,), modes=("isolated", "again")).results:
+        if result.mode == "again":
+            _assert_right(result)
+
+
 @pytest.mark.parametrize("mode", ["chained", "end to end"])
 def test_chain(dtype: str, mode: str) -> None:
     """The stages one after the other, each fed with the port's own outputs."""
@@ -88,7 +96,7 @@ def test_chain(dtype: str, mode: str) -> None:
 @pytest.mark.skipif(not PORT, reason=UNSET.kwargs["reason"])
 def test_the_port_claims_a_stage_and_known_failures_exist() -> None:
     """Nothing claimed is nothing shown; and a pattern that matches nothing hides a mistake."""
-    assert port().stages, f"nothing claimed; define at least one of {', '.join(OUTPUTS)}"
+    assert port().stages, f"nothing claimed; define at least one of {', '.join(STAGES)}"
     ids = [case.id for case in DIALECT.cases]
     assert [pattern for pattern in known_failures() if not fnmatch.filter(ids, pattern)] == []
 

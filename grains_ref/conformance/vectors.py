@@ -4,12 +4,14 @@
 
 writes what changed. Whoever runs it, on whatever processor, gets the same files:
 
-- inputs are whole numbers times a power of two, and margins are rounded;
+- inputs are whole numbers times a power of two, and margins are rounded; large inputs are not stored but given by a
+  rule in whole numbers, {"generated": {"rule": "walsh", ...}} (`cases.generated`);
 - what is ill-posed is stored in canonical form (`components`), with everything else that is right beside it;
 - outputs have all digits of float64. The last few differ between linear algebra libraries, so a stored output is kept
   as long as the one computed here is `KEPT` close to it, a tenth of the smallest budget, and is replaced otherwise;
-- budgets are measured once: those in the folder are kept, unless `--measure` asks for new ones (five minutes), or
-  `--weakest` for another look at which planted bug shows least (half a minute, after the bugs have changed).
+- budgets are measured once: those in the folder are kept, and what is new is measured, unless `--measure` asks for all
+  of them anew (ten minutes), or `--weakest` for another look at which planted bug shows least (after the bugs have
+  changed).
 
 The files:
 
@@ -17,13 +19,16 @@ The files:
     budgets.json               noise, budget and weakest bug per stage and dtype (see `budgets`)
     schema/*.schema.json       JSON Schemas of all files and of the JSON-lines protocol
     toy.safetensors            the toy decoder's weights
+    toy-features.safetensors   those that options of the decoder have besides
     DIALECT/STAGE.json         the cases, in the manner of Wycheproof: what each is for, which bugs it catches
     DIALECT/STAGE.safetensors  their arrays, "CASE/in/NAME", "CASE/out/NAME" and "CASE/accepted/...", float64 or int64
+    DIALECT/STAGE_OPTION.*     the same for an option
     authors/budgets.json       the budgets of that dialect
 
 What a case asks and what is right is never edited: a wrong case gets a new id, and a new revision adds files, cases
 and fields. Revision 1 had the dialect `paper`; revision 2 adds `authors`, and margins and accepted outputs everywhere;
-in revision 3 they are complete: components are accepted layer by layer, and ill-posed outputs are canonical.
+in revision 3 they are complete: components are accepted layer by layer, and ill-posed outputs are canonical. Revision 4
+adds options, inputs that are given by a rule, long prompts and wide shifts.
 """
 
 from __future__ import annotations
@@ -55,50 +60,57 @@ from grains_ref.conformance.budgets import (
     weakest_bug,
 )
 from grains_ref.conformance.cases import FLAGS, Case
+from grains_ref.conformance.cases.generated import by_rule
 from grains_ref.conformance.compare import Right, distance
 from grains_ref.conformance.components import OtherRow, Span
 from grains_ref.conformance.dialects import DIALECTS, Dialect
 from grains_ref.conformance.margins import Accepted, Variant, accepted_of, canonical_of, margins_of
 from grains_ref.conformance.ports import encode_values, json_numbers, numbers_of_json
 from grains_ref.conformance.schemas import schemas
-from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
-from grains_ref.conformance.toy import toy_weights
+from grains_ref.conformance.stages import DTYPES, STAGES, Values
+from grains_ref.conformance.toy import more_weights, toy_weights
 
-REVISION = 3
+REVISION = 4
 KEPT = 1e-11  # how far a stored output may be from the one computed here: a tenth of the smallest budget
 FEWEST = {  # cases per stage, in the order of the stages; a corpus may grow, never shrink
-    "paper": dict(zip(OUTPUTS, (34, 31, 33, 24, 28, 27, 29), strict=True)),
-    "authors": dict(zip(OUTPUTS, (34, 31, 33, 20, 22, 28, 29), strict=True)),
+    "paper": dict(zip(STAGES, (34, 31, 33, 24, 28, 27, 29), strict=True)),
+    "authors": dict(zip(STAGES, (34, 31, 33, 20, 22, 28, 29), strict=True)),
 }
 
 
 def write(folder: Path, budgets: Mapping[str, Iterable[Budget]] | None = None) -> None:
     """Write all vectors into an empty or an earlier folder; what is stored there and differs by rounding alone stays.
 
-    budgets: by dialect; default: those in the folder, or measured where there are none.
+    budgets: by dialect; default: those in the folder; what is not there is measured.
     """
     (folder / "schema").mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         _write_json(folder / "schema" / f"{name}.schema.json", schema)
     save_file(toy_weights(), folder / "toy.safetensors")
+    save_file(more_weights(), folder / "toy-features.safetensors")
     for dialect in DIALECTS.values():
         (folder / dialect.name).mkdir(exist_ok=True)
         if budgets:
             known = {(budget.stage, budget.dtype): budget for budget in budgets[dialect.name]}
-        elif budgets_file(folder, dialect.name).is_file():
-            known = load_budgets(dialect.name, folder)
         else:
-            known = {(budget.stage, budget.dtype): budget for budget in measured(dialect)}
+            known = _with_those_that_are_missing(folder, dialect)
         rows = [asdict(budget) for budget in known.values()]
         _write_json(budgets_file(folder, dialect.name), {"budgets": rows})
-        for stage in OUTPUTS:
+        for stage in dialect.oracle:
             _write_stage(folder / dialect.name, dialect, stage, known)
     _write_manifest(folder)
 
 
+def _with_those_that_are_missing(folder: Path, dialect: Dialect) -> dict[tuple[str, str], Budget]:
+    """The budgets in a folder, and those of stages and options that are new there, measured."""
+    stored = load_budgets(dialect.name, folder) if budgets_file(folder, dialect.name).is_file() else {}
+    keys = [(stage, dtype) for stage in dialect.oracle for dtype in DTYPES]
+    return {key: stored[key] if key in stored else measure(*key, dialect=dialect) for key in keys}
+
+
 def measured(dialect: Dialect) -> list[Budget]:
-    """The budgets of a dialect, measured anew: two minutes and more."""
-    return [measure(stage, dtype, dialect=dialect) for stage in OUTPUTS for dtype in DTYPES]
+    """The budgets of a dialect, measured anew: some minutes."""
+    return [measure(stage, dtype, dialect=dialect) for stage in dialect.oracle for dtype in DTYPES]
 
 
 def with_weakest_bugs(folder: Path, dialect: Dialect) -> list[Budget]:
@@ -118,7 +130,7 @@ def _write_manifest(folder: Path) -> None:
         "revision": REVISION,
         "dialects": list(DIALECTS),
         "numberOfTests": {
-            name: {stage: sum(case.stage == stage for case in dialect.cases) for stage in OUTPUTS}
+            name: {stage: sum(case.stage == stage for case in dialect.cases) for stage in dialect.oracle}
             for name, dialect in DIALECTS.items()
         },
         "fewestTests": FEWEST,
@@ -202,8 +214,8 @@ def check_complete(folder: Path) -> None:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{path} is missing or was changed; it is not the file of the manifest. {again}.")
     for name, dialect in DIALECTS.items():
-        for stage, fewest in FEWEST[name].items():
-            promised = max(fewest, manifest["numberOfTests"][name][stage])
+        for stage in dialect.oracle:
+            promised = max(FEWEST[name].get(stage, 1), manifest["numberOfTests"][name][stage])
             stored = set(_stage(folder, name, stage))
             here = {case.id for case in dialect.cases if case.stage == stage}
             if len(stored) < promised or not stored <= here:
@@ -244,6 +256,8 @@ def plain_tests(folder: Path, stage: str) -> list[dict[str, Any]]:
             return numbers_of_json(value)
         if set(value) == {"tensor"}:
             return arrays[value["tensor"].partition("#")[2]]
+        if set(value) == {"generated"}:
+            return by_rule(**value["generated"])
         return {key: resolved(inner) for key, inner in value.items()}
 
     tests = json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
@@ -264,7 +278,7 @@ def answer_keys(dialect: str) -> dict[str, dict[str, Any]]:
         return [plain(inner) for inner in value] if isinstance(value, list) else json_numbers(value)
 
     keys = {}
-    for stage in OUTPUTS:
+    for stage in DIALECTS[dialect].oracle:
         for test in plain_tests(root() / dialect, stage):
             names = ("result", "out", "accepted", "margins", "budget")
             keys[test["id"]] = plain({name: test[name] for name in names if name in test})
@@ -308,10 +322,14 @@ def _test(
     earlier: tuple[dict[str, Any], Right] | None,
 ) -> dict[str, Any]:
     def stored(values: Mapping[str, Any], side: str) -> dict[str, Any]:
-        shown = {}
+        shown: dict[str, Any] = {}
         for name, value in values.items():
-            is_array = isinstance(value, np.ndarray)
-            shown[name] = arrays.put(f"{case.id}/{side}/{name}", value) if is_array else json_numbers(value)
+            if side == "in" and name in case.generated:
+                shown[name] = {"generated": case.generated[name]}
+            elif isinstance(value, np.ndarray):
+                shown[name] = arrays.put(f"{case.id}/{side}/{name}", value)
+            else:
+                shown[name] = json_numbers(value)
         return shown
 
     test: dict[str, Any] = {

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grains_ref.conformance import bugs, second_oracle, stages
+from grains_ref.conformance import bugs, second_options, second_oracle, stages
 from grains_ref.conformance.authors import bugs as authors_bugs
+from grains_ref.conformance.authors import options as authors_options
 from grains_ref.conformance.authors import stages as authors_stages
+from grains_ref.conformance.dialects import DIALECTS
 from grains_ref.conformance.stages import Values
 
 
@@ -40,12 +42,15 @@ def key_of(value: Any) -> Any:
 @pytest.fixture(autouse=True, scope="session")
 def every_question_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for answers in (stages.ORACLE, authors_stages.STAGES):
+        for answers in (stages.ORACLE, authors_stages.STAGES, DIALECTS["authors"].oracle):
             for name, stage in answers.items():
                 patch.setitem(answers, name, remembering(stage))
         for name in stages.OUTPUTS:
-            patch.setattr(second_oracle, name, remembering(getattr(second_oracle, name)))
-        changed = [(bug, bug.function) for bug in (*bugs.BUGS, *authors_bugs.BUGS)]
+            answer = remembering(getattr(second_options, name))
+            patch.setattr(second_options, name, answer)
+            if name in stages.STAGES:
+                patch.setattr(second_oracle, name, answer)
+        changed = [(bug, bug.function) for bug in (*bugs.BUGS, *authors_bugs.BUGS, *authors_options.BUGS)]
         for bug, function in changed:
             object.__setattr__(bug, "function", remembering(function))
         yield

@@ -12,15 +12,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from grains_ref.conformance import second_oracle, toy
-from grains_ref.conformance.compare import checked, distance
-from grains_ref.conformance.stages import run_oracle
+from grains_ref.conformance import second_batches, second_decoder, second_options, second_oracle, toy
+from grains_ref.conformance.cases import CASES
+from grains_ref.conformance.compare import apart, checked, distance
+from grains_ref.conformance.random_inputs import fresh_inputs
+from grains_ref.conformance.stages import OPTIONS, STAGES, run_oracle
+from grains_ref.grains import Encoded
 
 pytestmark = pytest.mark.cpu
 
@@ -90,7 +94,42 @@ def second(stage: str, inputs: dict[str, Any], dtype: str = "float64") -> dict[s
     return getattr(second_oracle, stage)(**inputs, dtype=dtype)
 
 
-STAGES = ("objective", "attribution", "selection", "contrast", "aggregation", "steering", "generation")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_both_oracles_agree_on_options(option: str) -> None:
+    """On every case and a few random inputs."""
+    cases = [case for case in CASES if case.stage == option]
+    for name, inputs in [(case.id, case.inputs) for case in cases if case.result == "valid"]:
+        got = getattr(second_options, option)(**inputs, dtype="float64")
+        want = run_oracle(option, inputs)
+        assert apart(option, inputs, checked(option, got, want), want) < FLOAT64, name
+    for seed in range(100, 102):
+        inputs = fresh_inputs(option, seed)
+        want = run_oracle(option, inputs)
+        got = checked(option, getattr(second_options, option)(**inputs, dtype="float64"), want)
+        assert apart(option, inputs, got, want) < FLOAT64, seed
+    for case in (case for case in cases if case.result == "invalid"):
+        with pytest.raises((ValueError, KeyError, IndexError)):
+            getattr(second_options, option)(**case.inputs, dtype="float64")
+
+
+def test_baselines_are_those_of_real_models() -> None:
+    """`HuggingFaceModel.baseline` on the case's own embeddings and kinds."""
+    from grains_ref.models import HuggingFaceModel
+
+    for case in (case for case in CASES if case.stage == "attribution_baselines" and case.result == "valid"):
+        given = case.inputs
+        table = torch.nn.Embedding.from_pretrained(torch.from_numpy(given["embeddings"]))
+
+        def token_of(word: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [int(word)]}
+
+        token_of.unk_token_id = None  # type: ignore[attr-defined]
+        model = SimpleNamespace(embed=table, device="cpu", tokenizer=token_of)
+        x, kinds = torch.from_numpy(given["x"]), tuple(given["kinds"])
+        encoded = Encoded(torch.zeros(len(x), dtype=torch.long), x, ("",) * len(x), kinds, {})
+        name = f"token:{given['token']}" if given["name"] == "token" else given["name"]
+        theirs = HuggingFaceModel.baseline(model, encoded, name)  # type: ignore[arg-type]
+        np.testing.assert_allclose(theirs.numpy(), run_oracle(case.stage, given)["baseline"], rtol=0, atol=1e-15)
 
 
 # -------------------------------------------------------------------------------------------- agreement
@@ -176,38 +215,43 @@ def test_the_gradient_by_hand_is_that_of_finite_differences() -> None:
     rng = np.random.default_rng(3)
     for seen in ([0, 0, 1, 1, 1], [1], [1, 1, 1]):
         x, response = rng.normal(size=(len(seen), toy.WIDTH)), rng.integers(0, toy.VOCABULARY, 3)
-        _, gradient = second_oracle._log_prob(x, seen, response, "float64")
+        _, gradient = second_oracle.log_prob_of(x, seen, response, "float64")
         for _ in range(4):
             direction = rng.normal(size=x.shape)
             step = 1e-5 * direction
-            up, down = (second_oracle._log_prob(x + s, seen, response, "float64")[0] for s in (step, -step))
+            up, down = (second_oracle.log_prob_of(x + s, seen, response, "float64")[0] for s in (step, -step))
             along = (gradient * direction).sum()
             assert (up - down) / 2e-5 == pytest.approx(along, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 20, 50])
 def test_its_gauss_legendre_rule_is_exact_for_polynomials(m: int) -> None:
-    rule = second_oracle._quadrature("gauss_legendre", m)
+    rule = second_oracle.quadrature_of("gauss_legendre", m)
     for degree in {0, 1, m, 2 * m - 1}:
         assert sum(w * alpha**degree for alpha, w in rule) == pytest.approx(1 / (degree + 1), rel=1e-12)
 
 
 def test_it_has_the_weights_of_the_toy() -> None:
-    mine = second_oracle._weights("float64")
-    for name, array in toy.toy_weights().items():
+    mine, theirs = second_decoder.weights_in("float64"), toy.toy_weights() | toy.more_weights()
+    for name, array in theirs.items():
         assert np.array_equal(mine[name.removeprefix("blocks.")], array)
-    assert len(mine) == len(toy.SHAPES)
+    assert len(mine) == len(theirs)
 
 
-def test_it_shares_nothing_with_the_reference() -> None:
-    source = Path(second_oracle.__file__).read_text(encoding="utf-8")
+OWN = {f"grains_ref.conformance.{name}" for name in ("second_batches", "second_decoder", "second_oracle")}
+
+
+@pytest.mark.parametrize("module", [second_batches, second_decoder, second_options, second_oracle])
+def test_it_shares_nothing_with_the_reference(module: ModuleType) -> None:
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
     modules = {
         alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names
     }
     modules |= {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"__future__", "collections.abc", "functools", "math", "typing", "numpy"}
-    run = f"import runpy, sys; runpy.run_path({second_oracle.__file__!r}); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", run], check=True, timeout=60)
+    assert modules <= OWN | {"__future__", "collections.abc", "functools", "math", "typing", "numpy"}
+    if module is second_options:
+        run = f"import sys, {module.__name__}; sys.exit('torch' in sys.modules)"
+        subprocess.run([sys.executable, "-c", run], check=True, timeout=60)
 
 
 # ------------------------------------------------------------------------------------------ transformers
@@ -261,7 +305,6 @@ def test_the_toy_decoder_is_transformers_llama() -> None:
         for row, seen in enumerate(mask.bool()):
             error = (got[row, seen] - want[row, seen]).abs().max() / want[row, seen].abs().max()
             assert error < 2e-6
-    slow_logits = second_oracle._logits(
-        second_oracle._run(weights["embed"][ids[0]], mask[0].tolist(), "float64")[-1], "float64"
-    )
+    view = second_decoder.view_of(mask[0].tolist())
+    slow_logits = second_decoder.logits_of(second_decoder.run(weights["embed"][ids[0]], view, "float64")[-1], "float64")
     assert np.abs(slow_logits - ours[0, -1].numpy()).max() < 1e-12 * np.abs(slow_logits).max()

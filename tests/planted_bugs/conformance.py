@@ -13,6 +13,9 @@ NAMING = "grains_ref/conformance/naming.py"
 RUNNER = "grains_ref/conformance/runner.py"
 LIVE = "grains_ref/conformance/live/"
 DIFF = "grains_ref/conformance/diff.py"
+TOY = "grains_ref/conformance/toy.py"
+SIGNATURES = "grains_ref/conformance/signatures.py"
+RULES = "grains_ref/conformance/cases/generated.py"
 BUGS = (
     Bug("digits_are_numbers", "conformance", "text of digits counts as numbers",
         COMPARE, 'array.dtype.kind in "bUScMmO"', 'array.dtype.kind in "bScMmO"', "test_bad_ports"),
@@ -95,4 +98,29 @@ BUGS = (
         "grains_ref/conformance/engines/easysteer.py",
         "norm, y_norm = (x.norm(dim=-1, keepdim=True).float() for x in (h, y))",
         "norm, y_norm = (x.float().norm(dim=-1, keepdim=True) for x in (h, y + 0))", "test_engines"),
+    Bug("asked_in_one_order", "conformance", "cases are asked again in the order in which they were asked first",
+        RUNNER, "order = random.Random(dtype).sample(list(cases), len(cases))", "order = list(cases)", "test_options"),
+    Bug("asked_again_for_nothing", "conformance", "a wrong answer to a case that is asked again is forgotten",
+        RUNNER, 'found.append((replace(result, mode="again", message=message), None))', "continue", "test_options"),
+    Bug("half_precision_without_end", "conformance", "in half precision nothing is run end to end",
+        RUNNER, "or (is_half and dialect is not PAPER):", "or is_half:", "test_options"),
+    Bug("one_seed_for_all", "conformance", "every random input is that of seed 0",
+        "grains_ref/conformance/fresh.py", "inputs = fresh_inputs(stage, seed)", "inputs = fresh_inputs(stage, 0)",
+        "test_options"),
+    Bug("ill_posed_as_well_posed", "conformance", "the list calls ill-posed cases well-posed",
+        "grains_ref/conformance/catalogue.py", '"acceptable": "ill-posed"', '"acceptable": "well-posed"',
+        "test_options"),
+    Bug("spectrum_not_flat", "conformance", "the generated shifts have a first component that is easily found",
+        RULES, "LEVEL * own + 2 * (", "LEVEL * own + 32 * (", "test_options"),
+    Bug("caps_unscaled", "conformance", "the toy's soft caps are not multiplied by the cap",
+        TOY, "return cap * (z / cap).tanh()", "return (z / cap).tanh()", "test_second_oracle"),
+    Bug("window_too_wide", "conformance", "the toy's sliding window is one token too wide",
+        TOY, "return distance < window", "return distance <= window", "test_second_oracle"),
+    Bug("pictures_answered_too_early", "conformance", "a response begins at the picture prompt's last position",
+        TOY, 'replay["positions"].max() + 1 + torch', 'replay["positions"].max() + torch', "test_second_oracle"),
+    Bug("beams_of_one", "conformance", "the reference's beam search keeps one beam",
+        "grains_ref/conformance/options_generation.py", "kept = longer[:beams]", "kept = longer[:1]",
+        "test_second_oracle"),
+    Bug("weights_may_be_negative", "conformance", "negative weights of examples are accepted",
+        SIGNATURES, "(np.asarray(value) >= 0).all() and ", "", "test_planted_bugs_of_the_kit"),
 )  # fmt: skip

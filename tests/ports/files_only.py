@@ -18,15 +18,20 @@ def passes(folder: Path, case: str, answer: dict[str, Any], dtype: str) -> bool:
     stage, right = case.rpartition("-")[0], what_is_right(folder / "right" / f"{case}.json")
     if right["result"] == "invalid" or "refused" in answer:
         return right["result"] == "invalid" and "refused" in answer
-    return {
+    rules = {
+        "attribution_baselines": lambda *given: by_rows(("baseline",), *given),
+        "selection_eligible": lambda got, right, budget: got == right["out"],
+        "generation_beams": beams,
         "objective": objective,
         "attribution": lambda *given: largest_entry("a", *given),
         "selection": selection,
         "contrast": lambda *given: by_rows(("delta_pos", "delta_neg"), *given),
-        "aggregation": aggregation,
+        "aggregation": directions if stage.startswith("aggregation_") else aggregation,
         "steering": lambda *given: by_rows(("h",), *given),
         "generation": generation,
-    }[stage](answer["out"], right, right["budget"][dtype])
+    }
+    rule = rules.get(stage) or rules[stage.partition("_")[0]]  # an option is judged like its stage
+    return bool(rule(answer["out"], right, right["budget"][dtype]))
 
 
 @functools.cache
@@ -35,9 +40,9 @@ def what_is_right(path: Path) -> Any:
 
 
 def objective(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
-    want = right["out"]
+    want = {name: np.array(value, float) for name, value in right["out"].items()}
     scale = abs(want["log_p_pos"]) + abs(want["log_p_neg"])
-    return all(abs(got[name] - want[name]) <= budget * scale for name in want)
+    return all((abs(np.array(got[name], float) - want[name]) <= budget * scale).all() for name in want)
 
 
 def largest_entry(name: str, got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
@@ -60,6 +65,21 @@ def by_rows(names: tuple[str, ...], got: dict[str, Any], right: dict[str, Any], 
         if not (errors <= budget * lengths).all():
             return False
     return True
+
+
+def directions(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    errors = [
+        np.linalg.norm(np.array(got[name], float) - np.array(want), axis=-1) for name, want in right["out"].items()
+    ]
+    return max(error.max() for error in errors) <= budget
+
+
+def beams(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:
+    theirs = np.array(right["out"]["log_p"])
+    if not (abs(np.array(got["log_p"], float) - theirs) <= budget * abs(theirs)).all():
+        return False
+    rows = zip(got["tokens"], right["out"]["tokens"], right["margins"]["beams"], strict=True)
+    return all(ours == stored or margin < 2 * budget for ours, stored, margin in rows)
 
 
 def aggregation(got: dict[str, Any], right: dict[str, Any], budget: float) -> bool:

@@ -23,9 +23,11 @@ over the sequence depend on every token in it, the last one and the padding incl
 released generation is missing, and with this hook a cache changes what is said. They are given, by full recomputation
 of what has been said so far, and not judged.
 
+Row 22, the likelihood objective, is an option, in `options`.
+
 Not here: the scores of response tokens (a port's branch of y_neg is checked by exchanging the responses, whose scores
 are negated), rows 5 and 6 (other attributions), 14 (`v_pos` alone, in scripts), and what docs/decisions.md calls beyond
-reach: unseeded draws and solvers, the likelihood objective. Shifts that define no direction are not refused; such cases
+reach: unseeded draws and solvers. Shifts that define no direction are not refused; such cases
 are left out, as are empty sets, which the released code never has.
 """
 

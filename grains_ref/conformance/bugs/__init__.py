@@ -17,11 +17,21 @@ A stage's bugs are in the file of its name; the cases that must catch them are i
 | `decoder` | the toy decoder written anew, in parts that a bug may exchange |
 | `decoder_bugs` | bugs of the decoder, planted at every stage that runs it |
 | `objective`, `attribution`, `selection`, `contrast`, `aggregation`, `steering`, `generation` | the bugs of a stage |
+| `options` | those of all options, and of cases that came with them |
 """
 
 from __future__ import annotations
 
-from grains_ref.conformance.bugs import aggregation, attribution, contrast, generation, objective, selection, steering
+from grains_ref.conformance.bugs import (
+    aggregation,
+    attribution,
+    contrast,
+    generation,
+    objective,
+    options,
+    selection,
+    steering,
+)
 from grains_ref.conformance.bugs.common import Bug
 from grains_ref.conformance.stages import Stage
 
@@ -33,6 +43,7 @@ BUGS: tuple[Bug, ...] = (
     *aggregation.BUGS,
     *steering.BUGS,
     *generation.BUGS,
+    *options.BUGS,
 )
 
 WITHOUT_BUG: dict[str, Stage] = {
@@ -43,6 +54,7 @@ WITHOUT_BUG: dict[str, Stage] = {
     "aggregation": aggregation.WITHOUT_BUG,
     "steering": steering.WITHOUT_BUG,
     "generation": generation.WITHOUT_BUG,
+    **options.WITHOUT_BUG,
 }
 """The seven stages with nothing exchanged; they agree with the oracle, so that a bug is wrong in one way only."""
 

@@ -15,11 +15,22 @@ A stage's cases are in the file of its name; the bugs that they must catch are i
 | `common` | the class `Case`, seeded numbers, prompts, masks and baselines |
 | `flags` | what a case looks for, and what goes wrong where it fails |
 | `objective`, `attribution`, `selection`, `contrast`, `aggregation`, `steering`, `generation` | the cases of a stage |
+| `options` | the cases of all options |
+| `generated` | inputs that are given by a rule instead of being stored |
 """
 
 from __future__ import annotations
 
-from grains_ref.conformance.cases import aggregation, attribution, contrast, generation, objective, selection, steering
+from grains_ref.conformance.cases import (
+    aggregation,
+    attribution,
+    contrast,
+    generation,
+    objective,
+    options,
+    selection,
+    steering,
+)
 from grains_ref.conformance.cases.common import Case, ResultKind
 from grains_ref.conformance.cases.flags import FLAGS, Flag
 
@@ -31,6 +42,7 @@ CASES: tuple[Case, ...] = (
     *aggregation.CASES,
     *steering.CASES,
     *generation.CASES,
+    *options.CASES,
 )
 
 __all__ = ["CASES", "FLAGS", "Case", "Flag", "ResultKind"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from grains_ref.conformance.cases.common import Case, ResultKind, bf16, grid, numbered, spoilt
+from grains_ref.conformance.cases.generated import by_rule
 
 
 def _aggregation(
@@ -59,6 +62,17 @@ def with_gap(extra: int, layers: int = 3) -> np.ndarray:
         directions[0, 16] = extra
         D[:, layer] = scores @ directions + (directions[0] + 2 * directions[1]) / 4
     return D
+
+
+def _walsh(number: int, comment: str, width: int) -> Case:
+    """Shifts with a flat spectrum, by a rule instead of numbers."""
+    rules: dict[str, dict[str, Any]] = {
+        f"delta_{side}": {"rule": "walsh", "n": 50, "layers": 1, "width": width, "begin": begin}
+        for side, begin in (("pos", 1), ("neg", 101))
+    }
+    inputs = {name: by_rule(**rule) for name, rule in rules.items()}
+    case = numbered("aggregation", number, comment, "FlatSpectrum", inputs, "randomised_solver", "valid")
+    return replace(case, generated=rules)
 
 
 _around_zero = np.array([[-1.0], [1.0], [-2.0], [2.0]])[:, :, None] * grid("aggregation-mirror", 2, 5, reach=8, step=1)
@@ -164,4 +178,7 @@ CASES = (
     _aggregation(27, "Sides of different width", "BadShape", _seven_shifts, _seven_shifts[..., :-1], result="invalid"),
     _aggregation(28, "Infinity in one shift", "NotANumber", _seven_shifts, spoilt(_seven_shifts, -math.inf),
                  result="invalid"),
+    # Nothing but the whole spectrum tells the first component from 48 others: solvers that sample miss it.
+    _walsh(29, "Fifty examples of width 1024", 1024),
+    _walsh(30, "Fifty examples of width 4096", 4096),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ class Case:
 
     result: `valid` has one right output; `invalid` must be refused; `acceptable` is ill-posed (near ties, a small
     eigen-gap), and the comparator knows which outputs are right. kills: the planted bugs that it must catch.
+    generated: the rules of inputs that are too large to be stored, by their names.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Case:
     result: ResultKind
     inputs: dict[str, Any]
     kills: tuple[str, ...]
+    generated: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def numbered(

@@ -57,4 +57,20 @@ FLAGS: dict[str, Flag] = {
     "Degenerate": Flag("ILL_POSED", "Shifts that define no direction", "Noise passes as a direction"),
     "BadArgument": Flag("EDGE_CASE", "An argument that makes no sense", "Nonsense is computed silently"),
     "BadShape": Flag("EDGE_CASE", "Shapes that do not fit", "Broadcasting hides the mistake"),
+    "FarPositions": Flag("EDGE_CASE", "Positions beyond 300", "Angles are computed in half precision"),
+    "FlatSpectrum": Flag(
+        "EDGE_CASE",
+        "Wide states, and eigenvalues that are equal but for the first",
+        "The solver guesses",
+    ),
+    "Rank": Flag("EDGE_CASE", "More components than the shifts have", "Directions of rounding errors take part"),
+    "Weights": Flag("MODIFIED_PARAMETER", "A weight for every example", "Examples count as much as each other"),
+    "Noise": Flag("MODIFIED_PARAMETER", "What was drawn is handed in", "Other noise is drawn, or it is misread"),
+    "Rules": Flag("MISSING_STEP", "Rules about kinds of tokens", "Template or padding is selected"),
+    "Pictures": Flag("MISSING_STEP", "Picture tokens among text", "Patches are treated as words, or left out"),
+    "DecoderFeature": Flag(
+        "MODIFIED_PARAMETER", "What other families of decoders have", "It is left out, or stands in another place"
+    ),
+    "EndOfText": Flag("EDGE_CASE", "Rows that end by themselves", "Text goes on after its end, or ends too early"),
+    "Beams": Flag("MODIFIED_PARAMETER", "More continuations than one are kept", "The search is another one"),
 }

@@ -125,4 +125,9 @@ CASES = (
                 seen=[[1, 1], [0, 0]], result="invalid"),
     _generation(29, "An attention mask longer than the prompt", "BadShape", [[5, 7]], _V, 1.0, ALL, [[3]],
                 seen=[[0, 1, 1]], result="invalid"),
+    # v has a row for every block, whatever the order in which blocks are named.
+    _generation(30, "Two layers, the later one named first", "Layers LeftPadding Batch", _prompts, _V, 2.0, [2, 0],
+                _forced, "vectors_by_place_in_the_list"),
+    _generation(31, "All layers out of order", "Layers LeftPadding Batch", _prompts, _V, -2.0, [1, 2, 0], _forced,
+                "vectors_by_place_in_the_list"),
 )  # fmt: skip

@@ -160,4 +160,8 @@ CASES = (
     _objective(34, "Infinity in the prompt", "NotANumber",
                {"x": spoilt(EMBED[[5, 7]], math.inf), "attention_mask": mask(0, 2)} | answers([3], [6]),
                result="invalid"),
+    # The only cases of which float16 and bfloat16 cannot count the positions.
+    _objective(35, "A prompt of 320 tokens", "FarPositions LongPrompt OffVocabulary",
+               seeded_prompt("far-6", tokens=320) | answers([3, 9], [6, 1]),
+               "positions_in_bfloat16"),
 )  # fmt: skip
