@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from grains_ref.data import excess_tokens
 from grains_ref.grains import Encoded, at_least_float32
-from grains_ref.models.blocks import hooked
-from grains_ref.models.scoring import check_ids, left_pad
+from grains_ref.models.blocks import hooked, state_of
+from grains_ref.models.replay import left_pad, padded_replay, run
+from grains_ref.models.scoring import check_ids, select_rows
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
@@ -110,11 +111,10 @@ class Branches:
         last: list[Tensor] = []
 
         def record(block: nn.Module, inputs: Any, output: Any) -> None:
-            h = output[0] if isinstance(output, tuple) else output  # (B, T, d)
-            last.append(h[:, -1].detach().to(embeds[0].device))
+            last.append(state_of(output)[:, -1].detach().to(embeds[0].device))  # (B, d)
 
         with hooked(self._model.blocks, record):
-            self._model.hf(inputs_embeds=_padded(embeds), logits_to_keep=1, use_cache=False, **self._replay(encoded))
+            run(self._model, _padded(embeds), self._replay(encoded), logits_to_keep=1, use_cache=False)
         return torch.stack(last, dim=1)
 
     # ------------------------------------------------------------------ which way
@@ -266,9 +266,7 @@ class Branches:
     def _cached(self, rows: Sequence[Row]) -> Tensor:
         """All prompts, then all responses on their keys and values."""
         replay = self._replay([row.encoded for row in rows])
-        out = self._model.hf(
-            inputs_embeds=_padded([row.embeds for row in rows]), **replay, logits_to_keep=1, use_cache=True
-        )
+        out = run(self._model, _padded([row.embeds for row in rows]), replay, logits_to_keep=1, use_cache=True)
         n = len(rows[0].responses)
         responses = [y for row in rows for y in row.responses]  # (B * n,), those of one prompt beside each other
         longest = max(map(len, responses))
@@ -277,7 +275,7 @@ class Branches:
         logits = out.logits.repeat_interleave(n, dim=0)  # (B * n, 1, V), of each response's first token
         if longest > 1:
             cache = out.past_key_values
-            cache.batch_repeat_interleave(n)
+            select_rows(cache, torch.arange(len(rows), device=target.device).repeat_interleave(n))
             mask = replay["attention_mask"].repeat_interleave(n, dim=0)
             positions = replay["position_ids"]  # (..., B, T)
             axes = positions.shape[:-2]
@@ -299,9 +297,7 @@ class Branches:
 
     def _replay(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Masks, positions and token types of the prompts, left-padded: (..., B, T)."""
-        names = encoded[0].replay
-        device = self._model.device
-        return {name: left_pad([one.replay[name] for one in encoded], value=0).to(device) for name in names}
+        return padded_replay([one.replay for one in encoded], device=self._model.device)
 
 
 # ------------------------------------------------------------------------------------------- one packed row

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from grains_ref.data import Prompt, check_list, excess_tokens
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import PictureSource
-from grains_ref.models.scoring import left_pad
+from grains_ref.models.replay import left_pad
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel

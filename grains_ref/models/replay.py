@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,6 +103,25 @@ def repeated(replay: dict[str, Tensor], *, batch: int, response: int, device: to
         continued = torch.cat([tensor, of_response], dim=-1).to(device)
         continued_and_repeated[name] = continued.unsqueeze(-2).expand(*continued.shape[:-1], batch, -1)
     return continued_and_repeated
+
+
+def padded_replay(replays: Sequence[dict[str, Tensor]], *, device: torch.device) -> dict[str, Tensor]:
+    """Of several prompts one, left-padded: (..., T) of different T -> (..., B, longest T); no padding is attended."""
+    filled = [dict(row) for row in replays]
+    deep = [row[DEEP] for row in replays if DEEP in row]
+    if deep:  # prompts without a picture add nothing
+        for row in filled:
+            row.setdefault(DEEP, deep[0].new_zeros(len(deep[0]), row["attention_mask"].shape[-1]))
+    padded = {}
+    for name in filled[0]:
+        padded[name] = left_pad([row[name] for row in filled], value=0).to(device)
+    return padded
+
+
+def left_pad(rows: Sequence[Tensor], *, value: int) -> Tensor:
+    """Tensors (..., T) of different T -> (..., B, longest T)."""
+    longest = max(row.shape[-1] for row in rows)
+    return torch.stack([nn.functional.pad(row, (longest - row.shape[-1], 0), value=value) for row in rows], dim=-2)
 
 
 def image_token_id(config: transformers.PretrainedConfig) -> int:

@@ -24,7 +24,7 @@ from transformers import Cache
 from grains_ref.data import Prompt, check_list, check_prompt, check_visible, excess_tokens
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSource
-from grains_ref.models.replay import DEEP, run
+from grains_ref.models.replay import padded_replay, run
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
@@ -305,15 +305,9 @@ def _run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt]) -> _Pr
         ids = torch.tensor(prompt.ids)
         embeds.append(model.embed_prompt(ids, prompt.picture))  # (T, d)
         replays.append(model.replay(ids, prompt.picture))
-    deep = [row[DEEP] for row in replays if DEEP in row]
-    if deep:  # prompts without a picture add nothing
-        for row, prompt in zip(replays, prompts, strict=True):
-            row.setdefault(DEEP, deep[0].new_zeros(len(deep[0]), len(prompt.ids)))
     longest = max(len(row) for row in embeds)
     padded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embeds])  # (B, T, d)
-    replay = {}
-    for name in replays[0]:
-        replay[name] = left_pad([row[name] for row in replays], value=0).to(model.device)
+    replay = padded_replay(replays, device=model.device)
     out = run(model, padded, replay, logits_to_keep=1, use_cache=True)
     positions = replay["position_ids"]  # (..., B, T)
     axes = positions.shape[:-2]
@@ -339,9 +333,3 @@ def _run_responses(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk, t
     )
     logits: Tensor = out.logits
     return logits
-
-
-def left_pad(rows: Sequence[Tensor], *, value: int) -> Tensor:
-    """Tensors (..., T) of different T -> (..., B, longest T)."""
-    longest = max(row.shape[-1] for row in rows)
-    return torch.stack([nn.functional.pad(row, (longest - row.shape[-1], 0), value=value) for row in rows], dim=-2)
