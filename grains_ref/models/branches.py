@@ -121,7 +121,8 @@ class Branches:
     def _choose(self, rows: Sequence[Row]) -> Way:
         """The fastest way that the rows and the model's masks allow."""
         longest = max(_packed_length(row) for row in rows)
-        return "packed" if self._has_plain_masks(rows[0]) and longest <= LONGEST_PACKED else "cached"
+        is_plain = all(self._has_plain_masks(row) for row in rows)
+        return "packed" if is_plain and longest <= LONGEST_PACKED else "cached"
 
     def _has_plain_masks(self, row: Row) -> bool:
         """Whether attention is causal, and nothing else, in every layer."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from zoo import deeper, recipes
@@ -98,6 +100,20 @@ def test_a_picture_is_scored_as_it_is_seen_whatever_way_it_enters(kind: str) -> 
     assert isinstance(x, EncodedPicture)
     boxes = [patch.box for patch in x.patches if patch]
     assert len(boxes) == len(set(boxes)) == x.kinds.count("image") > 3
+
+
+@torch.no_grad()
+def test_a_text_and_a_picture_that_enters_twice_share_a_pass() -> None:
+    model = SEEING["qwen3_vl"]()
+    rows = [model.encode(deeper.PROMPTS[0]), model.encode(deeper.PICTURE_PROMPT, noise_picture(90, 50))]
+    answers = [model.response_ids("Q:", answer) for answer in deeper.ANSWERS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that they had to be computed apart
+        got = model.branches.log_probs(rows, [x.embeds for x in rows], [answers, answers])
+    for x, found in zip(rows, got, strict=True):
+        for y, log_p in zip(answers, found, strict=True):
+            expected = model.logits(x, x.embeds[None], y)[0].log_softmax(-1).gather(1, y[:, None]).sum()
+            torch.testing.assert_close(log_p, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in SHOWN)])
