@@ -113,12 +113,12 @@ class Signal:
         if self.verdict == "none":
             found.append(
                 "v is not shown to move f at all: steering with this is steering with noise. What usually helps: "
-                "another aggregation (mean), more or other pairs, or --method edit_gradient."
+                "another --aggregation, more or other pairs, or --method edit_gradient."
             )
         if self.verdict == "away":
             found.append(
                 "v moves f toward the rejected answers. Are chosen and rejected mixed up? Otherwise try another "
-                "aggregation (mean), or --method edit_gradient."
+                "--aggregation, or --method edit_gradient."
             )
         if self.halves and self.halves.value < DISAGREE:
             found.append(
