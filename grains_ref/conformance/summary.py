@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grains_ref
-from grains_ref.conformance.stages import OUTPUTS
+from grains_ref.conformance.stages import OPTIONS, STAGES
 from grains_ref.files import parse_json, printable, read_whole
 
 FIELDS = ("port", "dialect", "claimed", "dtypes", "conformant", "first_divergence", "results")
@@ -40,10 +40,12 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def line(run: Mapping[str, Any]) -> str:
     """One line of plain text: what holds, or where the port diverges first."""
-    claimed = [stage for stage in OUTPUTS if stage in run["claimed"]]
+    claimed = [stage for stage in STAGES if stage in run["claimed"]]
+    options = sum(option in run["claimed"] for option in OPTIONS)
     passed = sum(row["status"] == "passed" for row in run["results"])
     law = "by the paper" if run["dialect"] == "paper" else "by the released code"
-    stages = f"{len(claimed)} of {len(OUTPUTS)} stages in {', '.join(run['dtypes'])}"
+    more = f" and {options} options" if options else ""
+    stages = f"{len(claimed)} of {len(STAGES)} stages{more} in {', '.join(run['dtypes'])}"
     facts = [stages, f"{passed} of {len(run['results'])} results", law, f"grains_ref {grains_ref.__version__}"]
     first = run["first_divergence"]
     if first:
@@ -54,10 +56,10 @@ def line(run: Mapping[str, Any]) -> str:
 
 
 def markdown(run: Mapping[str, Any]) -> str:
-    """The line in bold and a table: a row for each stage, a column for each dtype."""
+    """The line in bold and a table: a row for each stage and each option claimed, a column for each dtype."""
     dtypes = [str(dtype) for dtype in run["dtypes"]]
     rows = [f"| stage | {' | '.join(dtypes)} |", "|---" * (1 + len(dtypes)) + "|"]
-    for stage in OUTPUTS:
+    for stage in (*STAGES, *(option for option in OPTIONS if option in run["claimed"])):
         cells = [_cell([row for row in run["results"] if (row["stage"], row["dtype"]) == (stage, d)]) for d in dtypes]
         rows.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join([f"**{line(run)}**", "", *rows, ""])

@@ -10,7 +10,8 @@ WHEREVER_A_DECODER_RUNS = {
     "the decoder's norms": "eps_missing eps_of_1e-6 eps_of_1e-3 eps_after_the_root layer_norm sum_of_squares "
     "norm_weight_plus_one norm_weight_missing norms_exchanged final_norm_missing final_norm_twice",
     "the decoder's positions": "rotary_pairs_adjacent rotary_base_of_llama rotary_exponent_halved rotary_backward "
-    "rotary_missing keys_not_rotated values_rotated rotary_scaled angles_in_bfloat16 angles_in_float16",
+    "rotary_missing keys_not_rotated values_rotated rotary_scaled angles_in_bfloat16 angles_in_float16 "
+    "positions_in_bfloat16",
     "the decoder's attention": "kv_heads_interleaved first_kv_head_for_all heads_not_transposed attention_not_scaled "
     "attention_scaled_twice attention_scaled_by_width attention_capped attention_with_a_sink softmax_over_queries "
     "heads_normed",
@@ -88,7 +89,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "aggregation": {
         "which direction": "mean_shift median_shift mean_of_unit_shifts longest_shift first_shift second_component "
-        "last_component first_two_components sketch_of_two_columns solver_stopped_early features_reversed",
+        "last_component first_two_components sketch_of_two_columns randomised_solver solver_stopped_early "
+        "features_reversed",
         "what is subtracted or scaled first": "uncentred centred_by_median centred_by_first_example "
         "centred_over_the_width centred_over_both centred_together half_centred shifts_normalised "
         "features_standardised scaled_by_largest_entry",
