@@ -16,6 +16,7 @@ from grains_ref.cli.common import (
     DeviceOption,
     DtypeOption,
     ForceOption,
+    IgnoreOption,
     JsonOption,
     LamOption,
     LayersOption,
@@ -69,6 +70,7 @@ def export(
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
     date: DateOption = "",
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write vectors in another tool's format; say what that tool cannot carry, and measure what is lost.
@@ -86,7 +88,7 @@ def export(
     losses: list[Loss] = []
     on = ""
     if measure:
-        file = common.read_pair_file(pairs, skip_bad_rows=False) if pairs else None
+        file = common.read_pair_file(pairs, skip_bad_rows=False, ignore=ignore) if pairs else None
         chosen = file.pairs[:MOST_PROMPTS] if file else ()
         on = f"{measure}, {len(chosen)} prompts of {pairs}" if file else f"{measure}, {len(SENTENCES)} sentences"
         in_file = target.read(content, str(output))

@@ -40,7 +40,7 @@ COMMANDS = {
     "check": "model --dtype --device --device-map --date --json",
     "inspect": "vectors --json",
     "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "
-    "--date --json",
+    "--date --ignore --json",
     "import": "file --from --model --out --lam --force --dtype --device --device-map --json",
 }
 

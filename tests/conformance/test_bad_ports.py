@@ -23,7 +23,6 @@ from robustness.reports import PIECES
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
-from grains_ref.cli.conform import _finite
 from grains_ref.cli.console import Screen
 from grains_ref.conformance import programs
 from grains_ref.conformance.budgets import load_budgets
@@ -34,7 +33,7 @@ from grains_ref.conformance.live.check import _loaded
 from grains_ref.conformance.live.distances import BadAnswer, check_fingerprint, fingerprint
 from grains_ref.conformance.ports import FolderPort, Port, PortError, PythonPort, Refused, decode_values, import_port
 from grains_ref.conformance.programs import CommandPort, read_hello
-from grains_ref.conformance.report import junit, print_run
+from grains_ref.conformance.report import as_json, junit, print_run
 from grains_ref.conformance.runner import Result, Run, run_port
 
 pytestmark = pytest.mark.cpu
@@ -399,9 +398,9 @@ def test_a_port_whose_load_ends_the_program_is_refused_in_one_sentence() -> None
 
 
 def test_an_infinite_error_is_null_in_a_file_for_programs() -> None:
-    assert json.dumps(_finite({"error": float("inf"), "allowed": 0.5, "seed": None}), allow_nan=False) == (
-        '{"error": null, "allowed": 0.5, "seed": null}'
-    )
+    failed = Result("steering-001", "steering", "float32", "isolated", "failed", error=float("inf"), budget=0.5)
+    (row,) = as_json(Run("port", ("steering",), ("float32",), (failed,)))["results"]
+    assert '"error": null' in json.dumps(row, allow_nan=False)
 
 
 # --- reports
