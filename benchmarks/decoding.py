@@ -287,7 +287,10 @@ def checks(run: Run) -> dict[str, Any]:
                 fused = block(h)
             expected = steer_hidden(h, v.to(run.device), lam=2.5)
             spacing = torch.finfo(dtype).eps * 2.0 ** expected.double().abs().log2().floor()
-            roundings = ((fused.double() - expected.double()).abs() / spacing).max().item()
+            # where h and lam * v nearly cancel, what is left keeps their absolute error
+            cancelled = 2 * torch.finfo(torch.float32).eps * expected.double().abs().amax(-1, keepdim=True)
+            difference = (fused.double() - expected.double()).abs() - cancelled
+            roundings = (difference.clamp(min=0) / spacing).max().item()
             allowed = 8 if dtype == torch.float32 else 1  # in float32 the norms' own rounding shows
             name = str(dtype).removeprefix("torch.")
             found[f"fused kernel, {name}"] = {

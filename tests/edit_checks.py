@@ -32,12 +32,21 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 
 def roundings(got: Tensor, expected: Tensor) -> float:
-    """The largest difference in units of the dtype's spacing at the expected number."""
+    """The largest difference in units of the dtype's spacing at the expected number.
+
+    Of the fused kernel up to two roundings of float32 at the largest number of the token are left out: where h and
+    lam * v nearly cancel, what is left of them keeps their absolute error, and a compiler may round their sum once or
+    twice.
+    """
     assert got.dtype == expected.dtype, f"{got.dtype}, not {expected.dtype}"
     info = torch.finfo(expected.dtype)
     size = expected.double().abs().clamp(min=info.tiny)
     spacing = info.eps * 2.0 ** size.log2().floor()
-    return ((got.double() - expected.double()).abs() / spacing).max().item()
+    difference = (got.double() - expected.double()).abs()
+    if can_fuse(got):
+        cancelled = 2 * torch.finfo(torch.float32).eps * expected.double().abs().amax(-1, keepdim=True)
+        difference = (difference - cancelled).clamp(min=0)
+    return (difference / spacing).max().item()
 
 
 def allowed(h: Tensor) -> float:

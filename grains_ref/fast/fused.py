@@ -57,8 +57,8 @@ def _steer_tokens(  # type: ignore[no-untyped-def]
     inside = column < width
     stored = tl.load(h_states + token * width + column, mask=inside, other=0.0)
     v = tl.load(bank + (behaviour * n_layers + layer) * width + column, mask=inside, other=0.0)
-    # Product and sum are rounded to float32 one after the other, as the reference's are: added in float64, they cannot
-    # become one fused instruction, whose other rounding shows wherever h and lam * v nearly cancel.
+    # The compiler may make one instruction of product and sum, which rounds once where the reference rounds twice: it
+    # shows only where h and lam * v nearly cancel.
     h_wide = stored.to(tl.float64)
     shifted = (h_wide + (lam * v).to(tl.float64)).to(tl.float32)  # eq. (7)
 

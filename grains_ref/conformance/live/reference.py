@@ -122,7 +122,7 @@ def objective_of(model: HuggingFaceModel, pair: PreferencePair, way: Way = PLAIN
 def _narrow_log_prob(model: HuggingFaceModel, encoded: Encoded, embeds: Tensor, *, y: Tensor) -> Tensor:
     """log P(y given x), (B,): the log-softmax in the model's dtype, the sum in float32."""
     log_p = model.logits(encoded, embeds, y).log_softmax(-1)  # (B, R, V)
-    return log_p.gather(-1, y.expand(len(log_p), -1)[..., None]).float().sum((1, 2))
+    return log_p.gather(-1, y.to(log_p.device).expand(len(log_p), -1)[..., None]).float().sum((1, 2))
 
 
 def attribution_of(model: HuggingFaceModel, pair: PreferencePair, way: Way = PLAIN, *, m: int) -> Values:
