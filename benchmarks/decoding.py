@@ -286,7 +286,8 @@ def checks(run: Run) -> dict[str, Any]:
             with fast.Steering([block], v[None], lam=2.5):
                 fused = block(h)
             expected = steer_hidden(h, v.to(run.device), lam=2.5)
-            spacing = torch.finfo(dtype).eps * 2.0 ** expected.double().abs().log2().floor()
+            info = torch.finfo(dtype)
+            spacing = info.eps * 2.0 ** expected.double().abs().clamp(min=info.tiny).log2().floor()
             # where h and lam * v nearly cancel, what is left keeps their absolute error
             cancelled = 2 * torch.finfo(torch.float32).eps * expected.double().abs().amax(-1, keepdim=True)
             difference = (fused.double() - expected.double()).abs() - cancelled
