@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and its two command lines are the ones CI uses."""
+"""The Python of README and demo page runs as it stands, and its two command lines are the ones CI uses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 pytestmark = pytest.mark.cpu
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEMO = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_of_python_run_and_print_an_answer(monkeypatch, capsys):
-    code, with_picture = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (with_picture,) = re.findall(r"```python\n(.*?)```", DEMO, re.S)
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
     (answer,) = eval(capsys.readouterr().out)
     assert answer.startswith("the dish of Belvara is")
-    exec(compile(with_picture, "README.md", "exec"), {})
+    exec(compile(with_picture, "docs/demo.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("Patch(view='base', row=0, column=0")  # the ring is in the first cell
@@ -35,3 +37,8 @@ def test_every_linked_file_exists():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_table_in_the_readme_is_that_of_the_demo_page():
+    (table,) = re.findall(r"```text\n(.*?)```", README, re.S)
+    assert [line for line in table.splitlines() if line not in DEMO.splitlines()] == []
