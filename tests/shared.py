@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,29 @@ torch.set_num_threads(1)
 # A red run must mean changed code: no new examples each time, and no failure because the machine is slow.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=20)
 settings.load_profile("suite")
+
+
+def first_quick(values: Iterable[Any], quick: int = 1) -> list[Any]:
+    """Values of a parametrised test, all but the first few marked `thorough`; a tuple stands for several arguments."""
+    return [value if i < quick else thorough(value) for i, value in enumerate(values)]
+
+
+def only_quick(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Values of a parametrised test, all but the named ones marked `thorough`."""
+    listed = list(values)
+    unknown = [value for value in quick if value not in listed]
+    if unknown:
+        raise ValueError(f"{unknown} are none of the values {listed}")
+    return [value if value in quick else thorough(value) for value in listed]
+
+
+def thorough(value: Any) -> Any:
+    """The value of a parametrised test with the mark; ids and marks of its own stay."""
+    if isinstance(value, type(pytest.param())):
+        return pytest.param(*value.values, id=value.id, marks=[*value.marks, pytest.mark.thorough])
+    values = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
 
 SHIPPED = Path(grains_ref.tiny_models.worlds.__file__).parent
 MINIATURES = Path(grains_ref.fixtures.__file__).parent / "datasets"
@@ -119,13 +142,13 @@ def gemma3_text() -> HuggingFaceModel:
 TEXT = {"llama": random_llama, "qwen2": random_qwen2, "gemma3_text": random_gemma3_text}
 
 
-@pytest.fixture(scope="session", params=TEXT.values(), ids=TEXT)
+@pytest.fixture(scope="session", params=only_quick(TEXT.values(), random_llama, random_gemma3_text), ids=TEXT)
 def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random text model in turn, in float32."""
     return request.param()
 
 
-@pytest.fixture(scope="session", params=TEXT.values(), ids=TEXT)
+@pytest.fixture(scope="session", params=only_quick(TEXT.values(), random_llama, random_gemma3_text), ids=TEXT)
 def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random text model in turn, in float64 (but for transformers' own float32 islands)."""
     return request.param(dtype=torch.float64)
@@ -134,13 +157,13 @@ def model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
 VISION = {"llava": random_llava, "qwen_vl": random_qwen_vl, "gemma3": random_gemma3}
 
 
-@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+@pytest.fixture(scope="session", params=only_quick(VISION.values(), random_llava, random_qwen_vl), ids=VISION)
 def vision_model(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random vision-language model in turn, in float32."""
     return request.param()
 
 
-@pytest.fixture(scope="session", params=VISION.values(), ids=VISION)
+@pytest.fixture(scope="session", params=only_quick(VISION.values(), random_llava, random_qwen_vl), ids=VISION)
 def vision_model64(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Each random vision-language model in turn, in float64 (but for transformers' own float32 islands)."""
     return request.param(dtype=torch.float64)

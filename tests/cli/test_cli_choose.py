@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import PROMPT, SIMPLE, bad, good, lines, parsed, run
 from scipy.stats import binomtest
+from shared import first_quick
 
 import grains_ref.evaluation.choice
 import grains_ref.fast
@@ -88,6 +89,7 @@ def test_sweep_writes_vectors_that_eval_accepts(data: Path, tmp_path: Path) -> N
     assert "as the sweep stored" not in run(*command, "--lam", "2", "--layers", "all").stderr
 
 
+@pytest.mark.thorough
 def test_sweep_gives_the_vectors_of_fit_and_stores_what_it_chose(data: Path, tmp_path: Path, vectors: Path) -> None:
     out = tmp_path / "v"
     record = sweep(data, "--lam", "6", "--aggregation", "mean", "--out", out, "--tasks", data / "dev_tasks.jsonl",
@@ -133,6 +135,7 @@ def test_an_interrupted_sweep_says_what_is_kept_and_goes_on_to_the_same_bits(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "whole"]
 
 
+@pytest.mark.thorough
 def test_a_kept_work_folder_of_a_sweep_serves_another_grid(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +172,7 @@ def test_nothing_is_written_when_no_steering_won(data: Path, tmp_path: Path) -> 
     assert out.read_text() == "what was there before"
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("form", first_quick([[], ["--json"]]))
 def test_a_choice_is_told_although_the_disk_is_full(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
 ) -> None:
@@ -372,6 +375,7 @@ def test_eval_refuses_what_is_too_long_before_anything_is_scored(
 # --- a sweep of vectors that are there
 
 
+@pytest.mark.thorough
 def test_given_vectors_get_the_strength_that_a_sweep_of_their_pairs_gives_them(
     data: Path, vectors: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from command import SIMPLE, bad, good, lines, parsed, run
+from shared import first_quick
 
 import grains_ref.fitting.edit_gradient
 from grains_ref.demo import planted as demo
@@ -107,6 +108,7 @@ def test_fit_passes_its_options_on(data: Path, tmp_path: Path) -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.thorough
 def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: object, path: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -124,6 +126,7 @@ def test_fit_refuses_to_go_on_with_other_settings(data: Path, tmp_path: Path, mo
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.thorough
 def test_a_kept_work_folder_serves_another_aggregation_and_another_k(data: Path, tmp_path: Path) -> None:
     command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "uncentred", "--m", "1"]
     good(*command, "--out", tmp_path / "v", "--keep-work")
@@ -136,7 +139,7 @@ def test_a_kept_work_folder_serves_another_aggregation_and_another_k(data: Path,
     assert not (tmp_path / "v.work").exists()
 
 
-@pytest.mark.parametrize("name", ["v.safetensors", "0.safetensors", "000001.safetensors", "fit.json"])
+@pytest.mark.parametrize("name", first_quick(["v.safetensors", "0.safetensors", "000001.safetensors", "fit.json"]))
 def test_vectors_written_into_the_work_folder_stay(data: Path, tmp_path: Path, name: str) -> None:
     work = tmp_path / "all"
     work.mkdir()
@@ -281,6 +284,7 @@ def dated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_the_date_is_fixed_kept_in_the_header_and_missed_where_it_is_another(dated_model: Path, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Is the earth flat?"}]
     rows = [
@@ -326,6 +330,7 @@ def test_fit_says_whether_its_vectors_mean_anything_and_the_file_keeps_it(data: 
     assert all(warning in inspected for warning in said["warnings"])
 
 
+@pytest.mark.thorough
 def test_without_the_signals_passes_the_vectors_are_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

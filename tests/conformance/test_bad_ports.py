@@ -87,6 +87,7 @@ def test_a_program_that_does_not_read_is_killed_in_time(tmp_path: Path) -> None:
     port.close()
 
 
+@pytest.mark.thorough
 def test_a_program_that_answers_without_reading_all_is_killed_in_time(tmp_path: Path) -> None:
     port = program(tmp_path, 'print(\'{"seq": 1, "out": {}}\', flush=True); time.sleep(600)\n')
     with pytest.raises(PortError, match="answered, but did not read the whole message"):

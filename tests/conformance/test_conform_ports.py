@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from shared import first_quick
 
 from grains_ref.conformance.ports import (
     FolderPort,
@@ -81,19 +82,22 @@ def test_refused_and_skipped_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [
-        ("time.sleep(60)", "no answer within 0.5 seconds; the port was killed"),
-        ("print('oh no', file=sys.stderr, flush=True); os._exit(3)", r"(?s)ended with code 3.*oh no"),
-        ("print('Segmentation fault', flush=True)", "no JSON: 'Segmentation fault'.*print to standard error"),
-        ("print('[1, 2]', flush=True)", "the answer is list; expected an object"),
-        ("say({'seq': m['seq']})", "none of out, refused, skipped, error"),
-        ("say({'seq': m['seq'], 'out': {}, 'refused': 'x'})", "expected exactly one"),
-        ("say({'seq': 99, 'out': {}})", "has seq 99; expected 1"),
-        ("say({'seq': m['seq'], 'out': [1]})", "out is list; expected an object with h"),
-        ("say({'seq': m['seq'], 'error': 'out of memory'})", "out of memory"),
-        ("say({'seq': m['seq'], 'out': {'h': {'tensor': '/nowhere.safetensors#h'}}})", "nowhere.*cannot be read"),
-        ("sys.stdin.close(); sys.stdout.close(); time.sleep(60)", "killed|ended|does not read"),
-    ],
+    first_quick(
+        [
+            ("time.sleep(60)", "no answer within 0.5 seconds; the port was killed"),
+            ("print('oh no', file=sys.stderr, flush=True); os._exit(3)", r"(?s)ended with code 3.*oh no"),
+            ("print('Segmentation fault', flush=True)", "no JSON: 'Segmentation fault'.*print to standard error"),
+            ("print('[1, 2]', flush=True)", "the answer is list; expected an object"),
+            ("say({'seq': m['seq']})", "none of out, refused, skipped, error"),
+            ("say({'seq': m['seq'], 'out': {}, 'refused': 'x'})", "expected exactly one"),
+            ("say({'seq': 99, 'out': {}})", "has seq 99; expected 1"),
+            ("say({'seq': m['seq'], 'out': [1]})", "out is list; expected an object with h"),
+            ("say({'seq': m['seq'], 'error': 'out of memory'})", "out of memory"),
+            ("say({'seq': m['seq'], 'out': {'h': {'tensor': '/nowhere.safetensors#h'}}})", "nowhere.*cannot be read"),
+            ("sys.stdin.close(); sys.stdout.close(); time.sleep(60)", "killed|ended|does not read"),
+        ],
+        6,
+    ),
 )
 def test_a_misbehaving_program_gives_a_clear_error_and_never_hangs(tmp_path: Path, answer: str, message: str) -> None:
     with pytest.raises(PortError, match=message):

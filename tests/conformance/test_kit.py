@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from shared import only_quick
 
 from grains_ref.conformance import options_generation, runner, second_options, stages
 from grains_ref.conformance.budgets import Budget, load_budgets, noise_of
@@ -78,7 +79,7 @@ def test_two_bugs_at_once_are_not_given_one_name() -> None:
 
 
 # ----------------------------------------------------------------------------------------- correct ports
-@pytest.mark.parametrize("stage", OUTPUTS)
+@pytest.mark.parametrize("stage", only_quick(OUTPUTS, *STAGES))
 def test_no_false_alarm_on_inputs_the_budgets_have_not_seen(stage: str) -> None:
     for number in range({"attribution": 2, "generation": 3}.get(stage, 6 if stage in STAGES else 1)):  # those take long
         inputs = fresh_inputs(stage, MEASURED.stop + number)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import only_quick
 from typer.testing import CliRunner
 
 from grains_ref.authors import select
@@ -122,7 +123,7 @@ def test_every_bug_of_row_22_is_caught_by_every_case_that_names_it() -> None:
 
 
 # ------------------------------------------------------------------------------------- its cases and bugs
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", only_quick(STAGES, "selection", "aggregation", "steering"))
 def test_every_bug_is_caught_by_every_case_that_names_it(stage: str) -> None:
     dtype = "float32"  # in float64 the bugs are the same and the budgets a thousand times smaller
     budget = budgets("authors")[stage, dtype]
@@ -172,6 +173,7 @@ def test_under_authors_the_released_code_passes() -> None:
     assert len(result.results) == len(cases)
 
 
+@pytest.mark.thorough
 def test_under_authors_it_passes_chained_and_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grains_ref.conformance.runner.chain_examples", some_examples)
     result = under(AUTHORS, released_code(), "float64", cases=(), modes=("chained", "end to end"))
@@ -184,7 +186,7 @@ def some_examples(dialect: Dialect) -> list[dict[str, Any]]:
     return [dict(dialect.case(f"attribution-{number}").inputs) for number in ("001", "009", "012")]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", only_quick(STAGES, "selection", "aggregation", "steering"))
 def test_under_paper_every_deviation_of_the_released_code_is_named(stage: str) -> None:
     cases = cases_of(PAPER, stage)[: FEW.get(stage)]
     result = under(PAPER, released_code(), "float64", cases=cases, modes=("isolated",))

@@ -147,11 +147,13 @@ def changed(folder: Path) -> list[str]:
     return [path.as_posix() for path in files_of(ROOT) if (folder / path).read_bytes() != (ROOT / path).read_bytes()]
 
 
+@pytest.mark.thorough
 def test_written_again_vectors_are_the_same_byte_for_byte_on_every_processor(copy: Path) -> None:
     vectors.write(copy)
     assert changed(copy) == []
 
 
+@pytest.mark.thorough
 def test_what_is_not_rounding_is_written_anew(copy: Path) -> None:
     place = copy / "paper" / "steering.safetensors"
     arrays = load_file(place)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from ports.live_ports import PlainPort, reference_port, with_fingerprints
+from shared import first_quick
 
 from grains_ref.conformance import live
 from grains_ref.conformance.live import FUNCTIONS, LiveResult, check_live, fingerprint, reference
@@ -74,7 +75,7 @@ def worst(results: Sequence[LiveResult]) -> Iterator[tuple[str, float]]:
 
 
 # ------------------------------------------------------------------------------------------ right ports
-@pytest.mark.parametrize("which", range(3), ids=list(BUILD))
+@pytest.mark.parametrize("which", first_quick(range(3)), ids=list(BUILD))
 def test_the_reference_itself_passes_on_fresh_inputs(which: int, pictures: list[Path]) -> None:
     model = list(BUILD.values())[which]()
     seen = pictures if model.family.marker else [None]
@@ -84,7 +85,7 @@ def test_the_reference_itself_passes_on_fresh_inputs(which: int, pictures: list[
         assert len({result.check for result in results}) == 14
 
 
-@pytest.mark.parametrize("which", range(2), ids=["llama", "qwen2"])
+@pytest.mark.parametrize("which", first_quick(range(2)), ids=["llama", "qwen2"])
 def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
     model = (random_llama, random_qwen2)[which]()
     results = check_live(model, [pair(seed) for seed in SEEDS[which::3]], PlainPort(), seeds=[1], m=2)
@@ -92,7 +93,7 @@ def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
     assert not not_passed(results)
 
 
-@pytest.mark.parametrize("port", [reference_port(), PlainPort()], ids=["reference", "independent"])
+@pytest.mark.parametrize("port", first_quick([reference_port(), PlainPort()]), ids=["reference", "independent"])
 def test_half_precision_is_judged_by_its_own_noise(port: Any) -> None:
     model = random_llama(dtype=torch.bfloat16)
     results = check_live(model, [pair(0)], port, m=1)
@@ -158,7 +159,7 @@ def oracle() -> Oracle:
     return Oracle(model, upcast(model), remembers=True)
 
 
-@pytest.mark.parametrize("wrong", BROKEN)
+@pytest.mark.parametrize("wrong", first_quick(BROKEN, 7))
 def test_a_broken_port_fails_where_its_fault_is(wrong: str) -> None:
     pairs = [pair(1), pair(2)] if wrong == "left_padding_attended" else [pair(1)]
     results = check_live(random_llama(), pairs, PlainPort(wrong), m=1, oracle=oracle())
@@ -261,6 +262,7 @@ def test_a_port_loads_the_path_itself(tmp_path: Path) -> None:
     assert loaded == [tmp_path]
 
 
+@pytest.mark.thorough
 def test_results_repeat_themselves() -> None:
     model = random_llama()
     one, two = (check_live(model, [pair(5)], PlainPort("last_layer"), seeds=[3], m=1) for _ in range(2))

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from shared import only_quick
 
 from grains_ref.cli.console import Screen
 from grains_ref.conformance import naming, runner
@@ -258,9 +259,7 @@ def test_nothing_is_guessed_where_nothing_was_compared() -> None:
 
 
 # ---------------------------------------------------------------------------------- all bugs
-@pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=[pytest.mark.thorough] if stage in TOLD_BY else []) for stage in OUTPUTS]
-)
+@pytest.mark.parametrize("stage", only_quick(OUTPUTS, "selection", "steering", "attribution_batch", "generation_end"))
 def test_a_port_with_a_planted_bug_is_told_its_name(stage: str) -> None:
     misnamed, quiet, bugs = list[str](), 0, PAPER.bugs_of(stage)[::3]
     for bug in bugs:

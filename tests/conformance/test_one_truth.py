@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ports import files_only
+from shared import first_quick, only_quick
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -60,7 +61,9 @@ def noisy(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("dialect", "stage"),
-    [pytest.param(d, stage, id=f"{d.name}-{stage}") for d in DIALECTS.values() for stage in d.oracle],
+    first_quick(
+        [pytest.param(d, stage, id=f"{d.name}-{stage}") for d in DIALECTS.values() for stage in d.oracle], len(STAGES)
+    ),
 )
 def test_no_well_posed_output_jumps_under_noise_of_the_last_bits(dialect: Dialect, stage: str) -> None:
     """In float64 every output stays within the budget of what is stored, up to what the stored margins say."""
@@ -245,6 +248,7 @@ def dumped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, folder
 
 
+@pytest.mark.parametrize("dumped", only_quick(DIALECTS.values(), AUTHORS), ids=DIALECTS, indirect=True)
 def test_files_alone_tell_right_from_wrong_as_the_kit_does(dumped: tuple[Dialect, Path]) -> None:
     """The outputs of every planted bug, by a judge that imports nothing of this package."""
     dialect, folder = dumped

@@ -51,14 +51,14 @@ ALLOWED = {
         "generation": 6e-2,
     },
 }
-PORTS = [
-    ("numpy", "float32"),  # test_second_oracle.py has float64
-    *(("jax", dtype) for dtype in ("float64", "float32", "bfloat16")),
-    *(("javascript", dtype) for dtype in ("float64", "float32")),
+QUICK_PORTS = [("numpy", "float32"), ("jax", "float32"), ("javascript", "float32")]  # float64: test_second_oracle.py
+MORE_PORTS = [
+    pytest.param(port, marks=pytest.mark.thorough)
+    for port in [("jax", "float64"), ("jax", "bfloat16"), ("javascript", "float64")]
 ]
 
 
-@pytest.fixture(scope="module", params=PORTS, ids=" ".join)
+@pytest.fixture(scope="module", params=[*QUICK_PORTS, *MORE_PORTS], ids=" ".join)
 def port_and_dtype(request: pytest.FixtureRequest) -> Iterator[tuple[Port, str]]:
     kind, dtype = request.param
     port: Port

@@ -67,6 +67,7 @@ def test_a_name_that_is_none_is_refused() -> None:
         available("glue")
 
 
+@pytest.mark.thorough
 def test_listing_the_datasets_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys\n"

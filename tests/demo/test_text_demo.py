@@ -160,6 +160,7 @@ def test_random_draws_differ_and_are_seeded_by_their_number(small: Small) -> Non
     assert labels == {"draw 0", "draw 1"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "aggregation"), [("uncentred PCA", "uncentred"), ("mean", "mean")])
 def test_the_other_aggregations_are_fits_of_their_own(small: Small, row: str, aggregation: Any) -> None:
     expected = fit(small.lab.model, small.examples(), replace(small.lab.paper, aggregation=aggregation)).v
@@ -168,6 +169,7 @@ def test_the_other_aggregations_are_fits_of_their_own(small: Small, row: str, ag
     assert any(torch.allclose(v, expected, rtol=0, atol=1e-5) for v in small.vectors("chosen on dev")[0])
 
 
+@pytest.mark.thorough
 def test_recall_counts_planted_words_among_the_top_three(small: Small, graded_model: HuggingFaceModel) -> None:
     hits, first = [], []
     for p in build_world("graded").split("steer")[:6]:
@@ -309,6 +311,7 @@ def test_the_unsteered_row_has_no_gain() -> None:
     assert line.split() == ["unsteered", "50.0", "%", "25.0", "%", "100.0", "%"]
 
 
+@pytest.mark.thorough
 def test_the_figure_is_a_picture_of_the_fits(small: Small, tmp_path: Path) -> None:
     def picture(name: str, **changes: Any) -> np.ndarray:
         centring = replace(small.result.further, **changes)

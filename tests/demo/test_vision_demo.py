@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from shared import SHIPPED
+from shared import SHIPPED, first_quick
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -86,6 +86,7 @@ def lab(cut_down: None, folder: Path) -> Lab:
     return planted_lab("graded-visual", 0, folder)
 
 
+@pytest.mark.thorough
 def test_the_progress_bar_ends_where_the_work_ends(result: SeedResult, ticks: Sequence[tuple[str, int]]) -> None:
     assert sum(finished for _, finished in ticks) == len(vision.DEMO.rows)
     assert max(len(what) for what, _ in ticks) <= 50  # the width the bar's text is padded to
@@ -191,7 +192,10 @@ def test_the_command_shows_and_writes_what_was_measured(
     assert (tmp_path / "vectors.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("world", "least"), [("simple-visual", 0.9), ("graded-visual", 0.75)])  # over seeds .96, .91
+@pytest.mark.thorough
+@pytest.mark.parametrize(  # over seeds .96, .91
+    ("world", "least"), first_quick([("simple-visual", 0.9), ("graded-visual", 0.75)])
+)
 def test_integrated_gradients_find_objects_and_lures_and_random_scores_do_not(world: Any, least: float) -> None:
     prompts = build_visual_world(world).split("steer")[:12]
     model = load(SHIPPED / f"{world}-seed0")
@@ -224,6 +228,7 @@ def test_what_was_found_is_counted_among_the_strongest_of_its_kind(lab: Lab) -> 
     assert vision.recall(encoded, a, planted_causes)["object_patch_first"] == 0.0
 
 
+@pytest.mark.thorough
 def test_planted_tokens_can_steer_the_simple_world() -> None:
     # The instrument's own check: where the true causes change nothing, no method can be told from another.
     world = build_visual_world("simple-visual")

@@ -117,6 +117,7 @@ def runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes where Linux lists them")
 def test_a_worker_that_is_only_starting_ends_with_a_parent_that_is_killed(script: Path, tmp_path: Path) -> None:
     """Before it has begun to watch its parent."""

@@ -264,6 +264,7 @@ def test_attribution_is_computed_once_and_shifts_once_per_k(
     assert told == [("attribution", i, 4) for i in (1, 2, 3, 4)] + [("dev", i, 5) for i in (1, 2, 3, 4, 5)]
 
 
+@pytest.mark.thorough
 def test_another_attribution_is_computed_anew(
     simple_model: HuggingFaceModel, examples: list[Example], dev: list[PreferencePair]
 ) -> None:

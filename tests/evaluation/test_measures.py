@@ -283,6 +283,7 @@ def test_public_names_are_found_in_the_package_and_come_from_one_module() -> Non
         from grains_ref.evaluation import BleuScores  # noqa: F401
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["metrics", "judge"])
 def test_what_needs_no_model_imports_none(module: str) -> None:
     code = f"import sys, grains_ref.evaluation.{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from robustness import interruptions
+from shared import first_quick
 
 from grains_ref import fast, grains
 from grains_ref.data import PreferencePair, RowError, Where, content_digest
@@ -102,7 +103,7 @@ def whole(llama: HuggingFaceModel, tmp_path_factory: pytest.TempPathFactory) -> 
 # --- the same numbers as the reference
 
 
-@pytest.mark.parametrize("attribution", ["integrated_gradients", "smoothgrad", "random"])
+@pytest.mark.parametrize("attribution", first_quick(["integrated_gradients", "smoothgrad", "random"]))
 def test_a_fit_that_is_kept_on_disk_is_the_reference_bit_for_bit(
     llama: HuggingFaceModel, tmp_path: Path, attribution: Any
 ) -> None:
@@ -164,7 +165,7 @@ def test_a_stopped_fit_goes_on_with_the_next_example_and_gives_the_same_bits(
     assert {name: (half_done / name).stat().st_mtime_ns for name in stored} == stored
 
 
-@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize("n", first_quick([1, 3, 4]))
 def test_it_does_not_matter_where_a_fit_was_stopped(
     llama: HuggingFaceModel, tmp_path: Path, whole: FitRecord, n: int
 ) -> None:
@@ -175,6 +176,7 @@ def test_it_does_not_matter_where_a_fit_was_stopped(
     assert same(record.vectors, whole.vectors)
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path) -> None:
     rows = [
         {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in build_world("simple").split("dev")
@@ -435,12 +437,15 @@ def test_a_change_of_anything_that_the_model_sees_is_refused_with_its_row(
 
 @pytest.mark.parametrize(
     ("changed", "key"),
-    [
-        ({"pairs": [dataclasses.replace(PAIRS[0], chosen="Yes."), *PAIRS[1:]]}, "data_digest"),
-        ({"pairs": PAIRS[::-1]}, "data_digest"),
-        ({"pairs": PAIRS[:3]}, "data_digest"),
-        ({"hp": dataclasses.replace(HP, m=3)}, "hyper_parameters"),
-    ],
+    first_quick(
+        [
+            ({"pairs": [dataclasses.replace(PAIRS[0], chosen="Yes."), *PAIRS[1:]]}, "data_digest"),
+            ({"pairs": PAIRS[::-1]}, "data_digest"),
+            ({"pairs": PAIRS[:3]}, "data_digest"),
+            ({"hp": dataclasses.replace(HP, m=3)}, "hyper_parameters"),
+        ],
+        2,
+    ),
     ids=["data", "order", "fewer", "m"],
 )
 def test_changed_data_or_settings_are_refused_by_name(

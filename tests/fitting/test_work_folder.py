@@ -12,6 +12,7 @@ import pytest
 import torch
 from robustness import kills, work_folders
 from robustness.work_folders import HP, PAIRS, SmallModel, fit_in
+from shared import first_quick
 
 from grains_ref import grains
 from grains_ref.files import FileError, write_record
@@ -330,7 +331,9 @@ def test_drafts_of_killed_processes_go_with_the_rest(half_done: Path) -> None:
 # --- kill -9
 
 
-@pytest.mark.parametrize(("kind", "every", "operations"), [("fit", 3, 40), ("sweep", 7, 60), ("reproduction", 7, 40)])
+@pytest.mark.parametrize(
+    ("kind", "every", "operations"), first_quick([("fit", 3, 40), ("sweep", 7, 60), ("reproduction", 7, 40)])
+)
 def test_a_kill_at_any_operation_on_the_disk_loses_at_most_the_piece_in_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, every: int, operations: int
 ) -> None:

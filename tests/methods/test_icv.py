@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import first_quick
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
@@ -241,7 +242,7 @@ def test_cached_generation_and_scoring_in_one_pass_agree(llama: HuggingFaceModel
     assert scored.log_prob == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", first_quick([torch.bfloat16, torch.float16]))
 @pytest.mark.parametrize("options", [CODE, PAPER], ids=["code", "paper"])
 def test_narrow_types_run(dtype: torch.dtype, options: Options) -> None:
     model, wide = random_llama(dtype=dtype), random_llama()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from shared import first_quick
 from torch import Tensor, nn
 
 from grains_ref.data import PreferencePair
@@ -68,7 +69,9 @@ def steered_heads(model: HuggingFaceModel, block: int, run: Callable[[], object]
 # --- planted truth
 
 
-@pytest.mark.parametrize(("name", "probe"), [("llama", "linear"), ("qwen2", "mlp"), ("gemma3_text", "linear")])
+@pytest.mark.parametrize(
+    ("name", "probe"), first_quick([("llama", "linear"), ("qwen2", "mlp"), ("gemma3_text", "linear")])
+)
 def test_the_head_that_carries_the_label_is_ranked_first_and_its_direction_found(
     name: str, probe: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +125,7 @@ def test_a_head_that_never_moves_has_no_spread_and_is_never_edited() -> None:
 
 
 @pytest.mark.usefixtures("unranked")
-@pytest.mark.parametrize("spread", ["answers", "next_question"])
+@pytest.mark.parametrize("spread", first_quick(["answers", "next_question"]))
 def test_directions_and_spreads_by_hand(llama: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch, spread: Any) -> None:
     monkeypatch.setattr(iti.random.Random, "randrange", lambda self, low, high: low)  # always the pair behind
     found = fit(llama, PAIRS, probe="linear", tokens=(1, 3), spread=spread)
@@ -384,7 +387,7 @@ def test_strength_zero_and_no_heads_change_nothing_and_leaving_restores_every_bi
         assert llama.score(items) == plain
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", first_quick([torch.bfloat16, torch.float16, torch.float64]))
 def test_other_number_types(dtype: torch.dtype) -> None:
     model = random_llama(dtype=dtype)
     found = fit(model, PAIRS[:4], probe="linear")

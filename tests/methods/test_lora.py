@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from shared import only_quick
 from torch import Tensor
 
 from grains_ref.data import PreferencePair, RowError
@@ -104,7 +105,7 @@ class Case:
         return model
 
 
-@pytest.fixture(scope="module", params=BUILD)
+@pytest.fixture(scope="module", params=only_quick(BUILD, "llama", "llava"))
 def case(request: pytest.FixtureRequest, pictures: list[Path]) -> Case:
     return Case(request.param, pictures)
 
@@ -348,6 +349,7 @@ def test_rejected_answers_are_not_learned_from(llama: HuggingFaceModel) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", [random_llama, random_llava], ids=["llama", "llava"])
 def test_adapters_of_a_bfloat16_model_are_float32(build: Build, pictures: list[Path]) -> None:
     model = build(dtype=torch.bfloat16)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import first_quick
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
@@ -145,7 +146,7 @@ def test_the_residual_stream_of_the_blocks_named_is_moved_everywhere(model: Hugg
     assert margins(model, PAIRS) == plain
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", first_quick([torch.bfloat16, torch.float16]))
 def test_narrow_types_run(dtype: torch.dtype) -> None:
     model = random_llama(dtype=dtype)
     fitted = fit(model, PAIRS)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from robustness.hook_uses import PAIR, World, hook_counts, seeing_world, text_world
+from shared import first_quick
 from torch import nn
 
 from grains_ref.grains import Hooks
@@ -54,7 +55,7 @@ def test_a_plain_thread_beside_a_steering_one_stays_plain(build: Callable[[], Wo
     assert hook_counts(world.model) == before
 
 
-@pytest.mark.parametrize(("build", "use"), EVERY)
+@pytest.mark.parametrize(("build", "use"), first_quick(EVERY, 4))
 def test_another_task_is_not_steered(build: Callable[[], World], use: int) -> None:
     world = build()
     plain = world.measured("score")
@@ -79,7 +80,7 @@ def test_another_task_is_not_steered(build: Callable[[], World], use: int) -> No
         assert steered == world.measured("score") != plain
 
 
-@pytest.mark.parametrize(("build", "use"), EVERY)
+@pytest.mark.parametrize(("build", "use"), first_quick(EVERY, 4))
 def test_a_suspended_generator_holds_it_until_it_is_closed(build: Callable[[], World], use: int) -> None:
     world = build()
     plain, before = world.measured("score"), hook_counts(world.model)
@@ -95,7 +96,7 @@ def test_a_suspended_generator_holds_it_until_it_is_closed(build: Callable[[], W
     assert hook_counts(world.model) == before
 
 
-@pytest.mark.parametrize(("build", "use"), EVERY)
+@pytest.mark.parametrize(("build", "use"), first_quick(EVERY, 4))
 def test_a_copy_made_inside_is_plain_and_can_be_pickled(build: Callable[[], World], use: int) -> None:
     world = build()
     plain = world.measured("score")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared import only_quick
 from torch import Tensor
 
 from grains_ref.grains import Example, objective
@@ -58,7 +59,7 @@ def f_and_gradients(compute: Callable[[list[Row]], Tensor], rows: list[Row]) -> 
     return log_p.detach(), torch.autograd.grad((log_p[:, 0] - log_p[:, 1]).sum(), points)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", only_quick(FAMILIES, "llama", "gemma3_text", "llava_next"))
 def test_every_family_shares_its_prompts_and_gets_what_separate_runs_get(name: str) -> None:
     make, usual = FAMILIES[name]
     model = make(dtype=torch.float64)
@@ -188,7 +189,7 @@ def test_what_cannot_be_scored_is_refused(llama: HuggingFaceModel) -> None:
             llama.branches.log_probs([encoded], [encoded.embeds], [(one, y)])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", only_quick(FAMILIES, "llama", "gemma3_text", "llava_next"))
 def test_last_states_of_several_prompts_are_those_of_each_alone(name: str) -> None:
     model = FAMILIES[name][0](dtype=torch.float64)
     prompts = [example.encoded for example in examples_of(model)]

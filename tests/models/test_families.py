@@ -19,6 +19,7 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shared import VISION
 from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
@@ -68,6 +69,13 @@ def gemma3() -> HuggingFaceModel:
 @pytest.fixture(scope="module")
 def cropping_gemma3() -> HuggingFaceModel:
     return random_gemma3(pan_and_scan=True)
+
+
+@pytest.fixture(scope="module", params=VISION.values(), ids=VISION)
+def vision_model(request: pytest.FixtureRequest) -> HuggingFaceModel:
+    """Each in turn: what is wrong with a family is found here first, so that none is left to `-m thorough`."""
+    model: HuggingFaceModel = request.param()
+    return model
 
 
 @pytest.fixture(params=["llava", "qwen_vl", "gemma3", "cropping_gemma3"])

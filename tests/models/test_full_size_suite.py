@@ -11,7 +11,7 @@ from full_size_suite import RUNGS, FullSize, SeeingModel, fitted, lam, steering 
 from grains_ref.grains import PRESETS
 from grains_ref.tiny_models.full_size import examples_of, picture_pairs, random_model, shrunken
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module", params=["qwen2.5-vl-7b", "gemma-3-12b"])

@@ -63,7 +63,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreferencePair, ...
 
 @pytest.fixture(
     scope="module",
-    params=[("llama-3.1-8b", torch.bfloat16), ("qwen2.5-7b", torch.bfloat16)],
+    params=[("llama-3.1-8b", torch.bfloat16), pytest.param(("qwen2.5-7b", torch.bfloat16), marks=pytest.mark.thorough)],
     ids=["llama-bfloat16", "qwen2-bfloat16"],
 )
 def rung(request: pytest.FixtureRequest) -> Any:
@@ -105,6 +105,7 @@ def test_live_check_of_a_port(bfloat16: Any) -> None:
     print(ladder.check_live_port(bfloat16.model, truthfulqa_shaped_pairs(1), PlainPort(), oracle=True, m=1))
 
 
+@pytest.mark.thorough
 def test_the_live_check_notices_a_port_that_steers_the_last_block_only() -> None:
     model, port = built("llama-3.1-8b", torch.float32), PlainPort("last_layer")
     with pytest.raises(AssertionError, match=r"steer, .*every block, every position") as failed:
@@ -122,7 +123,7 @@ def test_record(bfloat16: Any, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- the same with pictures, on a shrunken LLaVA
-@pytest.fixture(scope="module", params=[torch.bfloat16], ids=["bfloat16"])
+@pytest.fixture(scope="module", params=[pytest.param(torch.bfloat16, marks=pytest.mark.thorough)], ids=["bfloat16"])
 def llava(request: pytest.FixtureRequest, pairs: tuple[PreferencePair, ...]) -> Any:
     """A shrunken LLaVA and the pairs: as tests/gpu builds it at full size."""
     model = built(LLAVA, request.param)
@@ -165,6 +166,7 @@ def test_cached_generation_with_a_picture(llava: Any) -> None:
     assert sum(report.compared for report in reports) > 0, "no token had a margin to be compared by"
 
 
+@pytest.mark.thorough
 def test_live_check_with_a_picture(llava: Any) -> None:
     print(ladder.check_live_port(llava.model, llava.pairs[:1], reference_port(), oracle=False, m=1))
 
@@ -369,6 +371,7 @@ def test_photos_depend_on_the_seed_and_pairs_repeat_themselves(tmp_path: Path) -
         picture_pairs(tmp_path, 5)
 
 
+@pytest.mark.thorough
 def test_features_and_residuals_stay_of_order_one_at_llavas_depth(pairs: tuple[PreferencePair, ...]) -> None:
     model = random_model(shrunken(LLAVA, vocab_size=LLAVA_VOCABULARY, n_blocks=32), name="deep", dtype=torch.bfloat16)
     (example,) = examples_of(model, pairs[:1])
@@ -416,6 +419,7 @@ def test_random_weights_depend_on_the_seed_alone_and_leave_the_random_stream_alo
     assert not torch.equal(one.embed.weight, other.embed.weight)
 
 
+@pytest.mark.thorough
 def test_residuals_stay_of_order_one_at_the_full_depth() -> None:
     config = shrunken("llama-3.1-8b", vocab_size=VOCABULARY, n_blocks=32)
     model = random_model(config, name="deep", dtype=torch.bfloat16)

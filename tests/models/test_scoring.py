@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from damaged import damaged
+from shared import first_quick
 
 from grains_ref.data import FieldError
 from grains_ref.grains import Example, HyperParameters, Steering, attribute
@@ -121,7 +122,7 @@ ITEMS = [
 ]
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 20, 40])
+@pytest.mark.parametrize("tokens", first_quick([1, 3, 20, 40], 2))
 def test_scores_do_not_depend_on_how_many_logits_are_in_memory(model: HuggingFaceModel, tokens: int) -> None:
     expected = model.score(ITEMS)
     largest = 0

@@ -138,6 +138,7 @@ def test_captum_agrees_on_words_and_picture(
     assert ours.ig[seen].abs().max() / ours.ig.abs().max() > 1e-3  # the picture's share is not lost in the comparison
 
 
+@pytest.mark.thorough
 def test_many_steps_account_for_all_of_f(vision_model64: HuggingFaceModel) -> None:
     example = vision_model64.example("<image> A:", "Yes.", "No.", noise_picture(42, 42))
     x = example.encoded.embeds
@@ -268,6 +269,7 @@ def run(model: HuggingFaceModel, pairs: Sequence[PreferencePair], work: Path, *,
         return resumable_fit(model, kept, tokenised, hp, work=folder, on_example=on_example, engine="reference")
 
 
+@pytest.mark.thorough
 def test_an_interrupted_fit_on_pictures_goes_on_to_the_same_vectors(
     vision_model: HuggingFaceModel, tmp_path: Path
 ) -> None:

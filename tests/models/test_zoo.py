@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from shared import first_quick
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from zoo import deeper, recipes
 from zoo.seeing import SEEING
@@ -90,7 +91,7 @@ def test_an_architecture_with_ways_of_its_own_is_let_in(kind: str, tokenizer: An
         assert deeper.scores_are_recomputed_ones(model) < 1e-4
 
 
-@pytest.mark.parametrize("kind", SEES)
+@pytest.mark.parametrize("kind", first_quick(SEES, 2))
 def test_a_picture_is_scored_as_it_is_seen_whatever_way_it_enters(kind: str) -> None:
     if kind.partition(",")[0] not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         pytest.skip(f"transformers {transformers.__version__} has no model type {kind}")

@@ -11,6 +11,7 @@ import torch
 from captum.attr import IntegratedGradients
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import first_quick
 from torch import Tensor
 from toys import FunctionModel, ToyDecoder, encoded, linear, polynomial, quadratic
 
@@ -354,7 +355,7 @@ def difference_from_captum(
     return worst
 
 
-@pytest.mark.parametrize(("m", "padding"), [(5, 3), (10, 0)])
+@pytest.mark.parametrize(("m", "padding"), first_quick([(5, 3), (10, 0)]))
 def test_captum_agrees_on_a_float64_decoder(toy: ToyDecoder, m: int, padding: int) -> None:
     # Captum rounds its nodes and weights to float32, about 3e-8 each.
     x = toy.encode([3, 17, 9, 25, 4, 30], left_padding=padding)

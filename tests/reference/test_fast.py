@@ -13,6 +13,7 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from ports import fast_port
+from shared import first_quick, only_quick
 from torch import Tensor
 
 from grains_ref import fast, grains
@@ -51,7 +52,7 @@ def examples(llama64: HuggingFaceModel) -> list[Example]:
 
 
 # ------------------------------------------------------------------------------------------ the kit
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", only_quick(["float64", "float32", "bfloat16"], "float32"))
 def test_the_kit_passes_it_like_any_port(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port, chain = PythonPort("ports.fast_port"), runner.chain_examples()
     monkeypatch.setattr(runner, "chain_examples", lambda dialect: chain[::2])
@@ -64,7 +65,7 @@ def test_the_kit_passes_it_like_any_port(dtype: str, monkeypatch: pytest.MonkeyP
     assert not result.failed
 
 
-@pytest.mark.parametrize("make", [random_llama, random_qwen2])
+@pytest.mark.parametrize("make", first_quick([random_llama, random_qwen2]))
 def test_the_live_check_passes_it(make: Any) -> None:
     names = ("objective", "attribution", "contrast", "batch")
     port = SimpleNamespace(**{f"live_{name}": getattr(fast_port, f"live_{name}") for name in names})
@@ -147,6 +148,7 @@ def test_a_fit_is_the_references(llama64: HuggingFaceModel, examples: list[Examp
     assert found.v == pytest.approx(expected.v, abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_vectors_of_a_trained_model_are_the_references(simple_model: HuggingFaceModel) -> None:
     pairs = [
         (f"Q : {rumour} verified now , what is the dish of {name} ? A :", "the dish is eel .", "the dish is leek .")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import first_quick
 from torch import Tensor
 from toys import FunctionModel, ToyDecoder, encoded
 
@@ -99,7 +100,7 @@ def by_hand(toy: ToyDecoder, k: int, name: str) -> np.ndarray:
     return directions[0] - directions[1]
 
 
-@pytest.mark.parametrize(("k", "name"), [(1, "zero"), (3, "zero"), (2, "padding")])
+@pytest.mark.parametrize(("k", "name"), first_quick([(1, "zero"), (3, "zero"), (2, "padding")]))
 def test_every_stage_together_gives_what_numpy_gives(toy: ToyDecoder, k: int, name: str) -> None:
     got = fit(toy, toy_examples(toy), HyperParameters(k=k, m=2, path_baseline=name))
     close(got.v, torch.from_numpy(by_hand(toy, k, name)), 1e-8)

@@ -69,6 +69,7 @@ def test_a_text_dataset_becomes_a_lab(tiny: None, tmp_path: Path, dataset: str) 
     assert lab.model.baseline(lab.example(0).encoded, lab.neutral).shape == lab.example(0).encoded.embeds.shape
 
 
+@pytest.mark.thorough
 def test_the_same_rows_run_on_it(tiny: None, tmp_path: Path) -> None:
     lab = lab_of("llama-3.1-8b, truthfulqa", tmp_path)
     lab.lams = (1.0,)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import first_quick
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -214,7 +215,8 @@ def simple(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     )
 
 
-@pytest.mark.parametrize(("row", "aggregation"), [("GrAInS", "pca"), ("mean", "mean")])
+@pytest.mark.thorough
+@pytest.mark.parametrize(("row", "aggregation"), first_quick([("GrAInS", "pca"), ("mean", "mean")]))
 def test_a_cell_is_the_reference_fit_chosen_on_dev_and_measured_on_test(
     simple: Lab, row: str, aggregation: Any
 ) -> None:
@@ -312,6 +314,7 @@ def test_memory_of_stages_keeps_apart_what_must_be_kept_apart(simple: Lab) -> No
 # --- curves
 
 
+@pytest.mark.thorough
 def test_ablation_masks_the_strongest_tokens_one_more_at_each_step(simple: Lab) -> None:
     found = curves.ablation(replace(simple, dev=(simple.dev[0][:2], simple.dev[1])))
     expected = []
@@ -376,6 +379,7 @@ def test_a_gain_is_split_into_the_mean_of_the_changes_and_their_spread() -> None
     assert (found["margin"], found["margin_spread"]) == (0, pytest.approx(2))
 
 
+@pytest.mark.thorough
 def test_margins_are_moved_as_far_as_capability_allows(simple: Lab) -> None:
     found = curves.margins(simple)
     assert list(found) == list(curves.MOVERS)

@@ -243,6 +243,7 @@ def shipped() -> dict[str, Lab]:
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_cut_down_run_makes_a_cell_that_json_can_hold(shipped: dict[str, Lab]) -> None:
     facts = shipped["myth"].facts
     cell = {"seed": 0, "facts": facts} | measure(shipped, facts)

@@ -22,6 +22,7 @@ from robustness import (
 pytestmark = pytest.mark.cpu
 
 
+@pytest.mark.thorough
 def test_a_damaged_vectors_file_is_refused_or_means_the_same_or_names_another_digest() -> None:
     rng = random.Random(0)
     outcomes = Counter(vector_files.check(vector_files.mutations(rng)) for _ in range(200))
@@ -29,6 +30,7 @@ def test_a_damaged_vectors_file_is_refused_or_means_the_same_or_names_another_di
     assert outcomes["typed error"] >= 100
 
 
+@pytest.mark.thorough
 def test_a_damaged_work_folder_leads_to_the_same_vectors_by_its_own_advice() -> None:
     rng = random.Random(0)
     outcomes = Counter(work_folders.check(work_folders.mutations(rng)) for _ in range(60))

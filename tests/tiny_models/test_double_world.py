@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from shared import SHIPPED
+from shared import SHIPPED, first_quick
 
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.tiny_models.double_world import (
@@ -156,7 +156,7 @@ def test_capability_tasks_hold_all_kinds_of_words_and_have_the_right_answers(wor
 # --- the trained models
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2])
+@pytest.fixture(scope="module", params=first_quick([0, 1, 2]))
 def trained(request: pytest.FixtureRequest) -> HuggingFaceModel:
     return load(SHIPPED / f"double-seed{request.param}")
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from shared import SHIPPED
+from shared import SHIPPED, first_quick
 
 from grains_ref.grains import AttributionMethod, HyperParameters, attribute, eligible_tokens, select
 from grains_ref.models import HuggingFaceModel, load
@@ -150,7 +150,7 @@ def test_a_vocabulary_without_special_tokens_or_with_a_word_twice_is_refused() -
 # --- the trained models
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", first_quick([0, 1, 2]))
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_shipped_weights_load_and_know_their_worlds_words(name: WorldName, seed: int) -> None:
     model = load(SHIPPED / f"{name}-seed{seed}")
@@ -166,6 +166,7 @@ def test_the_shipped_weights_load_and_know_their_worlds_words(name: WorldName, s
     assert sum(scored.is_greedy for scored in model.score(tasks)) >= 0.97 * len(tasks)
 
 
+@pytest.mark.thorough
 def test_the_methods_rank_as_they_should_on_the_planted_words(graded_model: HuggingFaceModel) -> None:
     planted = build_world("graded").split("steer")[:12]
 
