@@ -148,6 +148,7 @@ def test_vectors_written_into_the_work_folder_stay(data: Path, tmp_path: Path, n
     SteeringVectors.load(work / name)
 
 
+@pytest.mark.thorough
 def test_what_else_is_in_the_work_folder_stays_and_is_told(data: Path, tmp_path: Path) -> None:
     command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--out", tmp_path / "v", "--m", "1"]
     good(*command, "--keep-work")

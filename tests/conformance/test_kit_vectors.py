@@ -169,6 +169,7 @@ def test_what_is_not_rounding_is_written_anew(copy: Path) -> None:
     assert load_budgets(folder=copy)["selection", "float64"].noise == 0.5  # measured once, then kept
 
 
+@pytest.mark.thorough
 def test_written_afresh_they_have_the_same_text_and_the_same_numbers_but_for_rounding(again: Path) -> None:
     assert len(files_of(again)) == 3 + 2 + 2 * len(FILES) + len(SCHEMAS)
     assert files_of(again) == files_of(ROOT)

@@ -93,6 +93,7 @@ def test_an_independent_port_passes_on_fresh_inputs(which: int) -> None:
     assert not not_passed(results)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("port", first_quick([reference_port(), PlainPort()]), ids=["reference", "independent"])
 def test_half_precision_is_judged_by_its_own_noise(port: Any) -> None:
     model = random_llama(dtype=torch.bfloat16)
@@ -302,6 +303,7 @@ def test_fingerprints_measure_distances() -> None:
     assert 0.05 < np.std(ratios) < 0.13
 
 
+@pytest.mark.thorough
 def test_fingerprints_stand_in_for_arrays() -> None:
     def only_large(wrong: str, *, rows: bool) -> Any:
         port = with_fingerprints(PlainPort(wrong), rows=rows)

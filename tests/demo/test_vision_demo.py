@@ -92,6 +92,7 @@ def test_the_progress_bar_ends_where_the_work_ends(result: SeedResult, ticks: Se
     assert max(len(what) for what, _ in ticks) <= 50  # the width the bar's text is padded to
 
 
+@pytest.mark.thorough
 def test_every_row_is_there_with_its_number_of_draws(result: SeedResult) -> None:
     expected = dict.fromkeys(vision.ROWS, 1) | {"random tokens": 2}
     assert {row: len(outcomes) for row, outcomes in result.outcomes.items()} == expected
@@ -101,6 +102,7 @@ def test_every_row_is_there_with_its_number_of_draws(result: SeedResult) -> None
             assert outcome.strength in (0.0, 0.4, 1.0)
 
 
+@pytest.mark.thorough
 def test_the_papers_row_is_the_reference_fit_on_the_written_pictures(
     result: SeedResult, folder: Path, lab: Lab
 ) -> None:

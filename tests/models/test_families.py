@@ -19,7 +19,7 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shared import VISION
+from shared import VISION, first_quick
 from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
@@ -511,7 +511,7 @@ def forward_pass(model: HuggingFaceModel, x: EncodedPicture, picture: Image.Imag
         ).logits
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, CHAT], ids=["plain", "chat"])
+@pytest.mark.parametrize("prompt", first_quick([PROMPT, CHAT]), ids=["plain", "chat"])
 @pytest.mark.parametrize("size", [*SIZES, (160, 30)])
 def test_a_run_with_embeddings_is_the_run_with_pixels_bit_for_bit(
     seeing: HuggingFaceModel, prompt: Any, size: Size
@@ -916,7 +916,7 @@ def test_a_folder_without_an_image_processor_is_an_error_of_the_operating_system
 # --- random draws
 
 
-@pytest.mark.parametrize("method", ["random", "smoothgrad"])
+@pytest.mark.parametrize("method", first_quick(["random", "smoothgrad"]))
 def test_draws_depend_on_the_picture_and_not_on_where_it_came_from(
     vision_model: HuggingFaceModel, method: Any, tmp_path: Path
 ) -> None:

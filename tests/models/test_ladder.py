@@ -101,6 +101,7 @@ def test_left_padded_batch(rung: Any) -> None:
     ladder.check_batch(rung.model, [example.encoded for example in rung.examples], rung.steering)
 
 
+@pytest.mark.thorough
 def test_live_check_of_a_port(bfloat16: Any) -> None:
     print(ladder.check_live_port(bfloat16.model, truthfulqa_shaped_pairs(1), PlainPort(), oracle=True, m=1))
 
@@ -180,6 +181,7 @@ def test_left_padded_batch_of_two_pictures(llava: Any) -> None:
     ladder.check_batch(llava.model, prompts, llava.steering, images=[llava.pairs[i].image for i in (0, 2)])
 
 
+@pytest.mark.thorough
 def test_record_with_pictures(small_llava: Any, tmp_path: Path) -> None:
     model, pairs = small_llava.model, small_llava.pairs[:2]
     result, record = measure_fit(model, pairs, LLAVA_HP, preset="paper_vlm", config="shrunken", weights="random")
@@ -267,6 +269,7 @@ def small_llava(pairs: tuple[PreferencePair, ...]) -> Any:
     return SimpleNamespace(model=model, pairs=pairs, examples=examples, v=v, lam=lam)
 
 
+@pytest.mark.thorough
 def test_the_picture_check_notices_features_that_are_not_the_pictures(small_llava: Any) -> None:
     model, example, image = small_llava.model, small_llava.examples[0], small_llava.pairs[0].image
     other = drawn(*example.encoded.size, seed=9)
@@ -278,6 +281,7 @@ def test_the_picture_check_notices_features_that_are_not_the_pictures(small_llav
         ladder.check_picture(model, example, image, other, at_least=71)
 
 
+@pytest.mark.thorough
 def test_the_norm_check_notices_steering_of_the_words_alone(small_llava: Any) -> None:
     model, encoded = small_llava.model, small_llava.examples[0].encoded
     is_image = encoded.ids == model.hf.config.image_token_id
@@ -286,6 +290,7 @@ def test_the_norm_check_notices_steering_of_the_words_alone(small_llava: Any) ->
         ladder.check_norms(model, encoded, faulty, n=N, image=small_llava.pairs[0].image)
 
 
+@pytest.mark.thorough
 def test_the_cache_check_notices_another_picture(small_llava: Any) -> None:
     model, example = small_llava.model, small_llava.examples[0]
     steering = Steering(model.blocks, small_llava.v, lam=small_llava.lam)
@@ -293,6 +298,7 @@ def test_the_cache_check_notices_another_picture(small_llava: Any) -> None:
         ladder.check_cache(model, example.encoded, steering, n=N, image=drawn(*example.encoded.size, seed=9))
 
 
+@pytest.mark.thorough
 def test_the_batch_check_notices_pictures_in_the_wrong_order(small_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pictures of one size and two prompts of different length: only the pixels can be mixed up."""
     model, pairs = small_llava.model, small_llava.pairs
@@ -382,6 +388,7 @@ def test_features_and_residuals_stay_of_order_one_at_llavas_depth(pairs: tuple[P
     assert ((size > 0.5) & (size < 3)).all(), size
 
 
+@pytest.mark.thorough
 def test_what_llava_keeps_for_the_backward_pass_is_what_the_memory_estimate_says(small_llava: Any) -> None:
     """docs/gpu.md sums this up for the full model; a scratch copy more per block would show here."""
     model, example = small_llava.model, small_llava.examples[0]

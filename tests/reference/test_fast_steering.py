@@ -188,6 +188,7 @@ def test_a_compiled_model_is_not_steered_once_the_block_is_left(clean_compiler: 
         assert not torch.equal(steered, plain)
 
 
+@pytest.mark.thorough
 def test_a_graph_made_inside_is_the_plain_model_once_the_block_is_left(clean_compiler: None) -> None:
     """As a captured CUDA graph is: nothing asks it any more which hooks there are."""
     model, h = Chain().eval(), drawn(7, 2, 3, 48).float()

@@ -255,6 +255,7 @@ def test_the_unsteered_model_is_a_row_and_is_among_the_settings_of_every_row(sim
         assert one["tried"][0] == ("unsteered", 0.0, base["tried"][0][2])
 
 
+@pytest.mark.thorough
 def test_layers_and_examples_are_what_their_rows_say(simple: Lab) -> None:
     (settings,) = rows.TEXT["layer 2"](simple)
     assert settings[0].steering.keywords["layers"] == [2]  # type: ignore[attr-defined]
