@@ -34,6 +34,7 @@ def test_taking_a_stream_apart_rounds_nothing(dtype: str) -> None:
     assert residual.abs().max() > 50
 
 
+@pytest.mark.thorough
 def test_norms_that_are_rounded_before_they_are_used_cost_what_the_page_says() -> None:
     """docs/porting.md has these figures."""
     ours, _ = on_wide_states(steering, "bfloat16")

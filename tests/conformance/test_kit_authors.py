@@ -83,6 +83,7 @@ def test_another_writing_of_the_released_code_agrees_with_the_oracle(stage: str)
         assert verdict.ok, (case.id, verdict.message)
 
 
+@pytest.mark.thorough
 def test_that_writing_passes_as_a_port() -> None:
     result = under(AUTHORS, port_of("another", bugs_authors.WITHOUT_BUG), "float32", modes=("isolated",))
     assert not result.failed

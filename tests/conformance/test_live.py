@@ -104,6 +104,7 @@ def test_half_precision_is_judged_by_its_own_noise(port: Any) -> None:
     assert {"objective", "steer", "norms are kept", "lam = 0 changes nothing"} <= told
 
 
+@pytest.mark.thorough
 def test_bfloat16_tells_where_the_shift_is_as_large_as_the_state() -> None:
     model, pairs = random_llama(dtype=torch.bfloat16), [pair(1), pair(2)]
     port, wrong = (SimpleNamespace(live_contrast=PlainPort(fault).live_contrast) for fault in ("", "normed"))

@@ -210,6 +210,7 @@ def test_errors_of_float32_under_a_claim_of_float64_are_called_rounding() -> Non
     assert "No planted bug" not in said
 
 
+@pytest.mark.thorough
 def test_a_decoder_bug_is_known_at_every_stage_and_said_once() -> None:
     broken = {stage: bug_called("gelu", stage).function for stage in ("objective", "contrast")}
     result = run(port_of(ORACLE | broken), "objective-001", "objective-024", "contrast-001", "steering-001")

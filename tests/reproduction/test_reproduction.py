@@ -246,6 +246,7 @@ def test_a_cell_is_the_reference_fit_chosen_on_dev_and_measured_on_test(
         )
 
 
+@pytest.mark.thorough
 def test_the_unsteered_model_is_a_row_and_is_among_the_settings_of_every_row(simple: Lab) -> None:
     (base,) = cells.fill(simple, "unsteered")["draws"]
     assert (base["label"], base["strength"]) == ("unsteered", 0.0)
