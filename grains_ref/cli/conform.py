@@ -44,6 +44,7 @@ XfailFile = Annotated[
 ]
 DialectOption = Annotated[str, typer.Option(help="paper, or authors: judged by what the released code computes.")]
 ModeOption = Annotated[str, typer.Option(help="all, isolated, again, chained or 'end to end'.")]
+NOT_DEFINED = "the port does not define"  # how the reason begins for what nobody expects to be checked
 TimeoutOption = Annotated[float, typer.Option(help="Seconds after which a program that does not answer is killed.")]
 
 
@@ -62,7 +63,9 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Random inputs from this seed on, instead of cases.", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="With --seed: how many inputs for every stage.")] = 10,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="With --seed: how many inputs for every stage; default 10.")
+    ] = None,
     timeout: TimeoutOption = 20.0,
 ) -> None:
     """Run a port on all cases of the stages it claims. Exit code 0: conformant; 1: not, or nothing claimed."""
@@ -70,9 +73,11 @@ def run(
     if seed is not None:
         if xfails or mode != "all":
             raise ValueError("--xfails and --mode are about cases; leave them out with --seed")
-        seeds = range(seed, seed + count)
+        seeds = range(seed, seed + (count or 10))
         _check_fresh(_port(port, cmd, timeout), seeds, dtype, only, json_file, junit, again, dialect)
         return
+    if count is not None:
+        raise ValueError("--count is the number of random inputs; say with --seed where they begin")
     _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect)
 
 
@@ -96,7 +101,7 @@ def dump(
     """Write all cases as JSON files; fill DIR/out/DTYPE/CASE.json by whatever means, then `verify`."""
     from grains_ref.conformance.ports import encode_values
     from grains_ref.conformance.stages import OUTPUTS
-    from grains_ref.conformance.toy import more_weights, toy_weights
+    from grains_ref.conformance.toy import CONSTANTS, FORMULAS, more_weights, toy_weights
     from grains_ref.conformance.vectors import answer_keys
 
     cases = _dialect(dialect).cases
@@ -111,17 +116,18 @@ def dump(
         (folder / "in" / f"{case.id}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
     for case_id, right in answer_keys(dialect).items():
         (folder / "right" / f"{case_id}.json").write_text(json.dumps(right) + "\n", encoding="utf-8")
-    weights = encode_values(toy_weights(), None)
+    weights = encode_values(toy_weights(), None) | {"constants": CONSTANTS}
     (folder / "toy.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
     more = encode_values(more_weights(), None)
     (folder / "toy-features.json").write_text(json.dumps(more) + "\n", encoding="utf-8")
     names = "; ".join(f"{stage}: {', '.join(outputs)}" for stage, outputs in OUTPUTS.items())
     (folder / "README.txt").write_text(
-        "in/CASE.json holds the inputs of one stage or option, toy.json the weights of the toy decoder, and\n"
-        "toy-features.json those that options of the decoder have besides.\n"
+        "in/CASE.json holds the inputs of one stage or option, toy.json the weights and constants of the toy decoder,\n"
+        "and toy-features.json the weights that options of the decoder have besides.\n"
         'Answer in out/DTYPE/CASE.json: {"out": {...}}, or {"refused": "why"} where the input is invalid.\n'
         f"Outputs by stage: {names}.\nThen: grains-ref conform verify {folder}{_unless_paper(dialect)}\n"
-        "right/CASE.json holds all that `verify` knows; docs/porting.md gives the rules for judging by it yourself.\n",
+        "right/CASE.json holds all that `verify` knows; docs/porting.md gives the rules for judging by it yourself.\n"
+        f"`grains-ref conform list options` says what the options take and give.\n\nThe toy decoder:\n\n{FORMULAS}",
         encoding="utf-8",
     )
     out.print(f"{len(cases)} cases written to {folder}/in; how to answer is in {folder}/README.txt")
@@ -147,12 +153,12 @@ def verify(
 @conform.command(name="list")
 @guarded
 def list_(
-    what: Annotated[str, typer.Argument(help="stages, cases, flags or bugs; default: stages and options.")] = "stages",
+    what: Annotated[str, typer.Argument(help="stages, options, cases, flags or bugs; default: stages.")] = "stages",
     only: OnlyOption = None,
     dialect: DialectOption = "paper",
     json_file: JsonFile = None,
 ) -> None:
-    """Show what the kit has: stages and options, cases with their flags, planted bugs with effect and source."""
+    """Show what the kit has: stages, what options take and give, cases and their flags, planted bugs."""
     from grains_ref.conformance.catalogue import catalogue, lines
 
     if json_file:
@@ -160,6 +166,10 @@ def list_(
     tables = catalogue(_dialect(dialect), only or ())
     if what not in tables:
         raise ValueError(f"{what!r} cannot be listed; there are {', '.join(tables)}")
+    if not tables[what]:
+        named = {"bugs": "names of bugs and stages", "stages": "names of stages", "options": "names of options"}
+        expected = named.get(what, "names of stages, cases and flags")
+        raise ValueError(f"no {what} match {', '.join(only or ())}; expected {expected}, or patterns of them")
     for line in lines(tables, what):
         out.print(line, soft_wrap=True, highlight=False, markup=False)
     if json_file:
@@ -202,6 +212,7 @@ def live(
     with err.status("checking"):
         results = check_live(wrapped, rows, module, seeds=range(seeds), path=path, m=m, oracle=oracle)
     _print_live(results, title=f"{port} on {model}, {len(rows)} pairs")
+    _print_skips(results)
     _print_failures(results, show_all=show_all)
     name = words_of(getattr(module, "NAME", port))
     found = as_run(results, port=f"{name} on {model}", dtype=str(wrapped.hf.dtype).removeprefix("torch."))
@@ -387,6 +398,14 @@ def _print_live(results: Sequence[LiveResult], *, title: str) -> None:
         worst = max(of_check, key=_severity)
         table.append((check, words, f"{worst.error:.1e}", f"{worst.allowed:.1e}"))
     out.print(table_of(title, ("check", "results", "worst error", "allowed"), table))
+
+
+def _print_skips(results: Sequence[LiveResult]) -> None:
+    """Why something was skipped that the port defines, once for each check and reason."""
+    skipped = Counter((result.check, result.message) for result in results if result.status == "skipped")
+    for (check, reason), number in skipped.items():
+        if not reason.startswith(NOT_DEFINED):
+            out.print(f"{check}: skipped {number} times: {reason}", style="yellow")
 
 
 def _print_failures(results: Sequence[LiveResult], *, show_all: bool) -> None:

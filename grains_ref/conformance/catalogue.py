@@ -1,4 +1,4 @@
-"""What the kit has, as tables: stages and options, cases, flags and planted bugs."""
+"""What the kit has, as tables: stages, options, cases, flags and planted bugs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from grains_ref.conformance import options
 from grains_ref.conformance.cases import FLAGS
 from grains_ref.conformance.dialects import Dialect
 from grains_ref.conformance.stages import STAGES
@@ -14,7 +15,9 @@ WELL_POSED = {"valid": "well-posed", "acceptable": "ill-posed", "invalid": "to b
 
 
 def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
-    """Rows by table: `stages`, `cases`, `flags` and `bugs`; only: patterns of stages, cases and bugs.
+    """Rows by table: `stages`, `options`, `cases`, `flags` and `bugs`.
+
+    only: patterns of stages, cases, flags and bugs; a flag stands for the cases that have it.
 
     Raises:
         ValueError: a pattern fits nothing.
@@ -23,10 +26,10 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
     def is_wanted(*names: str) -> bool:
         return not only or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in only)
 
-    cases = [case for case in dialect.cases if is_wanted(case.stage, case.id)]
+    cases = [case for case in dialect.cases if is_wanted(case.stage, case.id, *case.flags)]
     bugs = [bug for bug in dialect.bugs if is_wanted(bug.stage, bug.name)]
     if not cases and not bugs:
-        raise ValueError(f"nothing is called {', '.join(only)}; names are those of stages, cases and bugs")
+        raise ValueError(f"nothing is called {', '.join(only)}; names are those of stages, cases, flags and bugs")
     stages = []
     for stage in dialect.oracle:
         results: list[str] = [case.result for case in cases if case.stage == stage]
@@ -37,8 +40,15 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
             row = {"stage": stage, "kind": kind, "cases": len(results), **counts, "bugs": planted}
             stages.append(row | {"what": dialect.headers[stage]})
     used = {flag for case in cases for flag in case.flags}
+    asked = {flag for flag in used if only and is_wanted(flag)} or used
     return {
         "stages": stages,
+        "options": [
+            {"option": row["stage"], "in": options.TAKES[row["stage"]], "out": options.gives(row["stage"])}
+            | {"rule": options.RULES[row["stage"]] if dialect.name == "paper" else dialect.headers[row["stage"]]}
+            for row in stages
+            if row["kind"] == "option"
+        ],
         "cases": [
             {
                 "case": case.id,
@@ -53,7 +63,7 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
         "flags": [
             {"flag": name, "type": flag.bug_type, "looks for": flag.description, "if wrong": flag.effect}
             for name, flag in FLAGS.items()
-            if name in used
+            if name in asked
         ],
         "bugs": [
             {
@@ -75,6 +85,9 @@ def lines(tables: dict[str, list[dict[str, Any]]], what: str) -> Iterator[str]:
             posed = ", ".join(f"{row[words]} {words}" for words in WELL_POSED.values() if row[words])
             yield f"{row['stage']} ({row['kind']}): {row['cases']} cases, {posed}; {row['bugs']} planted bugs"
             yield f"    {row['what']}"
+        elif what == "options":
+            yield f"{row['option']}: in: {row['in']}; out: {row['out']}"
+            yield f"    {row['rule']}"
         elif what == "cases":
             yield f"{row['case']}  {row['posed']}  [{' '.join(row['flags'])}]  {row['comment']}"
         elif what == "flags":

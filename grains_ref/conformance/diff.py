@@ -14,7 +14,7 @@ class Change:
     """One result that is not what it was.
 
     kind: "broken" passed and does not any more, be it that it fails, is skipped or is missing; "mended" passes for the
-    first time; "farther" and "nearer" pass in both, with errors that differ by more than FARTHER; "other" is the rest.
+    first time; "new" is not in the earlier run; "farther" and "nearer" pass in both, with errors that differ by more than FARTHER; "other" is the rest.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Change:
     message: str = ""
 
 
-KINDS = ("broken", "mended", "farther", "nearer", "other")
+KINDS = ("broken", "mended", "new", "farther", "nearer", "other")
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -51,8 +51,15 @@ def _change(
     if before == after == "passed":
         yield from _farther(place, old or {}, new or {})
     elif before != after:
-        kind = "broken" if before == "passed" else "mended" if after == "passed" else "other"
-        yield Change(kind, *place, before, after, message)
+        yield Change(_kind(before, after), *place, before, after, message)
+
+
+def _kind(before: str, after: str) -> str:
+    if before == "missing":
+        return "new"
+    if before == "passed":
+        return "broken"
+    return "mended" if after == "passed" else "other"
 
 
 def _farther(place: tuple[str, str, str], old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:

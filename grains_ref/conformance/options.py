@@ -1,47 +1,8 @@
 """What a port may have besides the seven stages: named arrays in, named arrays out, and the oracle's answer.
 
-| option | in, besides what the stage takes | out |
-|---|---|---|
-| objective_batch | x (B, T, d), attention_mask (B, T), y_pos, seen_pos (B, R), y_neg, seen_neg (B, R') | (B,) each |
-| objective_qk_norm, _biases | - | as the stage |
-| objective_sliding_window | window | as the stage |
-| objective_soft_caps | attention_cap, logits_cap | as the stage |
-| objective_scaled_embeddings | scale | as the stage |
-| attribution_gradient | no m, no quadrature | a (T,) |
-| attribution_smoothgrad | noise (n, T, d); no m, no quadrature | a (T,) |
-| attribution_random | x, attention_mask, scores (T,) | a (T,) |
-| attribution_likelihood | method | a (T,) |
-| attribution_batch | as objective_batch, and baseline (B, T, d) | a (B, T) |
-| attribution_pictures | positions (3, T), token_types (T,) | a (T,) |
-| attribution_baselines | x (T, d), kinds (T,), embeddings (V, d), name, token | baseline (T, d) |
-| selection_eligible | kinds (T,) and rules in the place of eligible | eligible (T,), pos, neg |
-| contrast_batch | x, baseline (B, T, d), attention_mask, in_pos, in_neg (B, T) | delta_pos, delta_neg (B, L, d) |
-| aggregation_uncentred, _mean | - | as the stage |
-| aggregation_weighted_mean | weights_pos, weights_neg (N,) | as the stage |
-| aggregation_components | components | as the stage |
-| generation_partial | v (P, d): row i belongs to block layers[i] | as the stage |
-| generation_tuples | - | as the stage |
-| generation_end | end: token ids | as the stage |
-| generation_beams | beams, n; no forced | tokens (B, n), log_p (B,) |
-
-- **Batches.** Rows are examples that have nothing to do with each other. Prompts are padded on the left, responses on
-  the right, where `seen_pos` and `seen_neg` are 0: that padding is not scored. `in_pos` and `in_neg` are the two sets.
-- **Features** of decoders (`toy.Features`): x is what enters the first block; only what is looked up is scaled.
-- **gradient**: (x - baseline) times the gradient of f at x. **smoothgrad**: the gradient averaged over x + noise_i.
-  **random**: the scores that were drawn are the answer. **likelihood**: f is log P(y_pos), attributed by eq. (2) or by
-  `gradient`; y_neg is given all the same.
-- **pictures**: `toy.PictureToy`.
-- **baselines**: `zero`; `mean`, of all embeddings, but for picture tokens (`image`) the mean of this prompt's picture
-  tokens; `token`, that row of the embeddings for every token. `mean` adds up in float64.
-- **eligible**: every token but `pad`, narrowed by each of the rules: `text` drops image; `image` drops text, template
-  and special; `content` drops template and special; `no_special` drops special; `not_last` drops the last token. Tokens
-  of all kinds that are left compete in one ranking.
-- **uncentred**: the first right singular vector of the shifts as they are. **mean**, **weighted_mean**: to unit length.
-  **components**: the mean shift projected on the first so many principal components, to unit length.
-- **tuples**: every block gives a tuple that begins with h. **end**: a row ends with the first token out of `end` that
-  it says; after it the row's tokens are 0. **beams**: at every step the `beams` continuations of a row with the largest
-  summed log-probability are kept, of equal ones that of the better parent, then the lower id; the answer is the best
-  one, and its sum.
+`TAKES` and `RULES` say of every option what it takes besides the inputs of its stage, and what it does with that;
+`grains-ref conform list options` prints them, and docs/porting.md holds the same table. The outputs are in
+`signatures.OUTPUTS`, the axes of all arrays in `signatures.AXES`.
 """
 
 from __future__ import annotations
@@ -103,3 +64,91 @@ HEADERS: dict[str, str] = {
     "generation_beams": "The best continuation of a beam search by summed log-probabilities.",
 }
 """What heads each option's stored file."""
+_RESPONSES = "y_pos, seen_pos (B, R), y_neg, seen_neg (B, R')"
+TAKES: dict[str, str] = {
+    "objective_batch": f"x (B, T, d), attention_mask (B, T), {_RESPONSES}",
+    "objective_qk_norm": "as the stage",
+    "objective_biases": "as the stage",
+    "objective_sliding_window": "and window",
+    "objective_soft_caps": "and attention_cap, logits_cap",
+    "objective_scaled_embeddings": "and scale",
+    "attribution_gradient": "without m and quadrature",
+    "attribution_smoothgrad": "and noise (n, T, d); without m and quadrature",
+    "attribution_random": "x, attention_mask, scores (T,) only",
+    "attribution_likelihood": "and method",
+    "attribution_batch": f"x, baseline (B, T, d), attention_mask (B, T), {_RESPONSES}, m, quadrature",
+    "attribution_pictures": "and positions (3, T), token_types (T,)",
+    "attribution_baselines": "x (T, d), kinds (T,), embeddings (V', d), name, token only",
+    "selection_eligible": "kinds (T,) and rules (a list) in the place of eligible",
+    "contrast_batch": "x, baseline (B, T, d), attention_mask, in_pos, in_neg (B, T)",
+    "aggregation_uncentred": "as the stage",
+    "aggregation_mean": "as the stage",
+    "aggregation_weighted_mean": "and weights_pos, weights_neg (N,)",
+    "aggregation_components": "and components",
+    "generation_partial": "v (P, d) in the place of v (L, d)",
+    "generation_tuples": "as the stage",
+    "generation_end": "and end: token ids",
+    "generation_beams": "and beams, n; without forced",
+}
+"""What each option takes besides, or in the place of, the inputs of its stage."""
+GIVES: dict[str, str] = {
+    "objective_batch": "log_p_pos, log_p_neg, f (B,)",
+    "attribution_batch": "a (B, T)",
+    "attribution_baselines": "baseline (T, d)",
+    "selection_eligible": "eligible (T,) of 0 and 1, pos, neg",
+    "contrast_batch": "delta_pos, delta_neg (B, L, d)",
+    "generation_beams": "tokens (B, n), log_p (B,)",
+}
+"""What the options give that do not give what their stage gives."""
+RULES: dict[str, str] = {
+    "objective_batch": "Rows are separate examples. Prompts are padded on the left, responses on the right, where "
+    "seen_pos and seen_neg (1s, then 0s) are 0: that padding is not scored.",
+    "objective_qk_norm": "In every head q becomes rms(q) * q_norm and k rms(k) * k_norm, weights (head_dim,) for all "
+    "heads alike, before q and k are turned; v is left alone.",
+    "objective_biases": "q_bias, k_bias and v_bias are added to q, k and v before they are turned.",
+    "objective_sliding_window": "In blocks 0 and 2 only, token i sees token j if i - j < window: itself and the "
+    "window - 1 tokens before it. Block 1 sees everything.",
+    "objective_soft_caps": "z becomes cap * tanh(z / cap): attention scores after the division by sqrt(head_dim) and "
+    "before the mask, logits after the head.",
+    "objective_scaled_embeddings": "Embeddings that are looked up (the response's) are multiplied by scale; x is "
+    "what enters the first block and is not.",
+    "attribution_gradient": "a_j = the sum over features of (x - baseline)_j times the gradient of f at x.",
+    "attribution_smoothgrad": "The same with the gradient averaged over the points x + noise_i; the factor stays "
+    "x - baseline.",
+    "attribution_random": "a is scores: they are drawn by the kit.",
+    "attribution_likelihood": "f is log P(y_pos) alone; method integrated_gradients is eq. (2), gradient is "
+    "attribution_gradient and ignores m and quadrature. y_neg is given and ignored.",
+    "attribution_batch": "As objective_batch; a of every row.",
+    "attribution_pictures": "Rotary pair i turns by positions[i] (time, height, width). The response goes on at the "
+    "largest entry of positions plus 1, on all three axes alike. Tokens whose token_types is 1 see each other, later "
+    "ones too; all else is causal.",
+    "attribution_baselines": "zero; token: row token of embeddings for every j; mean: the mean of all rows of "
+    "embeddings, but where kinds is image the mean of this x's image tokens. mean adds up in float64.",
+    "selection_eligible": "All kinds but pad (text, image, template, special), narrowed by every rule: text drops "
+    "image; image drops text, template and special; content drops template and special; no_special drops special; "
+    "not_last drops the last token. What is left competes in one ranking.",
+    "contrast_batch": "in_pos and in_neg are 1 where a token is in the set, else 0. Rows are separate examples.",
+    "aggregation_uncentred": "The first right singular vector of the shifts as they are, signed along their mean.",
+    "aggregation_mean": "The mean shift to unit length.",
+    "aggregation_weighted_mean": "The sum of weight times shift, to unit length; weights are >= 0 and not all 0.",
+    "aggregation_components": "The mean shift projected on the first so many principal components (centred), to unit "
+    "length.",
+    "generation_partial": "Row i of v belongs to block layers[i], in the order given.",
+    "generation_tuples": "Every block gives a tuple that begins with h, and h is steered; outputs are the stage's.",
+    "generation_end": "A row of tokens ends with the first id out of end that it says: that one is kept, the rest of "
+    "the row is 0. logits are the stage's.",
+    "generation_beams": "At every step the beams continuations of a row with the largest summed log P are kept, of "
+    "equal ones that of the better parent, then the lower id; the answer is the best one after n steps, and its sum.",
+}
+"""What each option asks for."""
+
+
+def gives(option: str) -> str:
+    """The outputs of an option, in words."""
+    return GIVES.get(option, "as the stage")
+
+
+def table() -> list[str]:
+    """All options as rows of a Markdown table, as docs/porting.md prints it."""
+    rows = [f"| `{option}` | {TAKES[option]} | {gives(option)} | {RULES[option]} |" for option in ORACLE]
+    return ["| option | in, else as the stage | out | rule |", "|---|---|---|---|", *rows]

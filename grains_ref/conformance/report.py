@@ -105,8 +105,9 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
         yield from (Text(f"    {line}") for line in lines[1:])
     others = [r for r in failures if not r.diagnosed and r is not first and r.mode != "end to end"]
     for message, number in Counter(_without_details(r.message) for r in others).most_common(3):
-        example = next(r.case for r in others if _without_details(r.message) == message)
-        yield _said(f"  Also in {number} case{'s' if number > 1 else ''}, such as {example}: {message}")
+        example = next(result for result in others if _without_details(result.message) == message)
+        words = f"{number} case{'s' if number > 1 else ''}, such as {example.case}"
+        yield _said(f"  Also in {words}: {_without_output(example.message)}")
     if case:
         yield _said(f"  Again: {repeat} --only {first.case} --dtype {first.dtype}")
 
@@ -133,6 +134,11 @@ def guess(run: Run, stage: str) -> list[str]:
         return [f"Likely kind of bug: {likely.kind}.", f"{likely.share()}. {like}"]
     effect = f"Effect: {_lower(_effect(run, stage, likely.bug))}."
     lines = [f"Likely bug: {bug} ({likely.bug}).", f"{likely.share()}. {effect}"]
+    if likely.contradicted:
+        lines.append(
+            f"Right in {likely.contradicted} cases that this bug would spoil: is something kept from call to call, "
+            "a cache or a buffer? Ask one case alone (--only)."
+        )
     if likely.alike:
         lines.append(f"Just as likely: {'; '.join(f'{_description(run, stage, a)} ({a})' for a in likely.alike)}.")
     return lines
@@ -149,7 +155,9 @@ def _also_failing(run: Run, stage: str) -> Text:
     if earlier and not (likely and likely.named):
         return Text(f"{words} It may follow from {earlier}: {RUNS[stage][earlier]}.")
     lines = guess(run, stage)
-    return Text(" ".join([words, lines[0]] + ([f"{_share(likely)}."] if likely else [])) if lines else words)
+    if not lines:
+        return _said(f"{words} Such as {run.failures(stage)[0].case}: {_without_output(run.failures(stage)[0].message)}")
+    return Text(" ".join([words, lines[0]] + ([f"{_share(likely)}."] if likely else [])))
 
 
 def _share(likely: Likely) -> str:
@@ -174,8 +182,13 @@ def _lower(text: str) -> str:
 
 
 def _without_details(message: str) -> str:
-    """The first line of a message up to its parenthesis, without what a program printed."""
-    return message.partition("\n")[0].partition(" (")[0].partition(". It wrote")[0]
+    """What messages about different inputs have in common: the first line up to its parenthesis."""
+    return _without_output(message).partition(" (")[0]
+
+
+def _without_output(message: str) -> str:
+    """The first line of a message, without what a program printed."""
+    return message.partition("\n")[0].partition(". It wrote")[0]
 
 
 def _xml(text: str) -> str:
@@ -190,8 +203,10 @@ def _said(text: str) -> Text:
 
 def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> Table:
     table = Table(title=dtype, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("stage", "isolated", "chained", "worst case", "error", "budget", "weakest bug"):
-        table.add_column(column, justify="right" if column in ("error", "budget", "weakest bug") else "left")
+    longest = max((len(result.stage) for result in run.results if result.dtype == dtype), default=0)
+    table.add_column("stage", min_width=longest, no_wrap=True)  # the one column that is never cut
+    for column in ("isolated", "chained", "worst case", "error", "budget", "weakest bug"):
+        table.add_column(column, justify="right" if column in ("error", "budget", "weakest bug") else "left", overflow="fold")
     for stage in OUTPUTS:
         isolated, chained = (_of(run, stage, dtype, mode) for mode in ("isolated", "chained"))
         if not isolated and not chained:

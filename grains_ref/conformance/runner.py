@@ -117,8 +117,9 @@ class Run:
 
     def follows_from(self, stage: str) -> str:
         """The failing stage before it that a failing stage may have its fault from, or nothing."""
-        if not self.failures(stage):
-            return ""
+        failures = self.failures(stage)
+        if not failures or all(result.mode == "isolated" and not result.diagnosed for result in failures):
+            return ""  # a crash on a right input, or one that was not refused, is the stage's own
         earlier = OUTPUTS if stage == END_TO_END else RUNS.get(stage, {})
         failing = [one for one in earlier if self.failures(one) and self._hands_on(one, stage)]
         return failing[0] if failing else ""

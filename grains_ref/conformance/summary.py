@@ -1,6 +1,7 @@
 """What a port's README can say: one line for a badge and a Markdown table, made from the JSON of a run.
 
 GrAInS conformance: 7 of 7 stages in float64, float32; 452 of 452 results; by the paper; grains_ref 0.1.0
+GrAInS conformance live, mine on tiny:simple-seed0: 7 of 7 stages in float32; 62 of 62 results; by the paper; ...
 """
 
 from __future__ import annotations
@@ -43,16 +44,20 @@ def line(run: Mapping[str, Any]) -> str:
     claimed = [stage for stage in STAGES if stage in run["claimed"]]
     options = sum(option in run["claimed"] for option in OPTIONS)
     passed = sum(row["status"] == "passed" for row in run["results"])
+    skipped = sum(row["status"] == "skipped" for row in run["results"])
+    asked = f"{passed} of {len(run['results']) - skipped} results" + (f", {skipped} skipped" if skipped else "")
     law = "by the paper" if run["dialect"] == "paper" else "by the released code"
     more = f" and {options} options" if options else ""
     stages = f"{len(claimed)} of {len(STAGES)} stages{more} in {', '.join(run['dtypes'])}"
-    facts = [stages, f"{passed} of {len(run['results'])} results", law, f"grains_ref {grains_ref.__version__}"]
+    facts = [stages, asked, law, f"grains_ref {grains_ref.__version__}"]
     first = run["first_divergence"]
     if first:
         facts.insert(0, f"fails at {first['stage']} ({first['case']}, {first['dtype']})")
     elif not run["conformant"]:
         facts.insert(0, "fails: nothing passed, or a known failure passes")
-    return printable(f"GrAInS conformance: {'; '.join(facts)}")
+    is_live = any(row["mode"] == "live" for row in run["results"])
+    head = f"GrAInS conformance live, {run['port']}" if is_live else "GrAInS conformance"
+    return printable(f"{head}: {'; '.join(facts)}")
 
 
 def markdown(run: Mapping[str, Any]) -> str:
@@ -74,9 +79,11 @@ def _cell(results: Sequence[Mapping[str, Any]]) -> str:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     if set(counts) == {"not claimable"}:
         return "not claimable"
+    if set(counts) == {"skipped"}:
+        return f"{len(results)} skipped"
     passed = counts.pop("passed", 0)
     others = "".join(f", {number} {status}" for status, number in counts.items())
-    cell = f"{passed} of {len(results)}{others}"
+    cell = f"{passed} of {len(results) - counts.get('skipped', 0)}{others}"
     judged = [row for row in results if row["status"] == "passed" and row["error"] and row["budget"]]
     if judged:
         worst = max(judged, key=lambda row: row["error"] / row["budget"])

@@ -7,17 +7,7 @@ The weights are given twice: stored in `toy.safetensors`, and by the closed form
 read that file. Every value is exactly representable in bfloat16, so that one vector serves all dtypes. Sizes are
 distinct primes where heads allow: axes that are exchanged do not fit. Token 0 is the padding; its embedding is not 0.
 
-    h    = embed[ids]                                                        (T, d)
-    h   += o(attention(rope(q(x)), rope(k(x)), v(x))),  x = rms(h) * norm_1   per block
-    h   += down(silu(gate(x)) * up(x)),                 x = rms(h) * norm_2
-    logits = head(rms(h) * norm)                                             (T, V)
-
-rms(h) = h / sqrt(mean(h^2) + EPS).  Rotary: the pair (i, i + head_dim/2) of a head turns by
-position * THETA ** (-i / (head_dim / 2)).  Query head j reads key-value head j // (HEADS / KV_HEADS).  Attention is
-causal, scaled by 1 / sqrt(head_dim); padding (mask 0, on the left) is attended by nobody but itself, and positions
-count from 0 at the first token that is no padding.
-
-Options of the kit run on the same decoder with one of the `Features` that other families have.
+`FORMULAS` says what it computes, `CONSTANTS` with which numbers. Options of the kit run on the same decoder with one of the `Features` that other families have.
 """
 
 from __future__ import annotations
@@ -36,6 +26,28 @@ from grains_ref.grains import Encoded
 VOCABULARY, WIDTH, BLOCKS, HEADS, KV_HEADS, HEAD_DIM, INNER = 31, 13, 3, 4, 2, 6, 19
 EPS, THETA = 1e-5, 100.0
 LONGEST = 1000  # positions that the decoder knows
+CONSTANTS: dict[str, float] = {
+    "vocabulary": VOCABULARY, "width": WIDTH, "blocks": BLOCKS, "heads": HEADS, "kv_heads": KV_HEADS,
+    "head_dim": HEAD_DIM, "inner": INNER, "eps": EPS, "rotary_base": THETA,
+}  # fmt: skip
+"""What a port in any language needs besides the weights."""
+FORMULAS = f"""\
+h  = embed[ids]                                                                        (T, d)
+h += o(attention(turned(q(x)), turned(k(x)), v(x))),  x = rms(h) * norm_1              in every block
+h += down(silu(gate(x)) * up(x)),                     x = rms(h) * norm_2
+logits = head(rms(h) * norm)                                                           (T, V)
+
+matrices: (out, in), q(x) = x q^T; no biases; head is a matrix of its own, not embed
+d = {WIDTH}, V = {VOCABULARY}, {BLOCKS} blocks, inner width {INNER}, {HEADS} query heads over {KV_HEADS} \
+key-value heads of head_dim {HEAD_DIM}
+rms(h) = h / sqrt(mean(h^2) + {EPS:g}), times the weight as it is, not 1 + weight;  silu(z) = z / (1 + exp(-z))
+turned: in every head the pair (z[i], z[i + {HEAD_DIM // 2}]), i = 0..{HEAD_DIM // 2 - 1}, becomes
+    (z[i] cos t - z[i + {HEAD_DIM // 2}] sin t, z[i + {HEAD_DIM // 2}] cos t + z[i] sin t),  \
+t = position * {THETA:g} ** (-i / {HEAD_DIM // 2})
+attention: softmax(q k^T / sqrt({HEAD_DIM})) v, causal; query head j reads key-value head j // {HEADS // KV_HEADS}
+padding (mask 0, on the left): seen by nobody but itself; positions count from 0 at the first token that is none
+"""
+"""What the decoder computes, for those who port it."""
 
 SHAPES: dict[str, tuple[int, ...]] = {"embed": (VOCABULARY, WIDTH)}
 for _block in range(BLOCKS):

@@ -246,6 +246,15 @@ def test_float32_is_compared_with_float64_and_both_numbers_can_be_told_apart() -
     assert "off by +1.00e-02" in told
 
 
+@pytest.mark.parametrize("words", [5, 6])
+def test_aggregation_is_checked_whether_the_prompt_has_an_even_number_of_tokens_or_an_odd_one(words: int) -> None:
+    prompt = " ".join(WORDS[:words])
+    model, port = random_llama(), SimpleNamespace(live_aggregation=PlainPort().live_aggregation)
+    of_pair = dataclasses.replace(pair(1), prompt=prompt)
+    results = check_live(model, [of_pair], port, m=1, oracle=False)
+    assert [r.status for r in results if r.check == "aggregation"] == ["passed"]
+
+
 def test_where_noise_hides_everything_nothing_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live.judging, "HOPELESS", 1e-9)
     results = check_live(random_llama(), [pair(7)], PlainPort("last_layer"), m=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +10,21 @@ from types import ModuleType
 import pytest
 
 from grains_ref.cli.common import load_model, model_path
+from grains_ref.conformance import options
 from grains_ref.conformance.budgets import load_budgets
-from grains_ref.conformance.dialects import PAPER
+from grains_ref.conformance.dialects import AUTHORS, PAPER
 from grains_ref.conformance.live import FUNCTIONS, check_live
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.runner import run_port
-from grains_ref.data import PreferencePair
+from grains_ref.conformance.stages import STAGES
+from grains_ref.conformance.toy import FORMULAS
+from grains_ref.data import PreferencePair, RowError
 from grains_ref.tiny_models.worlds import build_world
 
 pytestmark = pytest.mark.cpu
 
-PAGE = (Path(__file__).parents[2] / "docs" / "porting.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "porting.md").read_text(encoding="utf-8")
 
 
 def printed(name: str) -> ModuleType:
@@ -59,3 +64,48 @@ def test_the_live_port_passes_every_check() -> None:
 
 def test_the_table_of_functions_is_that_of_the_kit() -> None:
     assert all(f"| {name}(handle, " in PAGE for name in FUNCTIONS)
+
+
+def test_the_page_gives_the_decoder_and_the_options_as_the_kit_has_them() -> None:
+    assert FORMULAS in PAGE
+    assert "\n".join(options.table()) in PAGE
+    assert options.TAKES.keys() == options.RULES.keys() == options.ORACLE.keys()
+
+
+def test_the_pairs_that_the_page_prints_are_pairs_on_the_model_that_it_names() -> None:
+    (printed_pair,) = re.findall(r"```json\n(\{\"prompt\".*?)\n```", PAGE)
+    row = json.loads(printed_pair)
+    model = load_model("tiny:simple-seed0", "float32", "cpu", "")
+    example = model.example(row["prompt"], row["chosen"], row["rejected"])
+    ids = [*example.encoded.ids.tolist(), *example.y_pos.tolist(), *example.y_neg.tolist()]
+    assert model.tokenizer.unk_token_id not in ids
+
+
+def test_a_live_check_refuses_answers_of_the_same_tokens_with_their_row() -> None:
+    model = load_model("tiny:simple-seed0", "float32", "cpu", "")
+    unknown = PreferencePair("", "Q : what ? A :", "zzzx", "qqqy", "pairs.jsonl:1")  # no words of this vocabulary
+    with pytest.raises(RowError, match="pairs.jsonl:1: field 'rejected': the same tokens as 'chosen'"):
+        check_live(model, [unknown], printed("my_live"), path=model_path("tiny:simple-seed0"), m=1)
+
+
+def test_counts_in_texts_are_those_of_the_kit() -> None:
+    on_stages = [bug for bug in PAPER.bugs if bug.stage in STAGES]
+    names = len({bug.name for bug in on_stages})
+    cases = sum(case.stage in STAGES for case in PAPER.cases)
+    of_options = sum(case.stage not in STAGES for case in AUTHORS.cases)
+    planted = sum(bug.stage in STAGES for bug in AUTHORS.bugs)
+    readme, decisions = (
+        (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "docs/decisions.md")
+    )
+    for expected, text in (
+        (f"which of {names} known mistakes gives the same output. It has {cases} cases", PAGE),
+        (f"It knows {names} mistakes", PAGE),
+        (f"{cases} cases, {names} planted mistakes", readme),
+        (f"names all {len(options.ORACLE)} options", PAGE),
+        (f"\n{len(AUTHORS.cases)} cases, {of_options} of them an option's, with vectors, budgets and {planted} ", PAGE),
+        (f"judges a port by {len(AUTHORS.cases)} stored cases", decisions),
+    ):
+        assert expected in text, f"{expected!r} is not what the text says"
+    for stage in STAGES:
+        number = sum(bug.stage == stage for bug in on_stages)
+        assert f"| {stage} | {number} | " in PAGE, f"{stage} has {number} planted bugs"

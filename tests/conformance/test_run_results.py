@@ -47,9 +47,18 @@ def test_a_summary_of_a_port_that_fails_begins_with_the_failure() -> None:
         result("steering-001"), result("steering-002", "failed", float("inf")), result("steering-003", "skipped")
     )
     assert line(wrong).startswith("GrAInS conformance: fails at steering (steering-002, float32); ")
-    assert "| steering | **1 of 3, 1 failed, 1 skipped; error 2e-07, allowed 2e-06** |" in markdown(wrong)
+    assert "| steering | **1 of 2, 1 failed, 1 skipped; error 2e-07, allowed 2e-06** |" in markdown(wrong)
     nothing = run(result("steering-001", "skipped"))
     assert "fails: nothing passed" in line(nothing)
+    assert "| steering | 1 skipped |" in markdown(nothing)
+    assert "; 0 of 0 results, 1 skipped; " in line(nothing)
+
+
+def test_a_summary_of_a_live_run_says_so_and_on_which_model() -> None:
+    results = [LiveResult("steer", "a", 0, "passed", 1e-3, 1e-2), LiveResult("norms are kept", "a", 0, "skipped")]
+    live = as_json(as_run(results, port="mine on tiny", dtype="float32"))
+    told = line(live)
+    assert told.startswith("GrAInS conformance live, mine on tiny: 1 of 7 stages in float32; 1 of 1 results, 1 skipped")
 
 
 def test_a_difference_names_what_broke_before_what_mended() -> None:
@@ -67,7 +76,7 @@ def test_a_difference_names_what_broke_before_what_mended() -> None:
         ("broken", "steering-002", "passed", "failed", "off"),
         ("broken", "steering-004", "passed", "missing", ""),
         ("mended", "steering-003", "failed", "passed", ""),
-        ("other", "steering-005", "missing", "skipped", ""),
+        ("new", "steering-005", "missing", "skipped", ""),
     ]
     assert changes(before, before) == []
 
@@ -116,7 +125,7 @@ def test_the_commands_read_what_run_wrote(tmp_path: Path) -> None:
     assert command("summary", "--line", str(tmp_path / "a.json")) == (0, line(RIGHT) + "\n")
     code, told = command("diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
     assert code == 1
-    assert "mine, 3 results; mine, 12: 3 broken, 10 other." in told
+    assert "mine, 3 results; mine, 12: 3 broken, 10 new." in told
     assert "broken: steering-001 (float32, isolated) passed -> failed" in told
     assert command("diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")) == (
         0,

@@ -166,7 +166,7 @@ IN_THE_BLOCKS: tuple[DecoderRow, ...] = (
     # positions
     ("rotary_pairs_adjacent", "rotary pairs (2i, 2i+1) instead of (i, i + head_dim/2)",
      "Weights of the one layout run in the other", "field", Decoder(turn=turn_neighbours)),
-    ("rotary_base_of_llama", "the rotary base 10000 instead of the model's", "Distances are misread", "field",
+    ("rotary_base_of_llama", "the rotary base 10000 instead of the model's 100", "Distances are misread", "field",
      Decoder(angles=lambda positions: angles(positions, base=10_000.0))),
     ("rotary_exponent_halved", "the rotary base to the power -i / head_dim, not -2 i / head_dim",
      "Distances are misread", "field", Decoder(angles=lambda positions: angles(positions, base=THETA**0.5))),

@@ -49,7 +49,7 @@ from grains_ref.conformance.live.reference import (
 )
 from grains_ref.conformance.ports import told_by
 from grains_ref.conformance.stages import run_oracle
-from grains_ref.data import PreferencePair
+from grains_ref.data import FieldError, PreferencePair
 from grains_ref.grains import DegenerateShiftsError, mask, select
 from grains_ref.models import HuggingFaceModel
 
@@ -79,6 +79,7 @@ def check_live(
 
     Raises:
         ValueError: there are no pairs, or the port has none of the functions.
+        RowError: a pair whose answers are the same tokens, or that the model's context does not hold.
     """
     known = [name for name in FUNCTIONS if callable(getattr(port, name, None))]
     if not pairs or not known:
@@ -88,6 +89,8 @@ def check_live(
     handle = _loaded(port, source)
     if not isinstance(oracle, Oracle):
         oracle = Oracle(model, upcast(model) if oracle else model)
+    for pair in pairs:
+        _check_pair(model, pair)
     findings: list[Finding] = []
     for i, pair in enumerate(pairs):
         checks = PairChecks(oracle, Answers(model, pair, port, handle, m))
@@ -96,6 +99,18 @@ def check_live(
             findings += checks.run(seed, checks.drawn(np.random.default_rng([seed, i]), k))
         oracle.forget()
     return judged(findings, model.hf.dtype)
+
+
+def _check_pair(model: HuggingFaceModel, pair: PreferencePair) -> None:
+    """What a fit refuses is refused here too: of answers of the same tokens f is 0, and every relative error infinite.
+
+    Raises:
+        RowError: with the row's place.
+    """
+    try:
+        model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
+    except FieldError as problem:
+        raise pair.error(problem.field, problem.problem) from None
 
 
 def _loaded(port: Any, source: Any) -> Any:
@@ -162,6 +177,8 @@ class PairChecks:
         """Those with drawn tokens, vectors or scores."""
         v, tokens, selection_seed = self.vector(draw), self.tokens(draw, k), int(draw.integers(1 << 30))
         single_tokens = draw.permutation(self.length).tolist()[:MOST_SHIFTS]
+        if len(single_tokens) % 2:  # both sides have as many shifts
+            single_tokens.pop()
         return {
             "contrast": lambda: self.contrast(tokens, tokens.with_last),
             "contrast of earlier tokens": lambda: self.contrast(tokens, tokens.without_last),
