@@ -39,15 +39,20 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
             kind = "stage" if stage in STAGES else "option"
             row = {"stage": stage, "kind": kind, "cases": len(results), **counts, "bugs": planted}
             stages.append(row | {"what": dialect.headers[stage]})
+    found = [str(row["stage"]) for row in stages]
     used = {flag for case in cases for flag in case.flags}
     asked = {flag for flag in used if only and is_wanted(flag)} or used
     return {
         "stages": stages,
         "options": [
-            {"option": row["stage"], "in": options.TAKES[row["stage"]], "out": options.gives(row["stage"])}
-            | {"rule": options.RULES[row["stage"]] if dialect.name == "paper" else dialect.headers[row["stage"]]}
-            for row in stages
-            if row["kind"] == "option"
+            {
+                "option": option,
+                "in": options.TAKES[option],
+                "out": options.gives(option),
+                "rule": options.RULES[option] if dialect.name == "paper" else dialect.headers[option],
+            }
+            for option in found
+            if option not in STAGES
         ],
         "cases": [
             {

@@ -14,7 +14,8 @@ class Change:
     """One result that is not what it was.
 
     kind: "broken" passed and does not any more, be it that it fails, is skipped or is missing; "mended" passes for the
-    first time; "new" is not in the earlier run; "farther" and "nearer" pass in both, with errors that differ by more than FARTHER; "other" is the rest.
+    first time; "new" is not in the earlier run; "farther" and "nearer" pass in both, with errors that differ by more
+    than FARTHER; "other" is the rest.
     """
 
     kind: str

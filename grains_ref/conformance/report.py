@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -156,7 +156,9 @@ def _also_failing(run: Run, stage: str) -> Text:
         return Text(f"{words} It may follow from {earlier}: {RUNS[stage][earlier]}.")
     lines = guess(run, stage)
     if not lines:
-        return _said(f"{words} Such as {run.failures(stage)[0].case}: {_without_output(run.failures(stage)[0].message)}")
+        return _said(
+            f"{words} Such as {run.failures(stage)[0].case}: {_without_output(run.failures(stage)[0].message)}"
+        )
     return Text(" ".join([words, lines[0]] + ([f"{_share(likely)}."] if likely else [])))
 
 
@@ -206,7 +208,8 @@ def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> T
     longest = max((len(result.stage) for result in run.results if result.dtype == dtype), default=0)
     table.add_column("stage", min_width=longest, no_wrap=True)  # the one column that is never cut
     for column in ("isolated", "chained", "worst case", "error", "budget", "weakest bug"):
-        table.add_column(column, justify="right" if column in ("error", "budget", "weakest bug") else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in ("error", "budget", "weakest bug") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for stage in OUTPUTS:
         isolated, chained = (_of(run, stage, dtype, mode) for mode in ("isolated", "chained"))
         if not isolated and not chained:

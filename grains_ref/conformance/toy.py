@@ -7,7 +7,8 @@ The weights are given twice: stored in `toy.safetensors`, and by the closed form
 read that file. Every value is exactly representable in bfloat16, so that one vector serves all dtypes. Sizes are
 distinct primes where heads allow: axes that are exchanged do not fit. Token 0 is the padding; its embedding is not 0.
 
-`FORMULAS` says what it computes, `CONSTANTS` with which numbers. Options of the kit run on the same decoder with one of the `Features` that other families have.
+`FORMULAS` says what it computes, `CONSTANTS` with which numbers. Options of the kit run on the same decoder with one of
+the `Features` that other families have.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_the_pairs_that_the_page_prints_are_pairs_on_the_model_that_it_names() -
 def test_a_live_check_refuses_answers_of_the_same_tokens_with_their_row() -> None:
     model = load_model("tiny:simple-seed0", "float32", "cpu", "")
     unknown = PreferencePair("", "Q : what ? A :", "zzzx", "qqqy", "pairs.jsonl:1")  # no words of this vocabulary
-    with pytest.raises(RowError, match="pairs.jsonl:1: field 'rejected': the same tokens as 'chosen'"):
+    with pytest.raises(RowError, match=r"pairs\.jsonl:1: field 'rejected': the same tokens as 'chosen'"):
         check_live(model, [unknown], printed("my_live"), path=model_path("tiny:simple-seed0"), m=1)
 
 
@@ -94,9 +94,7 @@ def test_counts_in_texts_are_those_of_the_kit() -> None:
     cases = sum(case.stage in STAGES for case in PAPER.cases)
     of_options = sum(case.stage not in STAGES for case in AUTHORS.cases)
     planted = sum(bug.stage in STAGES for bug in AUTHORS.bugs)
-    readme, decisions = (
-        (ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "docs/decisions.md")
-    )
+    readme, decisions = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "docs/decisions.md"))
     for expected, text in (
         (f"which of {names} known mistakes gives the same output. It has {cases} cases", PAGE),
         (f"It knows {names} mistakes", PAGE),
