@@ -14,9 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
+from grains_ref.cli.conform import _print_skips
 from grains_ref.cli.console import Screen
 from grains_ref.conformance.budgets import load_budgets
 from grains_ref.conformance.dialects import PAPER
+from grains_ref.conformance.live import LiveResult
+from grains_ref.conformance.live.answers import MissingFunction
 from grains_ref.conformance.naming import Likely
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.report import guess, print_run
@@ -116,6 +119,16 @@ def test_lists_are_narrowed_by_flags_and_never_empty() -> None:
         "generation_end: in: and end: token ids; out: as the stage\n    A row of tokens ends with the first id out of "
         "end that it says: that one is kept, the rest of the row is 0. logits are the stage's.\n"
     )
+
+
+def test_why_a_live_check_was_skipped_is_said_unless_nobody_defined_it(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "the shifts of 2 single tokens have no direction"
+    results = [LiveResult("aggregation", "a", seed, "skipped", message=reason) for seed in range(3)]
+    missing = LiveResult(
+        "steer", "a", 0, "skipped", message=str(MissingFunction("the port does not define live_steer"))
+    )
+    _print_skips([*results, missing])
+    assert capsys.readouterr().out.strip() == f"aggregation: skipped 3 times: {reason}"
 
 
 def test_a_dump_has_all_that_a_port_of_the_decoder_needs(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "how both sides become f": "likelihood_only sides_exchanged f_reversed f_is_a_sum f_is_a_ratio "
         "f_of_preference_loss",
         "the response's positions": "response_positions_restart response_positions_by_column "
-        "response_one_position_early",
+        "response_one_position_early response_one_position_late",
         "what the model is given": "token_0_before_the_response last_prompt_token_left_out embeddings_scaled",
     },
     "attribution": WHEREVER_A_DECODER_RUNS

@@ -90,7 +90,8 @@ CASES = (
                "attention_scaled_twice attention_scaled_by_width"),
     _objective(15, "Embeddings that belong to no token", "OffVocabulary",
                seeded_prompt("objective-015", tokens=5) | answers([8], [11, 2, 3]),
-               "response_one_position_early kv_heads_interleaved rotary_pairs_adjacent rotary_base_of_llama "
+               "response_one_position_early response_one_position_late kv_heads_interleaved rotary_pairs_adjacent "
+               "rotary_base_of_llama "
                "attention_not_scaled embeddings_scaled f_of_preference_loss rotary_scaled head_tied_to_embeddings"),
     # Distances up to 20: rotary base and layout show; attention has something to choose from.
     _objective(16, "Seventeen tokens, five against three", "LongPrompt UnequalLengths",
@@ -118,7 +119,8 @@ CASES = (
     # against it, in bfloat16 too.
     _objective(24, "Likely answers after padding", "LikelyAnswers OffVocabulary LeftPadding",
                seeded_prompt("o221", padding=6, tokens=7, step=2.0**-5) | answers([7, 3], [13, 21]),
-               "packed_without_mask response_one_position_early rotary_base_of_llama norm_weight_plus_one "
+               "packed_without_mask response_one_position_early response_one_position_late rotary_base_of_llama "
+               "norm_weight_plus_one "
                "token_0_before_the_response last_prompt_token_left_out norm_weight_missing norms_exchanged "
                "rotary_exponent_halved rotary_missing rotary_scaled first_kv_head_for_all gelu up_missing "
                "attention_residual_missing head_one_off"),
@@ -138,7 +140,8 @@ CASES = (
     _objective(27, "Likely answers, two tokens against four", "LikelyAnswers OffVocabulary UnequalLengths",
                seeded_prompt("o82", padding=3, tokens=11, step=2.0**-5) | answers([19, 28], [26, 13, 21, 1]),
                "off_by_one_logits off_by_two_logits raw_logits base_two response_positions_restart "
-               "response_positions_by_column response_one_position_early gate_and_up_exchanged sum_of_squares "
+               "response_positions_by_column response_one_position_early response_one_position_late "
+               "gate_and_up_exchanged sum_of_squares "
                "rotary_backward keys_not_rotated angles_in_bfloat16 attention_scaled_by_width window_of_three "
                "attention_and_mlp_side_by_side mlp_first attention_residual_missing logits_capped"),
     _objective(28, "Likely answers to embeddings so small that the norm's epsilon counts", "LikelyAnswers TinyValues",
