@@ -338,6 +338,7 @@ def test_running_out_of_memory_is_no_verdict_on_the_model(llama: HuggingFaceMode
         proof.prove(llama)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="its BLOOM gives no logits of chosen tokens, and is refused")
 def test_a_limit_that_the_configuration_does_not_set_refuses_nothing() -> None:
     """BLOOM and MPT have no max_position_embeddings."""
     tokenizer = random_llama().tokenizer
