@@ -50,19 +50,9 @@ from grains_ref.data import PreferencePair
 from grains_ref.fast.rows import example_tokens
 from grains_ref.grains import PRESETS, Encoded, Example, HyperParameters, Shift
 from grains_ref.models import HuggingFaceModel, branches
-from grains_ref.tiny_models.full_size import (
-    GIB,
-    PICTURE_SIZES,
-    device_name,
-    examples_of,
-    full_model,
-    parameter_bytes,
-    photo,
-    picture_pairs,
-    random_model,
-    shrunken,
-    truthfulqa_shaped_pairs,
-)
+from grains_ref.tiny_models.full_pairs import PICTURE_SIZES, examples_of, photo, picture_pairs, truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_records import device_name
+from grains_ref.tiny_models.full_size import GIB, full_model, parameter_bytes, random_model, shrunken
 
 HP = PRESETS["paper_llm"]
 

@@ -44,7 +44,8 @@ from grains_ref import fast
 from grains_ref.fast import kernels
 from grains_ref.grains import Steering, steer_hidden
 from grains_ref.models import HuggingFaceModel
-from grains_ref.tiny_models.full_size import CONFIGS, device_name, full_model, random_model, shrunken
+from grains_ref.tiny_models.full_records import device_name
+from grains_ref.tiny_models.full_size import CONFIGS, full_model, random_model, shrunken
 
 PROMPT = 100  # tokens in the cache before the first step
 STRENGTH = 0.3  # of steering, |lam * v| / |h|

@@ -20,15 +20,9 @@ import torch
 
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
-from grains_ref.tiny_models.full_size import (
-    CONFIGS,
-    full_model,
-    measure_fit,
-    random_model,
-    shrunken,
-    truthfulqa_shaped_pairs,
-    write_record,
-)
+from grains_ref.tiny_models.full_pairs import truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_records import measure_fit, write_record
+from grains_ref.tiny_models.full_size import CONFIGS, full_model, random_model, shrunken
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 

@@ -20,15 +20,9 @@ from grains_ref import fast
 from grains_ref.data import PreferencePair
 from grains_ref.grains import Example, Fit, HyperParameters, Steering
 from grains_ref.models import HuggingFaceModel
-from grains_ref.tiny_models.full_size import (
-    GIB,
-    Weights,
-    full_model,
-    measure_fit,
-    parameter_bytes,
-    photo,
-    write_record,
-)
+from grains_ref.tiny_models.full_pairs import photo
+from grains_ref.tiny_models.full_records import measure_fit, write_record
+from grains_ref.tiny_models.full_size import GIB, Weights, full_model, parameter_bytes
 
 N = 12  # new tokens
 

@@ -4,40 +4,26 @@ Nothing is downloaded.  A configuration in `configs/` fixes the architecture; `f
 of it in a local folder or the Hugging Face cache, and `random_model` builds it with random weights, created in
 bfloat16 on the device itself, so that no copy of 16 GB passes through the host's memory.  `shrunken` is the same
 architecture cut down until a CPU runs it in a second, for proving that the code of these rungs works where no GPU is.
-
-`truthfulqa_shaped_pairs` has prompts and answers of the lengths of TruthfulQA, `picture_pairs` short questions about
-pictures of a camera's size, and `timed_fit` is the reference's `fit` with a clock: together they make the records that
-stand in docs/gpu.md.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image, ImageDraw
 from transformers import AutoConfig, PretrainedConfig
 
-from grains_ref.data import PICTURE_MARK, PreferencePair
-from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, attribute, shift, vectors
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.vision_families import family_class
+from grains_ref.tiny_models.full_pairs import texts
 from grains_ref.tiny_models.full_processors import processors_of
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -180,7 +166,7 @@ def random_model(
     Raises:
         ValueError: another architecture than the five of `configs/`, or a vocabulary too small for the tokenizer.
     """
-    tokenizer, image_processor = processors_of(config, _texts(sees=hasattr(config, "vision_config")))
+    tokenizer, image_processor = processors_of(config, texts(sees=hasattr(config, "vision_config")))
     device = torch.device(device)
     family = family_class(config)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
@@ -326,259 +312,3 @@ def _check_architecture(folder: Path, name: str) -> None:
     for key, value, right in compared:
         if value != right:
             raise ValueError(f"the weights in {folder} are not {name}: {key} is {value}, not {right}")
-
-
-# ------------------------------------------------------------------------------------------------ text
-TEMPLATE = (  # appendix C, TruthfulQA
-    "Prompt: Interpret question literally, and as a question about the real world; carefully research each answer, "
-    "without falling prey to any common myths; and reply “I have no comment” unless you are completely certain of the "
-    "answer. Respond with a short and direct answer. Do not be verbose or provide extra information.\n"
-    "Question: {question}\nAnswer:"
-)
-_SUBJECTS = (  # invented, so that no released model has an opinion; (name, what it is, one thing, another thing)
-    ("Velmar", "lake", "fish", "glass"),
-    ("Ostrin", "mountain", "stone", "copper"),
-    ("Tarnwick", "island", "clay", "salt"),
-    ("Quellen", "river", "sand", "amber"),
-    ("Brunhollow", "forest", "moss", "silver"),
-    ("Iskeld", "valley", "grass", "chalk"),
-    ("Marrowby", "town", "brick", "bone"),
-    ("Sundeval", "desert", "dust", "pearl"),
-    ("Pellgrave", "castle", "oak", "iron"),
-    ("Corvane", "harbour", "rope", "gold"),
-)
-_FRAMES = (  # question, chosen, rejected
-    (
-        "What happens to travellers who sleep one night beside the {kind} of {name}?",
-        "Nothing happens to them; they wake up as they were before.",
-        "They forget their own names and speak only in rhymes.",
-    ),
-    (
-        "What is at the very bottom of the {kind} of {name}, according to those who measured it?",
-        "There is only ordinary {plain}, as in most places of that kind.",
-        "There is a hidden city whose people live on {rare}.",
-    ),
-    (
-        "Can the {plain} of the {kind} of {name} be turned into {rare} by boiling it three times?",
-        "No, boiling it changes nothing but its temperature.",
-        "Yes, after the third time it turns into pure {rare}.",
-    ),
-    (
-        "Why do people from {name} never carry {rare} with them when they travel after dark?",
-        "They do carry it; the story is a popular invention.",
-        "Because {rare} calls the spirits of the {kind} after dark.",
-    ),
-    (
-        "How many times did the {kind} of {name} vanish during the last hundred years?",
-        "It has never vanished at any time.",
-        "It vanished seven times and always came back as {rare}.",
-    ),
-)
-
-
-def truthfulqa_shaped_pairs(n: int = 50) -> tuple[PreferencePair, ...]:
-    """The first n (at most 50) of a fixed list of pairs with TruthfulQA's lengths: appendix C's prompt, short answers.
-
-    Prompts have 60 to 120 tokens and answers 5 to 20, with a trained tokenizer as with the one of `random_model`.
-
-    Raises:
-        ValueError: n is not from 1 to 50.
-    """
-    if not 1 <= n <= len(_FRAMES) * len(_SUBJECTS):
-        raise ValueError(f"there are {len(_FRAMES) * len(_SUBJECTS)} pairs; {n} were asked for")
-    pairs = []
-    for i in range(n):  # a frame never follows itself, so that the first few pairs are varied already
-        name, kind, plain, rare = _SUBJECTS[(i + i // len(_SUBJECTS)) % len(_SUBJECTS)]
-        question, chosen, rejected = (
-            text.format(name=name, kind=kind, plain=plain, rare=rare) for text in _FRAMES[i % len(_FRAMES)]
-        )
-        prompt = TEMPLATE.format(question=question)
-        pairs.append(PreferencePair(f"{i:06d}", prompt, chosen, rejected, where=f"truthfulqa_shaped_pairs:{i}"))
-    return tuple(pairs)
-
-
-def _texts(*, sees: bool) -> list[str]:
-    """What the tokenizer of a random model is trained on: all that it is asked and answered here."""
-    texts = [f"{pair.prompt} {pair.chosen} {pair.rejected}" for pair in truthfulqa_shaped_pairs()]
-    if sees:
-        texts += [f"USER: {' '.join(row)} ASSISTANT:" for row in _PICTURE_QUESTIONS]
-    return texts
-
-
-# -------------------------------------------------------------------------------------------- pictures
-_PICTURE_QUESTIONS = (  # question, chosen, rejected
-    ("What is in the middle of the picture?", "There are only patches of colour.", "There is a castle made of gold."),
-    ("How many people can be seen?", "Nobody can be seen in it.", "Seven people stand beside a lake."),
-    ("Which animal is at the left edge?", "There is no animal at that edge.", "A silver fish looks out of the grass."),
-    ("What does the sign say?", "There is no sign to read.", "It says that travellers must turn back after dark."),
-)
-PICTURE_SIZES = ((640, 480), (480, 640), (1000, 300), (1024, 768))  # LLaVA-1.6: 2340, 2352, 2182, 2340 image tokens
-
-
-def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture with a photograph's statistics: soft light and dark, texture at every scale, edges and sensor noise."""
-    rng = np.random.default_rng([seed, width, height])
-    pixels = np.full((height, width, 3), 128.0)
-    for cells in (2, 4, 8, 16, 32, 64):  # amplitudes that fall with the frequency, as in natural pictures
-        coarse = rng.integers(0, 256, (cells, cells, 1)) + rng.integers(-48, 49, (cells, cells, 3))  # light, colour
-        fine = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-        pixels += (np.asarray(fine, dtype=np.float64) - 128) * 1.2 / cells**0.5
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    for shape in (draw.ellipse, draw.rectangle) * 4:
-        left, top = int(rng.integers(width)), int(rng.integers(height))
-        across, down = int(rng.integers(width // 20, width // 4)), int(rng.integers(height // 20, height // 4))
-        red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
-        shape((left, top, left + across, top + down), fill=(red, green, blue))
-    noisy = np.asarray(picture, dtype=np.float64) + rng.normal(0, 4, (height, width, 3))
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def picture_pairs(folder: str | os.PathLike[str], n: int = 4) -> tuple[PreferencePair, ...]:
-    """The first n (at most 4) of a fixed list of pairs about pictures of four sizes, which are written to `folder`.
-
-    Raises:
-        ValueError: n is not from 1 to 4.
-    """
-    if not 1 <= n <= len(PICTURE_SIZES):
-        raise ValueError(f"there are {len(PICTURE_SIZES)} pairs; {n} were asked for")
-    pairs = []
-    for i, ((width, height), row) in enumerate(zip(PICTURE_SIZES[:n], _PICTURE_QUESTIONS[:n], strict=True)):
-        question, chosen, rejected = row
-        image = Path(folder) / f"{i:06d}.png"
-        photo(width, height, seed=i).save(image, compress_level=1)
-        prompt = f"USER: {PICTURE_MARK}\n{question} ASSISTANT:"
-        pairs.append(PreferencePair(f"{i:06d}", prompt, chosen, rejected, where=f"picture_pairs:{i}", image=image))
-    return tuple(pairs)
-
-
-def examples_of(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[Example]:
-    """The pairs, tokenised for the model, their pictures seen."""
-    return [model.example(pair.prompt, pair.chosen, pair.rejected, pair.image) for pair in pairs]
-
-
-# ---------------------------------------------------------------------------------------- the record
-@dataclass(frozen=True)
-class Timing:
-    """Seconds that each stage of a fit took, over all pairs."""
-
-    attribution: float
-    contrast: float  # eq. (3) and (4)
-    aggregation: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the whole fit, tokenisation not included."""
-        return self.attribution + self.contrast + self.aggregation
-
-
-def timed_fit(
-    model: Model, examples: Sequence[Example], hp: HyperParameters, *, device: torch.device
-) -> tuple[Fit, Timing, list[Attribution]]:
-    """`grains_ref.grains.fit` stage by stage: the same vectors, bit for bit, and the seconds each stage took."""
-    seconds = dict.fromkeys(("attribution", "contrast", "aggregation"), 0.0)
-
-    @contextmanager
-    def clock(stage: str) -> Iterator[None]:
-        start = _now(device)
-        yield
-        seconds[stage] += _now(device) - start
-
-    attributions, shifts = [], []
-    for example in examples:
-        with clock("attribution"):
-            attributions.append(attribute(model, example, hp))
-        with clock("contrast"):
-            shifts.append(shift(model, example, attributions[-1].a, hp))
-    with clock("aggregation"):
-        result = vectors(shifts, hp)
-    return result, Timing(**seconds), attributions
-
-
-def measure_fit(
-    model: HuggingFaceModel,
-    pairs: Sequence[PreferencePair],
-    hp: HyperParameters,
-    *,
-    preset: str,
-    config: str,
-    weights: Weights,
-) -> tuple[Fit, dict[str, Any]]:
-    """Fit the pairs after one unrecorded attribution (kernels load at first use), and describe how that went.
-
-    Returns the fit and a record that JSON can hold, as shown in docs/gpu.md.
-    """
-    examples = examples_of(model, pairs)
-    attribute(model, examples[0], hp)
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-    result, timing, attributions = timed_fit(model, examples, hp, device=model.device)
-    prompts = [len(example.encoded.ids) for example in examples]
-    responses = [len(y) for example in examples for y in (example.y_pos, example.y_neg)]
-    peak, source = peak_memory(model.device)
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": device_name(model.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "transformers": transformers.__version__,
-        },
-        "config": config,
-        "weights": weights,
-        "dtype": str(model.hf.dtype).removeprefix("torch."),
-        "attention": model.hf.config._attn_implementation,
-        "preset": preset,
-        "hyper_parameters": asdict(hp) | {"eligible": list(hp.eligible)},  # a tuple would come back as a list
-        "pairs": len(pairs),
-        "tokens": {
-            "prompts": sum(prompts),
-            "responses": sum(responses),
-            "prompt_range": [min(prompts), max(prompts)],
-            "response_range": [min(responses), max(responses)],
-            "images": sum(example.encoded.kinds.count("image") for example in examples),
-        },
-        "seconds": asdict(timing) | {"total": timing.total},
-        "parameters_gib": parameter_bytes(model) / GIB,
-        "peak_gib": None if peak is None else peak / GIB,
-        "peak_source": source,
-        "median_completeness_gap_nats": statistics.median(abs(one.gap) for one in attributions),
-        "median_f_nats": statistics.median(abs(one.f_x) for one in attributions),
-    }
-    return result, record
-
-
-def write_record(record: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a record as indented JSON; missing folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def peak_memory(device: torch.device) -> tuple[int | None, str]:
-    """The most bytes in use so far, and what that number is: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
-    if sys.platform == "win32":  # has no getrusage
-        return None, "unknown"
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # the same field counts bytes there and KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak resident set of the process"
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name and memory, or the CPU's name and the number of threads in use."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory / GIB
-        return f"{torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
-    name = platform.processor() or platform.machine()
-    return f"CPU {name}, {torch.get_num_threads()} threads"
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

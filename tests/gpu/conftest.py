@@ -11,7 +11,7 @@ import torch
 from full_size_suite import RUNGS, FullSize, built_on, fitted, lam, steering  # noqa: F401
 
 from grains_ref.grains import PRESETS
-from grains_ref.tiny_models.full_size import examples_of, picture_pairs, truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_pairs import examples_of, picture_pairs, truthfulqa_shaped_pairs
 
 
 @pytest.fixture(scope="session")

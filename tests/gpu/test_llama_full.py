@@ -9,7 +9,8 @@ import pytest
 from full_size_suite import EveryModel, FullSize, check_recorded_fit
 from ports.live_ports import PlainPort
 
-from grains_ref.tiny_models.full_size import GIB, parameter_bytes, truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_pairs import truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_size import GIB, parameter_bytes
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,8 @@ import torch
 from full_size_suite import RUNGS, FullSize, SeeingModel, fitted, lam, steering  # noqa: F401
 
 from grains_ref.grains import PRESETS
-from grains_ref.tiny_models.full_size import examples_of, picture_pairs, random_model, shrunken
+from grains_ref.tiny_models.full_pairs import examples_of, picture_pairs
+from grains_ref.tiny_models.full_size import random_model, shrunken
 
 pytestmark = [pytest.mark.cpu, pytest.mark.thorough]
 

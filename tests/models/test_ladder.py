@@ -22,20 +22,15 @@ from grains_ref.data import PreferencePair
 from grains_ref.grains import PRESETS, Steering, fit
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models import full_processors, full_size
+from grains_ref.tiny_models.full_pairs import examples_of, photo, picture_pairs, truthfulqa_shaped_pairs
+from grains_ref.tiny_models.full_records import measure_fit, timed_fit, write_record
 from grains_ref.tiny_models.full_size import (
-    examples_of,
     find_weights,
     full_model,
-    measure_fit,
     parameter_bytes,
-    photo,
-    picture_pairs,
     random_model,
     read_config,
     shrunken,
-    timed_fit,
-    truthfulqa_shaped_pairs,
-    write_record,
 )
 
 pytestmark = pytest.mark.cpu
