@@ -209,7 +209,7 @@ def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> T
     table.add_column("stage", min_width=longest, no_wrap=True)  # the one column that is never cut
     for column in ("isolated", "chained", "worst case", "error", "budget", "weakest bug"):
         justify: Literal["left", "right"] = "right" if column in ("error", "budget", "weakest bug") else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        table.add_column(column, justify=justify, no_wrap=" " not in column)
     for stage in OUTPUTS:
         isolated, chained = (_of(run, stage, dtype, mode) for mode in ("isolated", "chained"))
         if not isolated and not chained:
@@ -220,7 +220,7 @@ def _table(run: Run, dtype: str, budgets: Mapping[tuple[str, str], Budget]) -> T
             stage,
             _count(isolated),
             _count(chained),
-            worst.case if worst and worst.error else "",
+            worst.case.rpartition("-")[2] if worst and worst.error else "",
             _number(worst.error) if worst else "",
             _number(budget.budget),
             _number(budget.weakest_error),
