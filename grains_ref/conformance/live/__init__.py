@@ -24,13 +24,13 @@ float32 and in float32 where the model is in half precision,
 
     error(port) <= 3 * max(noise, floor)        noise = the worst error of the reference in the model's own dtype
 
-over its legal ways to compute (plain, padded on the left, as a batch, with another kernel of attention) and over all
-pairs of the run: the noise of one pair may be small by luck. A large float32 model is its own oracle, and only the
-order of its sums is left as noise. Where the allowed error is above one half, nothing can be told: `undecidable`; such
-a pair does not count for the others. Contrast is checked twice: with the last prompt token masked, where the shift is
-as large as the state and half precision can tell, and with earlier tokens alone, whose shift half precision may lose
-(there, layers whose shift is rounding only are left out). Aggregation gets shifts made by the reference, so it is
-judged by the kit's own rule for float32, whatever the model's dtype.
+(5 times for gradients) over its legal ways to compute (plain, padded on the left, as a batch, with another kernel of
+attention) and over all pairs of the run: the noise of one pair may be small by luck. A large float32 model is its own
+oracle, and only the order of its sums is left as noise. Where the allowed error is above one half, nothing can be told:
+`undecidable`; such a pair does not count for the others. Contrast is checked twice: with the last prompt token masked,
+where the shift is as large as the state and half precision can tell, and with earlier tokens alone, whose shift half
+precision may lose (there, layers whose shift is rounding only are left out). Aggregation gets shifts made by the
+reference, so it is judged by the kit's own rule for float32, whatever the model's dtype.
 
 **relations** that every right port keeps, whatever the oracle says; they need no float32 copy of the model.
 
