@@ -185,7 +185,7 @@ def test_a_process_that_is_killed_is_taken_up_by_the_same_command(tmp_path: Path
 
     def command(name: str) -> list[str]:
         places = ["--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / name)]
-        return ["fit", "--model", "tiny:simple-seed0", *places, "--m", "8", "--json"]
+        return ["fit", "--model", "tiny:simple-seed0", *places, "--m", "8", "--engine", "reference", "--json"]
 
     work, out = tmp_path / "v.safetensors.work", tmp_path / "v.safetensors"
     process = interruptions.start(interruptions.as_command(command("v.safetensors")))

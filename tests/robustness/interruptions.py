@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import torch
 from command import SIMPLE
 from robustness import kills, work_folders
 from typer.testing import CliRunner
@@ -103,11 +104,19 @@ def start(action: Callable[[], int]) -> int:
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        _renew_thread_pool()
         status = action()
     except KeyboardInterrupt:
         status = 130
     finally:
         os._exit(status)
+
+
+def _renew_thread_pool() -> None:
+    """In a process that was forked off torch makes its pool of threads anew at the first call, which may find none."""
+    with suppress(RuntimeError):
+        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def as_command(arguments: list[str]) -> Callable[[], int]:
