@@ -57,20 +57,20 @@ def integrals(model: Model, examples: Sequence[Example], hp: HyperParameters, *,
     """
     baselines = [model.baseline(example.encoded, hp.path_baseline) for example in examples]
     if hp.attribution == "random":
-        return [_random_integral(one, baseline, hp) for one, baseline in zip(examples, baselines, strict=True)]
+        return [_random_integral(example, baseline, hp) for example, baseline in zip(examples, baselines, strict=True)]
     paths = [path_of(example, baseline, hp) for example, baseline in zip(examples, baselines, strict=True)]
     rows: list[Row] = []
     for example, path in zip(examples, paths, strict=True):
         rows += [Row(example, point, name) for point, name in zip(path.points, path.names, strict=True)]
     gradients = iter(_gradients(model, rows, hp, memory))
-    found = []
+    of_examples = []
     for example, baseline, path in zip(examples, baselines, paths, strict=True):
         x = example.encoded.embeds
         total = torch.zeros_like(x, dtype=at_least_float32(x))
         for weight in path.weights:
             total += weight * next(gradients)
-        found.append((x - baseline) * total)
-    return found
+        of_examples.append((x - baseline) * total)
+    return of_examples
 
 
 def scores(model: Model, examples: Sequence[Example], hp: HyperParameters, *, memory: Memory) -> list[Tensor]:

@@ -10,7 +10,7 @@ becomes a note, to be looked at when there is time.
 | | plain | fused |
 |---|---|---|
 | where | everywhere, every dtype, differentiable | CUDA with Triton; float32, float16, bfloat16; no gradient |
-| values | the reference's, bit for bit on the same device | at most one rounding of the dtype away |
+| values | the reference's, bit for bit on the same device | a rounding away, but where h and lam * v cancel |
 | norms | float32 (float64 for float64), scaled by a power of two | squares added up in float64: none overflows |
 """
 

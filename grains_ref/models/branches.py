@@ -298,7 +298,7 @@ class Branches:
 
     def _replay(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Masks, positions and token types of the prompts, left-padded: (..., B, T)."""
-        return padded_replay([one.replay for one in encoded], device=self._model.device)
+        return padded_replay([prompt.replay for prompt in encoded], device=self._model.device)
 
 
 # ------------------------------------------------------------------------------------------- one packed row

@@ -40,6 +40,16 @@ from grains_ref.models.grids import edges, grid
 from grains_ref.models.pixels import PatchRows, PixelLayout
 
 
+def _check_select_strategy(config: transformers.PretrainedConfig, name: str) -> None:
+    """The number of image tokens depends on it; some configurations of the family leave it out."""
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    if strategy != "default":
+        raise UnsupportedModelError(
+            f"{name} with vision_feature_select_strategy {strategy!r} has other image tokens than are counted here; "
+            "expected 'default'"
+        )
+
+
 class Llava(Family):
     """LLaVA-1.5: one square view, cut out of the middle of the picture or stretched to it, row by row."""
 
@@ -49,11 +59,7 @@ class Llava(Family):
 
     def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
         super().__init__(config, image_processor, image_token)
-        if getattr(config, "vision_feature_select_strategy", "default") != "default":
-            raise UnsupportedModelError(
-                f"LLaVA with vision_feature_select_strategy {config.vision_feature_select_strategy!r} has other image "
-                "tokens than are counted here; expected 'default'"
-            )
+        _check_select_strategy(config, "LLaVA")
 
     @staticmethod
     def load_image_processor(path_or_hub_id: str) -> Any:
@@ -81,11 +87,7 @@ class LlavaNext(Family):
 
     def __init__(self, config: transformers.PretrainedConfig, image_processor: Any, image_token: str) -> None:
         super().__init__(config, image_processor, image_token)
-        if config.vision_feature_select_strategy != "default":
-            raise UnsupportedModelError(
-                f"LLaVA-NeXT with vision_feature_select_strategy {config.vision_feature_select_strategy!r} has other "
-                "image tokens than are counted here; expected 'default'"
-            )
+        _check_select_strategy(config, "LLaVA-NeXT")
 
     @staticmethod
     def load_image_processor(path_or_hub_id: str) -> Any:
