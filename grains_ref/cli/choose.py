@@ -27,6 +27,7 @@ from grains_ref.cli.common import (
     ModelOption,
     PresetOption,
     SkipOption,
+    SteeringEngineOption,
 )
 from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
 from grains_ref.files import check_target, only_writer_of, some_of
@@ -388,6 +389,7 @@ def eval_(
     layers: LayersOption = "",
     tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
     force: ForceOption = False,
+    engine: SteeringEngineOption = "fast",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -402,6 +404,7 @@ def eval_(
 
     if vectors is None and (lam is not None or layers):
         raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
+    chosen_engine = common.engine_name(engine)
     file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
@@ -409,7 +412,7 @@ def eval_(
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
     if in_use:
         has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
-        ways["steered"] = in_use.steering(wrapped, force=force, chat=has_chats)
+        ways["steered"] = in_use.steering(wrapped, force=force, chat=has_chats, engine=chosen_engine)
 
     rows, rows_of_tasks = pair_rows(wrapped, file.pairs), task_rows(wrapped, task_list)
     has_choices = all(pair.choices for pair in file.pairs)

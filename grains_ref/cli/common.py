@@ -60,6 +60,9 @@ EligibleOption = Annotated[
     list[str] | None, typer.Option(help="Narrow the candidates: content, no_special, not_last, text, image.")
 ]
 EngineOption = Annotated[str, typer.Option("--engine", help="fast, or reference: one gradient at a time.")]
+SteeringEngineOption = Annotated[
+    str, typer.Option("--engine", help="Which code steers: fast, or reference; on a CPU they agree bit for bit.")
+]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="What the fast engine may take: a share of the free memory, or 8GiB.")
 ]
@@ -223,10 +226,11 @@ class VectorsInUse:
     lam: float
     layers: Layers
 
-    def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool) -> Hooks:
+    def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool, engine: EngineName = "fast") -> Hooks:
         """The edit that the file stands for, at its site and positions, for this model.
 
-        force: accept another fingerprint.  chat: whether prompts go through the model's chat template.
+        force: accept another fingerprint.  chat: whether prompts go through the model's chat template.  engine: see
+        `steering_of`.
 
         Raises:
             ValueError: the vectors belong to another model, or a layer does not exist.
@@ -245,7 +249,8 @@ class VectorsInUse:
             chat_template=model.prompts.template_digest if chat else "",
             date=model.prompts.date if chat else "",
         )
-        return steering_of(model, self.vectors, lam=self.lam, layers=self.layers.of(n_layers))
+        layers = self.layers.of(n_layers)
+        return steering_of(model, self.vectors, lam=self.lam, layers=layers, engine=engine)
 
 
 def read_vectors(path: Path, lam: float | None, layers: str) -> VectorsInUse:

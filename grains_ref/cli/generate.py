@@ -20,6 +20,7 @@ from grains_ref.cli.common import (
     LamOption,
     LayersOption,
     ModelOption,
+    SteeringEngineOption,
 )
 
 
@@ -37,6 +38,7 @@ def generate(
     chat: ChatOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.", min=1)] = 64,
     force: ForceOption = False,
+    engine: SteeringEngineOption = "fast",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
@@ -49,9 +51,12 @@ def generate(
         images = images * len(prompt)
     if images and len(images) != len(prompt):
         raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
+    chosen_engine = common.engine_name(engine)
     in_use = common.read_vectors(vectors, lam, layers)
     wrapped = common.load_model(model, dtype, device, device_map, date)
-    steering = in_use.steering(wrapped, force=force, chat=chat)  # refuses other vectors before the work
+    steering = in_use.steering(
+        wrapped, force=force, chat=chat, engine=chosen_engine
+    )  # refuses other vectors before the work
     prompts = [common.as_prompt(text, chat=chat) for text in prompt]
     unsteered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
     with steering:

@@ -26,13 +26,13 @@ from grains_ref.evaluation.candidates import AnyCandidate, Grid, TaskCost
 from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
 from grains_ref.evaluation.measured import Measured, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
-from grains_ref.fast import DEFAULT_SHARE, EngineName, engine_of
+from grains_ref.fast import DEFAULT_SHARE, EngineName, engine_of, steering_by
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
     Example,
     Fit,
+    Hooks,
     HyperParameters,
-    Steering,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
 
@@ -137,6 +137,7 @@ class Candidate:
     hp: HyperParameters
     layers: tuple[int, ...]
     fit: Fit
+    engine: EngineName = "fast"  # by which it steers
 
     @property
     def name(self) -> str:
@@ -152,9 +153,9 @@ class Candidate:
         """What it is, in plain values; of the unsteered model nothing but the strength counts."""
         return [self.lam, self.hp.as_dict(), list(self.layers)] if self.lam else [0]
 
-    def steering(self, model: HuggingFaceModel) -> Steering:
+    def steering(self, model: HuggingFaceModel) -> Hooks:
         """Equation (7) with this candidate's vectors, strength and layers: `with candidate.steering(model): ...`."""
-        return Steering(model.blocks, self.fit.v, lam=self.lam, layers=self.layers)
+        return steering_by(self.engine, model.blocks, self.fit.v, lam=self.lam, layers=self.layers)
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def sweep(
         on_progress: called with what is in work, how much of it is done, and how much there is.
         work: where everything that is finished is kept (`open_work_folder(path, work="sweep")`); the same sweep, or one
             with another grid, goes on from there and gives the same bits.
-        engine: what makes the vectors: `grains_ref.fast`, or the reference.
+        engine: what makes the vectors and steers by them: `grains_ref.fast`, or the reference.
         memory: the share of the free memory that the fast engine may take, or an amount.
 
     Raises:
@@ -256,7 +257,7 @@ def sweep(
     unsteered = measured.right(len(rows), lambda: exact_matches(model, rows))
     allowed_errors(unsteered, max_loss=max_loss)  # refuses before the work what is no limit
     fits, left_out = all_fits(model, chosen, examples, grid.hps, on_progress, measured)
-    candidates = _gentlest_first(model, grid, fits)
+    candidates = _gentlest_first(model, grid, fits, engine)
     return choose_under_limit(
         model,
         candidates,
@@ -351,16 +352,18 @@ def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> N
         raise ValueError(f"{shared} prompts are in both the examples and dev; choosing on them flatters the vectors")
 
 
-def _gentlest_first(model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, Fit]) -> list[Candidate]:
+def _gentlest_first(
+    model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, Fit], engine: EngineName
+) -> list[Candidate]:
     """Every setting of the grid that has vectors, the unsteered model first; equal strengths in the grid's order."""
     layer_sets = [layers or tuple(range(len(model.blocks))) for layers in grid.layer_sets]
     first_hp, first_fit = next(iter(fits.items()))
-    candidates = [Candidate(0.0, first_hp, layer_sets[0], first_fit)]
+    candidates = [Candidate(0.0, first_hp, layer_sets[0], first_fit, engine)]
     for lam in sorted(grid.lams, key=abs):
         if lam == 0:
             continue
         for hp, fit in fits.items():
-            candidates += [Candidate(lam, hp, layers, fit) for layers in layer_sets]
+            candidates += [Candidate(lam, hp, layers, fit, engine) for layers in layer_sets]
     return candidates
 
 

@@ -14,7 +14,7 @@
 
 from grains_ref.fast.aggregation import aggregate, vectors
 from grains_ref.fast.attribution import attribute
-from grains_ref.fast.engines import ENGINES, Engine, EngineName, Fast, Reference, engine_of, fit
+from grains_ref.fast.engines import ENGINES, Engine, EngineName, Fast, Reference, engine_of, fit, steering_by
 from grains_ref.fast.memory import DEFAULT_SHARE, Memory
 from grains_ref.fast.rows import batches
 from grains_ref.fast.steering import RowSteering, Steering
@@ -34,5 +34,6 @@ __all__ = [
     "batches",
     "engine_of",
     "fit",
+    "steering_by",
     "vectors",
 ]

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grains_ref import grains
-from grains_ref.fast import aggregation, attribution, contrast
+from grains_ref.fast import aggregation, attribution, contrast, steering
 from grains_ref.fast.memory import DEFAULT_SHARE, Memory, measured, parse_share
 from grains_ref.fast.rows import batches, branches_of, example_tokens, responses_of
-from grains_ref.grains import Attribution, Example, Fit, HyperParameters, Model, Shift
+from grains_ref.grains import Attribution, Example, Fit, Hooks, HyperParameters, Model, Shift
 
 EngineName = Literal["fast", "reference"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -152,6 +152,21 @@ def engine_of(
     with torch.enable_grad():
         keep()  # what is done once, at the first run, is not counted
     return Fast(model, measured(keep, tokens=example_tokens(longest), share=memory, device=point.device))
+
+
+def steering_by(
+    name: EngineName, blocks: Sequence[nn.Module], v: Tensor, *, lam: float, layers: Sequence[int] | None = None
+) -> Hooks:
+    """Eq. (7), (8) as one of the two engines has them: `fast.Steering` or `grains.Steering`.
+
+    Raises:
+        TypeError, ValueError: see `grains.Steering`; there is no such engine.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+    if name == "reference":
+        return grains.Steering(blocks, v, lam=lam, layers=layers)
+    return steering.Steering(blocks, v, lam=lam, layers=layers)
 
 
 def fit(model: Model, examples: Sequence[Example], hp: HyperParameters, *, memory: str = DEFAULT_SHARE) -> Fit:

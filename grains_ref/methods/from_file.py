@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grains_ref.grains import Hooks, Steering
+from grains_ref.fast import EngineName, steering_by
+from grains_ref.grains import Hooks
 from grains_ref.methods.core import site_width
 from grains_ref.methods.edit_gradient import EditSite, as_positions, steer
 from grains_ref.models import HuggingFaceModel
@@ -51,9 +52,16 @@ def width_at_site(model: HuggingFaceModel, vectors: SteeringVectors) -> int:
 
 
 def steering_of(
-    model: HuggingFaceModel, vectors: SteeringVectors, *, lam: float, layers: Sequence[int] | None = None
+    model: HuggingFaceModel,
+    vectors: SteeringVectors,
+    *,
+    lam: float,
+    layers: Sequence[int] | None = None,
+    engine: EngineName = "fast",
 ) -> Hooks:
     """The edit by lam * v at the site and the positions that the file names; check `vectors.check_fits` first.
+
+    engine: which of the two writings of equations (7) and (8) GrAInS is added by; on a CPU they agree bit for bit.
 
     Raises:
         MismatchError: see `site_of`.
@@ -61,6 +69,6 @@ def steering_of(
     """
     site = site_of(vectors)
     if vectors.header.method == GRAINS:
-        return Steering(model.blocks, vectors.v, lam=lam, layers=layers)
+        return steering_by(engine, model.blocks, vectors.v, lam=lam, layers=layers)
     positions = as_positions(vectors.header.positions)
     return steer(model, vectors.v, site=site, positions=positions, lam=lam, layers=layers)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from command import PROMPT, SIMPLE, bad, good, parsed
 
+from grains_ref import fast, grains
 from grains_ref.grains import Steering
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.worlds import build_world
@@ -34,6 +35,28 @@ def test_generate_shows_the_base_beside_the_steered_text(vectors: Path, simple_m
     assert "steered, lam 6" in table
     for row in zip(prompts, base, steered, strict=True):
         assert any(all(cell in line for cell in row) for line in table.splitlines())
+
+
+@pytest.mark.parametrize(("engine", "used"), [("fast", fast.Steering), ("reference", grains.Steering)])
+def test_the_engine_that_is_named_steers(
+    vectors: Path, monkeypatch: pytest.MonkeyPatch, engine: str, used: type[grains.Hooks]
+) -> None:
+    entered: list[type] = []
+    enter = grains.Hooks.__enter__
+
+    def noted(hooks: grains.Hooks) -> grains.Hooks:
+        entered.append(type(hooks))
+        return enter(hooks)
+
+    monkeypatch.setattr(grains.Hooks, "__enter__", noted)
+    command = ["--vectors", vectors, "--prompt", PROMPT, "--lam", "2", "--max-new-tokens", "2", "--engine", engine]
+    good("generate", *SIMPLE, *command)
+    assert entered == [used]
+
+
+def test_an_engine_that_does_not_exist_is_refused_before_a_model_is_loaded(vectors: Path, no_model: None) -> None:
+    command = ["--vectors", vectors, "--prompt", PROMPT, "--lam", "2", "--engine", "quick"]
+    assert "--engine 'quick' does not exist; there are fast, reference" in bad("generate", *SIMPLE, *command)
 
 
 def test_strength_zero_changes_no_text(vectors: Path) -> None:

@@ -40,4 +40,7 @@ BUGS = (
         "return self._hook(module, *given) if module is self._module else None", "test_fast_steering"),
     Bug("fast_shared_vectors", "steering", "vectors that the caller changes later change the steering",
         STEERING, '.to("cpu", torch.float64, copy=True)', '.to("cpu", torch.float64)', "test_fast_steering"),
+    Bug("engine_of_steering_ignored", "steering", "--engine reference steers by the fast engine",
+        "grains_ref/fast/engines.py", 'if name == "reference": return grains.Steering(blocks',
+        "if False:\n        return grains.Steering(blocks", "test_fast_steering"),
 )  # fmt: skip

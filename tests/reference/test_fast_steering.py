@@ -52,6 +52,18 @@ def test_the_references_tests_are_there() -> None:
     assert len(OF_THE_REFERENCE) >= 20
 
 
+@pytest.mark.parametrize(("engine", "expected"), [("fast", fast.Steering), ("reference", grains.Steering)])
+def test_an_engine_steers_by_its_own_class(engine: fast.EngineName, expected: type[grains.Hooks]) -> None:
+    chain = Chain(width=8, n_blocks=3)
+    steering = fast.steering_by(engine, chain.blocks, torch.ones(3, 8), lam=1.0, layers=[0])
+    assert type(steering) is expected
+
+
+def test_an_unknown_engine_steers_nothing() -> None:
+    with pytest.raises(ValueError, match="there is no engine 'quick'; there are fast, reference"):
+        fast.steering_by("quick", [], torch.zeros(0, 8), lam=1.0)  # type: ignore[arg-type]
+
+
 # --------------------------------------------------------------------------------------------- the edit
 @pytest.mark.parametrize("dtype", edit_checks.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(7,), (5, 33), (2, 3, 64)], ids=str)
