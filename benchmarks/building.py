@@ -109,8 +109,8 @@ def by_engine(engine: fast.Engine) -> Callable[[Sequence[Example]], dict[str, An
         shifts: dict[int, Shift] = {}
         batches = engine.batches(examples, HP)
         for batch in batches:
-            found = engine.scores([examples[i] for i in batch], HP)
-            scores.update(zip(batch, found, strict=True))
+            of_batch = engine.scores([examples[i] for i in batch], HP)
+            scores.update(zip(batch, of_batch, strict=True))
         attributed = time.process_time()
         for batch in batches:
             done = engine.shifts([examples[i] for i in batch], [scores[i] for i in batch], HP)
@@ -155,11 +155,11 @@ def by_released_flow(model: HuggingFaceModel) -> Callable[[Sequence[Example]], d
     def run(examples: Sequence[Example]) -> dict[str, Any]:
         attribution = 0.0
         for example in examples:
-            both = [torch.cat([example.encoded.ids, y]) for y in (example.y_pos, example.y_neg)]
+            branches = [torch.cat([example.encoded.ids, y]) for y in (example.y_pos, example.y_neg)]
             for _sign in ("pos", "neg"):  # the script is run once for each
                 started = time.process_time()
                 masked: list[Tensor] = []
-                for ids in both:
+                for ids in branches:
                     x = embed(ids[None])
                     ig = IntegratedGradients(score_of(ids)).attribute(
                         x, torch.zeros_like(x), n_steps=20, method="gausslegendre"
@@ -168,7 +168,7 @@ def by_released_flow(model: HuggingFaceModel) -> Callable[[Sequence[Example]], d
                     without[ig[0].sum(-1).argsort()[-5:]] = 1
                     masked.append(without)
                 attribution += time.process_time() - started
-                for ids, without in zip(both, masked, strict=True):
+                for ids, without in zip(branches, masked, strict=True):
                     for version in (ids, without, ids, without):
                         log_prob(version)
                     for version in (ids, without):
@@ -294,11 +294,11 @@ def compare(model: HuggingFaceModel, examples: Sequence[Example], *, at_once: in
     for start in range(0, len(examples), at_once):
         for name, way in ways.items():
             wall_start, cpu_start = time.perf_counter(), time.process_time()
-            found = way(examples[start : start + at_once])
+            result = way(examples[start : start + at_once])
             wall[name] += time.perf_counter() - wall_start
             cpu[name] += time.process_time() - cpu_start
-            attribution[name] += found["attribution"]
-            shifts[name] += found.get("shifts", [])
+            attribution[name] += result["attribution"]
+            shifts[name] += result.get("shifts", [])
         print(
             f"  {start + at_once} of {len(examples)}: { {way: round(spent, 2) for way, spent in cpu.items()} }",
             flush=True,
@@ -322,17 +322,20 @@ def compare(model: HuggingFaceModel, examples: Sequence[Example], *, at_once: in
     }
 
 
-def agreement(found: Sequence[Shift], expected: Sequence[Shift]) -> dict[str, Any]:
+def agreement(shifts: Sequence[Shift], expected: Sequence[Shift]) -> dict[str, Any]:
     """How many pairs select the same tokens, and how far the scores are apart."""
-    both = list(zip(found, expected, strict=False))
-    differences = [((one.a - two.a).abs().max() / two.a.abs().max()).item() for one, two in both]
-    same = sum(one.selection == two.selection for one, two in both)
+    compared = list(zip(shifts, expected, strict=False))
+    differences = [
+        ((ours.a - reference.a).abs().max() / reference.a.abs().max()).item() for ours, reference in compared
+    ]
+    same = sum(ours.selection == reference.selection for ours, reference in compared)
     as_sets = sum(
-        set(one.selection.pos) == set(two.selection.pos) and set(one.selection.neg) == set(two.selection.neg)
-        for one, two in both
+        set(ours.selection.pos) == set(reference.selection.pos)
+        and set(ours.selection.neg) == set(reference.selection.neg)
+        for ours, reference in compared
     )
     return {
-        "compared": len(both),
+        "compared": len(compared),
         "same_selection_in_order": same,
         "same_selection_as_sets": as_sets,
         "largest_difference_of_scores": max(differences, default=None),
@@ -458,16 +461,16 @@ def stages(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = {"attribution": 0.0, "contrast": 0.0}
-    found: dict[int, Shift] = {}
+    of_examples: dict[int, Shift] = {}
     for batch in engine.batches(examples, hp):
         chosen = [examples[i] for i in batch]
         started = now(device)
         scores = engine.scores(chosen, hp)
         attributed = now(device)
-        found.update(zip(batch, engine.shifts(chosen, scores, hp), strict=True))
+        of_examples.update(zip(batch, engine.shifts(chosen, scores, hp), strict=True))
         seconds["attribution"] += attributed - started
         seconds["contrast"] += now(device) - attributed
-    shifts = [found[i] for i in range(len(examples))]
+    shifts = [of_examples[i] for i in range(len(examples))]
     started = now(device)
     engine.vectors(shifts, hp)
     seconds["aggregation"] = now(device) - started

@@ -172,8 +172,8 @@ def steering_by(
 def fit(model: Model, examples: Sequence[Example], hp: HyperParameters, *, memory: str = DEFAULT_SHARE) -> Fit:
     """`grains.fit`, figure 2: preference pairs in, steering vectors out."""
     engine = engine_of("fast", model, examples, hp, memory=memory)
-    found: dict[int, Shift] = {}
+    shifts: dict[int, Shift] = {}
     for batch in engine.batches(examples, hp):
         of_batch = [examples[i] for i in batch]
-        found.update(zip(batch, engine.shifts(of_batch, engine.scores(of_batch, hp), hp), strict=True))
-    return engine.vectors([found[i] for i in range(len(examples))], hp)
+        shifts.update(zip(batch, engine.shifts(of_batch, engine.scores(of_batch, hp), hp), strict=True))
+    return engine.vectors([shifts[i] for i in range(len(examples))], hp)

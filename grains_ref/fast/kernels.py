@@ -84,13 +84,13 @@ def steer_plain(h: Tensor, table: Table, *, layer: int, per: Per) -> tuple[Tenso
         x.abs().amax(-1, keepdim=True) for x in (wide, shifted)
     )  # not finite if a number is not
     ratio = _norm_ratio(wide, largest, shifted, shifted_largest)  # (..., 1)
-    kept = ~ratio.isfinite() | (lam == 0)
-    restored = torch.where(kept, wide, shifted * ratio).to(h.dtype)  # eq. (8)
+    unchanged = ~ratio.isfinite() | (lam == 0)
+    restored = torch.where(unchanged, wide, shifted * ratio).to(h.dtype)  # eq. (8)
 
     with torch.no_grad():
         h_not_finite = ~largest.isfinite().all()
         lost = ((ratio < torch.finfo(ratio.dtype).tiny) & (largest > 0)).any()
-        restored_largest = torch.where(kept, largest, shifted_largest * ratio).to(h.dtype)
+        restored_largest = torch.where(unchanged, largest, shifted_largest * ratio).to(h.dtype)
         cannot_restore = lost | ~(shifted_largest.isfinite() & restored_largest.isfinite()).all()
         fault = torch.where(h_not_finite, H_NOT_FINITE, torch.where(cannot_restore, CANNOT_RESTORE, 0))
     return restored, fault.to(torch.int32) | STEERED

@@ -70,11 +70,11 @@ def parse_share(share: str) -> Callable[[int], float]:
     Raises:
         ValueError: it is neither.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[KMG]iB)\s*", share, flags=re.IGNORECASE)
-    number = float(found[1]) if found else 0.0
-    if not found or number <= 0 or (found[2] == "%" and number > 100):
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[KMG]iB)\s*", share, flags=re.IGNORECASE)
+    number = float(parts[1]) if parts else 0.0
+    if not parts or number <= 0 or (parts[2] == "%" and number > 100):
         raise ValueError(f"memory is {share!r}; expected a share of what is free, '60%', or an amount, '8GiB'")
-    unit = found[2].lower()
+    unit = parts[2].lower()
     if unit == "%":
         return lambda free: free * number / 100
     return lambda free: number * UNITS[unit]
@@ -90,18 +90,18 @@ def free_bytes(device: torch.device) -> int:
 
 def kept_bytes(run: Callable[[], Tensor]) -> int:
     """Bytes that a forward pass keeps for its backward pass, each tensor once, parameters left out."""
-    kept: dict[int, int] = {}
+    bytes_of: dict[int, int] = {}  # by address
 
     def count(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter) and not (tensor.is_leaf and not tensor.requires_grad):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            bytes_of[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         result = run()
     del result
-    return sum(kept.values())
+    return sum(bytes_of.values())
 
 
 def run_in_parts(

@@ -30,8 +30,8 @@ class Branches(Protocol):
 
 def branches_of(model: Model) -> Branches | None:
     """The model's branches, if it has some."""
-    found: Branches | None = getattr(model, "branches", None)
-    return found
+    branches: Branches | None = getattr(model, "branches", None)
+    return branches
 
 
 class Row(NamedTuple):
@@ -73,7 +73,7 @@ def batches(examples: Sequence[Example], hp: HyperParameters, *, pass_tokens: in
     rows_each = max(3, points_of_path(hp))  # eq. (4) takes three
     lengths = [(len(example.encoded.ids), example_tokens(example)) for example in examples]
     by_length = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
-    found: list[list[int]] = []
+    batches_of_examples: list[list[int]] = []
     batch: list[int] = []
     for i in by_length:
         n_prompt, n_tokens = lengths[i]
@@ -82,9 +82,9 @@ def batches(examples: Sequence[Example], hp: HyperParameters, *, pass_tokens: in
         needs_padding = bool(batch) and n_prompt != lengths[batch[0]][0]
         is_long = n_tokens > LONGEST_PADDED
         if batch and (tokens_if_added > pass_tokens or (is_long and needs_padding)):
-            found.append(batch)
+            batches_of_examples.append(batch)
             batch = []
         batch.append(i)
     if batch:
-        found.append(batch)
-    return found
+        batches_of_examples.append(batch)
+    return batches_of_examples

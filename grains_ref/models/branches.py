@@ -146,16 +146,16 @@ class Branches:
             return  # nothing to compare with; the engine names what is not finite
         allowed = TOLERANCES[tried[0].embeds.dtype]
         try:
-            found, gradients = self._with_gradients(way, tried)
+            computed, gradients = self._with_gradients(way, tried)
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise
             self._refuse(way, f"it fails with {type(error).__name__}: {error}")
             return
-        off = ((found - expected).abs() / (1 + expected.abs())).max().item()
+        off = ((computed - expected).abs() / (1 + expected.abs())).max().item()
         turned = max(
-            ((one - other).norm() / other.norm().clamp_min(torch.finfo(other.dtype).tiny)).item()
-            for one, other in zip(gradients, expected_gradients, strict=True)
+            ((gradient - right).norm() / right.norm().clamp_min(torch.finfo(right.dtype).tiny)).item()
+            for gradient, right in zip(gradients, expected_gradients, strict=True)
         )
         self._is_right[way] = off <= allowed.log_prob and turned <= allowed.gradient
         if not self._is_right[way]:
@@ -165,10 +165,10 @@ class Branches:
         """Compute the last states of the shortest prompt alone and in front of padding."""
         short = min(range(len(embeds)), key=lambda i: len(embeds[i]))
         long = max(range(len(embeds)), key=lambda i: len(embeds[i]))
-        both = self._last_states([encoded[short], encoded[long]], [embeds[short], embeds[long]])
+        padded = self._last_states([encoded[short], encoded[long]], [embeds[short], embeds[long]])
         alone = self._last_states([encoded[short]], [embeds[short]])
         wide = at_least_float32(alone)
-        off = ((both[:1].to(wide) - alone.to(wide)).norm() / alone.to(wide).norm().clamp_min(1e-30)).item()
+        off = ((padded[:1].to(wide) - alone.to(wide)).norm() / alone.to(wide).norm().clamp_min(1e-30)).item()
         self._pads_states = not off > TOLERANCES[alone.dtype].log_prob  # what is not finite is told by the engine
         if not self._pads_states:
             warnings.warn(
@@ -238,7 +238,7 @@ class Branches:
         device, dtype = rows[0].embeds.device, rows[0].embeds.dtype
         fed_ids = [torch.cat([y[:-1] for y in row.responses]) for row in rows]  # nothing follows a last token
         fed = self._model.embed(torch.cat(fed_ids).to(self._model.device)).to(dtype).split([*map(len, fed_ids)])
-        sequences = [torch.cat([row.embeds, one.to(device)]) for row, one in zip(rows, fed, strict=True)]
+        sequences = [torch.cat([row.embeds, behind.to(device)]) for row, behind in zip(rows, fed, strict=True)]
         longest = max(map(len, sequences))
         # The scored positions are a row's last ones: of the last prompt token, and of all response tokens that are fed.
         n_kept = 1 + max(map(len, fed_ids))
