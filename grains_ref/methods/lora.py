@@ -157,9 +157,9 @@ def fit(
         RowError: a pair does not fit the model's context.
         TypeError: the pairs or the learning rates are no list, or a number is none.
         ValueError: no pair, a number that makes no sense, no end-of-text token, or training diverged: a loss, a
-          gradient or a weight is not finite, or an adapter outweighs its projection by 1 / eps of the model's type.
-          From there on rounding leaves nothing of W x in W x + B A x: what was trained is no addition to the model.
-          A loss is not finite or beyond 1 / eps of its own type, at which it no longer tells one nat.
+            gradient or a weight is not finite, or an adapter outweighs its projection by 1 / eps of the model's type.
+            From there on rounding leaves nothing of W x in W x + B A x: what was trained is no addition to the model.
+            A loss is not finite or beyond 1 / eps of its own type, at which it no longer tells one nat.
     """
     check_pairs(pairs, least=1)
     check_listed("learning_rates", learning_rates, "a list of numbers")
