@@ -401,7 +401,7 @@ LIVE_RELATIONS = (
     "exchanged responses negate f",
     "exchanged responses negate a",
     "empty sets shift nothing",
-    "a batch of two is two single rows",
+    "a batch is its single rows",
     "lam = 0 changes nothing",
     "only the product of lam and v counts",
     "norms are kept",

@@ -22,6 +22,8 @@ BUGS = (
     Bug("exits_end_the_run", "conformance", "a port that calls sys.exit ends the run",
         PORTS, 'raise PortError(f"{stage} tried to end the program: {told_by(error)}") from error', "raise",
         "test_bad_ports"),
+    Bug("padding_as_long_as_prompts", "conformance", "padding that is attended to hides in half precision",
+        LIVE + "check.py", "if self.pair.image is None:", "if False:", "test_live"),
     Bug("endless_patience", "conformance", "a program that hangs is asked again for every case",
         PROGRAMS, "if self._hangs >= MOST_HANGS:", "if False:", "test_bad_ports"),
     Bug("children_go_on", "conformance", "what a killed program has started goes on",

@@ -114,8 +114,9 @@ def live_objective(model: HuggingFaceModel, *pair: Any, image: Any = None) -> di
 
 
 @torch.no_grad()
-def live_batch(model: HuggingFaceModel, *lists: Any, images: Sequence[Any] = (None, None)) -> list[dict[str, Any]]:
-    examples = [example_of(model, *one) for one in zip(*lists, images, strict=True)]
+def live_batch(model: HuggingFaceModel, *lists: Any, images: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    rows = zip(*lists, images or [None] * len(lists[0]), strict=True)
+    examples = [example_of(model, *row) for row in rows]
     log_p = model.branches.log_probs(
         [one.encoded for one in examples], [one.encoded.embeds for one in examples],
         [(one.y_pos, one.y_neg) for one in examples],

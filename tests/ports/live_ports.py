@@ -36,8 +36,9 @@ def reference_port() -> SimpleNamespace:
     def live_edit(handle: HuggingFaceModel, h: np.ndarray, v: np.ndarray, lam: float) -> Tensor:
         return steer_hidden(torch.from_numpy(h).to(handle.hf.dtype), torch.from_numpy(v), lam=lam)
 
-    def live_batch(handle: HuggingFaceModel, *lists: Any, images: Sequence[Any] = (None, None)) -> list[Any]:
-        return [reference.objective_of(handle, as_pair(*one)) for one in zip(*lists, images, strict=True)]
+    def live_batch(handle: HuggingFaceModel, *lists: Any, images: Sequence[Any] = ()) -> list[Any]:
+        rows = zip(*lists, images or [None] * len(lists[0]), strict=True)
+        return [reference.objective_of(handle, as_pair(*row)) for row in rows]
 
     return SimpleNamespace(
         live_objective=lambda h, p, c, r, image=None: reference.objective_of(h, as_pair(p, c, r, image)),
@@ -93,6 +94,10 @@ class PlainPort:
             for i, (p, y) in enumerate(zip(prompts, answers, strict=True))
         ])  # fmt: skip
 
+    def of_answer(self, logits: Tensor, n_prompt: int) -> Tensor:
+        """The rows (..., R, V) that predict the tokens behind the prompt, of logits of both."""
+        return logits[..., n_prompt:, :] if self.wrong == "one_late" else logits[..., n_prompt - 1 : -1, :]
+
     @torch.no_grad()
     def live_objective(self, model: HuggingFaceModel, prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
         start, *answers = self.ids(model, prompt, chosen, rejected)
@@ -116,7 +121,8 @@ class PlainPort:
         points = (torch.arange(1, m + 1).to(x)[:, None, None] / m * x).requires_grad_()
         for sign, y in zip((1, -1), answers[:1] if self.wrong == "one_branch" else answers, strict=False):
             inputs = torch.cat([points, model.embed(y).expand(m, -1, -1)], 1)
-            log_p = model.hf(inputs_embeds=inputs).logits[:, len(start) - 1 : -1].float().log_softmax(-1)
+            logits = model.hf(inputs_embeds=inputs).logits
+            log_p = self.of_answer(logits, len(start)).float().log_softmax(-1)
             f = f + sign * log_p.gather(2, y.expand(m, -1)[..., None]).sum()
         (gradient,) = torch.autograd.grad(f, points)  # type: ignore[arg-type]
         gradient = gradient.float()
@@ -183,7 +189,7 @@ class PlainPort:
         finally:
             for one in hooks:
                 one.remove()
-        return logits[len(start) - 1 : -1]
+        return self.of_answer(logits, len(start))
 
     def edit(self, h: Tensor, v: Tensor, lam: float) -> Tensor:
         axis = 1 if self.wrong == "norm_over_sequence" else -1

@@ -19,7 +19,7 @@ TIMES = 3.0  # the noise is allowed
 TIMES_FOR_GRADIENTS = 5.0  # rounding errors of gradients vary more: of 1,600 right results one was 3.5 times the noise
 GRADIENTS = ("attribution", "exchanged responses negate a")
 HOPELESS = 0.5  # an allowed error above this tells nothing
-SUMS = ("objective", "exchanged responses negate f", "a batch of two is two single rows")  # of many log-probabilities
+SUMS = ("objective", "exchanged responses negate f", "a batch is its single rows")  # of many log-probabilities
 FLOORS = {  # noise that is allowed for at least; on tiny float32 models the tests' broken ports are 7,000 times as far
     "attribution": 1e-5,
     "exchanged responses negate a": 1e-5,

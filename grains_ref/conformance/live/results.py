@@ -12,7 +12,7 @@ from grains_ref.conformance.stages import OUTPUTS
 STAGE_OF = {
     "objective": "objective",
     "exchanged responses negate f": "objective",
-    "a batch of two is two single rows": "objective",
+    "a batch is its single rows": "objective",
     "attribution": "attribution",
     "exchanged responses negate a": "attribution",
     "only eligible tokens are selected": "selection",
