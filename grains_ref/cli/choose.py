@@ -1,9 +1,9 @@
-"""`grains-ref sweep` and `grains-ref eval`: choose a strength on dev data, measure it on test data."""
+"""`grains-ref sweep`: choose a strength on dev data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,19 +18,16 @@ from grains_ref.cli.common import (
     DtypeOption,
     EligibleOption,
     EngineOption,
-    ForceOption,
     IgnoreOption,
     JsonOption,
-    LamOption,
-    LayersOption,
     MemoryOption,
     ModelOption,
     PresetOption,
     SkipOption,
-    SteeringEngineOption,
 )
 from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
 from grains_ref.files import check_target, only_writer_of, some_of
+from grains_ref.processes import first, held_by_first
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from grains_ref.evaluation import Candidate
     from grains_ref.evaluation.choice import LimitedChoice
     from grains_ref.evaluation.given import GivenCandidate
-    from grains_ref.evaluation.metrics import McNemar, Rate
     from grains_ref.fitting import WorkFolder
     from grains_ref.grains import Hooks
     from grains_ref.models import HuggingFaceModel
@@ -52,6 +48,7 @@ LayerNames = dict[tuple[int, ...], str]  # numbers of layers -> how they were wr
 
 # ------------------------------------------------------------------------------------- sweep
 @console.guarded
+@console.split
 def sweep(
     model: ModelOption,
     dev: Annotated[Path, typer.Option(help="Other pairs to choose the setting on (JSONL).")],
@@ -247,10 +244,10 @@ class _Ending:
 
         with ExitStack() as held:
             if self.output:
-                held.enter_context(only_writer_of(self.output, what="a fit or a sweep"))
+                held.enter_context(held_by_first(only_writer_of(self.output, what="a fit or a sweep")))
             work_folder = held.enter_context(open_work_folder(self.folder, work="sweep")) if self.folder else None
-            if self.output:
-                check_target(self.output)  # once more: --out may be the folder that has just been made
+            if output := self.output:
+                first(lambda: check_target(output))  # once more: --out may be the folder that has just been made
             yield work_folder
 
     def finish(
@@ -267,7 +264,8 @@ class _Ending:
         try:
             if output and best.lam != 0:
                 vectors = made()
-                replace(vectors, header=replace(vectors.header, choice=choice.record())).save(output)
+                chosen = replace(vectors, header=replace(vectors.header, choice=choice.record()))
+                first(lambda: chosen.save(output))
                 written = output
             if work_folder and not self.keep_work:
                 left = work_folder.discard()
@@ -375,74 +373,3 @@ def _print_choice(choice: LimitedChoice[Any], layer_names: LayerNames, *, title:
         console.out.print(
             "No steered setting beat the unsteered model within the limit: lam = 0 was chosen.", style="yellow"
         )
-
-
-# ------------------------------------------------------------------------------------- eval
-@console.guarded
-def eval_(
-    model: ModelOption,
-    pairs: Annotated[
-        Path, typer.Option(help="Held-out pairs (JSONL); 'choices' and 'label' also give multiple choice.")
-    ],
-    vectors: Annotated[Path | None, typer.Option(help="A vectors file; without it, the plain model.")] = None,
-    lam: LamOption = None,
-    layers: LayersOption = "",
-    tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
-    force: ForceOption = False,
-    engine: SteeringEngineOption = "fast",
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "cpu",
-    device_map: DeviceMapOption = "",
-    date: DateOption = "",
-    skip_bad_rows: SkipOption = False,
-    ignore: IgnoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
-    from grains_ref.evaluation import choice_rows, exact_matches, pair_rows, row_choices, row_margins, task_rows
-    from grains_ref.evaluation.metrics import mcnemar, rate
-
-    if vectors is None and (lam is not None or layers):
-        raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
-    chosen_engine = common.engine_name(engine)
-    file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
-    task_list = common.read_task_file(tasks, ignore=ignore)
-    in_use = common.read_vectors(vectors, lam, layers) if vectors else None
-    wrapped = common.load_model(model, dtype, device, device_map, date)
-    ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
-    if in_use:
-        has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
-        ways["steered"] = in_use.steering(wrapped, force=force, chat=has_chats, engine=chosen_engine)
-
-    rows, rows_of_tasks = pair_rows(wrapped, file.pairs), task_rows(wrapped, task_list)
-    has_choices = all(pair.choices for pair in file.pairs)
-    rows_of_choices = choice_rows(wrapped, file.pairs) if has_choices else []
-    outcomes: dict[str, dict[str, Sequence[bool]]] = {}
-    for way, steering in ways.items():
-        with console.err.status(f"scoring, {way}"), steering:
-            outcomes[way] = {"preference accuracy": [margin > 0 for margin in row_margins(wrapped, rows)]}
-            if has_choices:
-                outcomes[way]["multiple-choice accuracy"] = row_choices(wrapped, rows_of_choices, file.pairs).mc1
-            if task_list:
-                outcomes[way]["task accuracy"] = exact_matches(wrapped, rows_of_tasks)
-    rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}
-    changes: dict[str, McNemar] = {}
-    if in_use:
-        changes = {name: mcnemar(right, outcomes["unsteered"][name]) for name, right in outcomes["steered"].items()}
-    if as_json:
-        record = {way: {name: asdict(value) for name, value in measures.items()} for way, measures in rates.items()}
-        if changes:
-            record["change"] = {name: asdict(change) for name, change in changes.items()}
-        console.out.print_json(data=record)
-        return
-    _print_rates(rates, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
-
-
-def _print_rates(rates: dict[str, dict[str, Rate]], changes: dict[str, McNemar], *, title: str) -> None:
-    rows = [(name, *(str(measures[name]) for measures in rates.values())) for name in rates["unsteered"]]
-    console.out.print(console.table_of(title, ("", *rates), rows))
-    if not changes:
-        return
-    console.out.print("Changed by steering, with McNemar's exact p (prompts about one fact are not independent rows):")
-    for name, change in changes.items():
-        console.out.print(f"  {name}: {change.gained} gained, {change.lost} lost, p = {change.p:.2g}")

@@ -20,6 +20,7 @@ from grains_ref.cli import (
     console,
     datasets,
     demo,
+    evaluate,
     export,
     fit,
     generate,
@@ -56,7 +57,7 @@ app.command("attribute")(look.attribute)
 app.command("fit")(fit.fit)
 app.command("inspect")(look.inspect)
 app.command("sweep")(choose.sweep)
-app.command("eval")(choose.eval_)
+app.command("eval")(evaluate.eval_)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("import")(export.import_)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from grains_ref.cli.console import err
 from grains_ref.cli.lists import Layers, parse_layers, write_layers
+from grains_ref.processes import own_device
 
 if TYPE_CHECKING:
     from grains_ref.data import PairFile, Task
@@ -147,7 +148,7 @@ def load_model(model: str, dtype: str, device: str, device_map: str, date: str =
         err.print(f"loading {model}; what is not in the hub's cache is downloaded")
         waiting = nullcontext()
     with waiting:
-        return load(path, dtype=dtype, device=device, device_map=device_map or None, date=date or None)
+        return load(path, dtype=dtype, device=own_device(device), device_map=device_map or None, date=date or None)
 
 
 def as_prompt(text: str, *, chat: bool) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from grains_ref import processes
 from grains_ref.files import printable
 
 debug = False  # whether an error shows its traceback; the option --debug sets it
@@ -63,6 +65,18 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
     err.print(f"warning: {message}", style="yellow")
 
 
+def split(function: _F) -> _F:
+    """A command whose work several processes share, if a launcher started several: only the first of them prints."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with processes.joined():
+            out.quiet = err.quiet = processes.rank() > 0
+            function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
 def guarded(function: _F) -> _F:
     """A command whose errors end in one message and an exit code, not a traceback.
 
@@ -84,6 +98,9 @@ def guarded(function: _F) -> _F:
         except Exception as error:
             if debug:
                 raise
+            if err.quiet and not processes.is_told(error):
+                err.quiet = False
+                err.print(f"process {os.environ.get('RANK')}: ", end="")
             err.print("error", style="bold red", end=" ")
             err.print(f"{type(error).__name__}: {error or 'no further message'}")
             if not isinstance(error, (ValueError, OSError, ArithmeticError, ImportError, MemoryError)):

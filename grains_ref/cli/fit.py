@@ -33,6 +33,7 @@ from grains_ref.cli.common import (
     SkipOption,
 )
 from grains_ref.files import check_target, only_writer_of, some_of
+from grains_ref.processes import first, held_by_first
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 
 @console.guarded
+@console.split
 def fit(
     model: ModelOption,
     pairs: Annotated[Path, typer.Option(help="Preference pairs, JSONL: prompt or messages, chosen, rejected.")],
@@ -99,8 +101,8 @@ def fit(
     choose_hp = common.hyper_parameters(preset, **of_grains)
     by_engine: dict[str, Any] = {"engine": common.engine_name(engine, memory), "memory": memory}
     folder = work or output.with_name(output.name + ".work")
-    with only_writer_of(output, what="a fit or a sweep"), open_work_folder(folder) as work_folder:
-        check_target(output)  # once more: --out may be the folder that has just been made
+    with held_by_first(only_writer_of(output, what="a fit or a sweep")), open_work_folder(folder) as work_folder:
+        first(lambda: check_target(output))  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         wrapped = common.load_model(model, dtype, device, device_map, date)
         hp = choose_hp(wrapped)
@@ -127,7 +129,7 @@ def fit(
                     f"{finished} of {len(examples)} examples are finished and kept in {folder}; "
                     "run the same command to go on"
                 ) from None
-        made.vectors.save(output)
+        first(lambda: made.vectors.save(output))
         left = [] if keep_work else work_folder.discard()
     strangers = [path.name for path in left if path.resolve() != output.resolve()]
     if strangers:

@@ -24,9 +24,10 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from grains_ref.data import PreferencePair, Task
 from grains_ref.evaluation.candidates import AnyCandidate, Grid, TaskCost
 from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
-from grains_ref.evaluation.measured import Measured, inputs_of
+from grains_ref.evaluation.measured import Figures, Measured, figures_of, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
-from grains_ref.fast import DEFAULT_SHARE, EngineName, engine_of, steering_by
+from grains_ref.fast import DEFAULT_SHARE, EngineName, steering_by
+from grains_ref.fitting.resumable import common_engine
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
     Example,
@@ -35,6 +36,7 @@ from grains_ref.grains import (
     HyperParameters,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.processes import share
 
 Setting = TypeVar("Setting")
 OfAnyMethod = TypeVar("OfAnyMethod", bound=AnyCandidate)
@@ -115,9 +117,10 @@ def wrong_answers(model: HuggingFaceModel, rows: Sequence[TokenRow], *, allowed:
         allowed: more than this need not be counted.
         chunk: rows between two looks at the count.
     """
+    chunks = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
     wrong = 0
-    for start in range(0, len(rows), chunk):
-        wrong += exact_matches(model, rows[start : start + chunk]).count(False)
+    for right in share(chunks, lambda some: exact_matches(model, some)):
+        wrong += right.count(False)
         if wrong > allowed:
             break
     return wrong
@@ -251,9 +254,8 @@ def sweep(
     dev_rows, rows = pair_rows(model, dev), task_rows(model, tasks)
     _check_apart(examples, dev_rows)
     kept_tokens = work.recorded_number("pass_tokens") if work else 0
-    chosen = engine_of(engine, model, examples, grid.hps[0], memory=memory, pass_tokens=kept_tokens)
-    inputs = inputs_of(model, examples, dev_rows, rows, engine=chosen, memory=memory) if work else {}
-    measured = Measured(work, inputs)
+    chosen = common_engine(engine, model, examples, grid.hps[0], memory=memory, kept=kept_tokens)
+    measured = Measured(work, lambda: inputs_of(model, examples, dev_rows, rows, engine=chosen, memory=memory))
     unsteered = measured.right(len(rows), lambda: exact_matches(model, rows))
     allowed_errors(unsteered, max_loss=max_loss)  # refuses before the work what is no limit
     fits, left_out = all_fits(model, chosen, examples, grid.hps, on_progress, measured)
@@ -288,12 +290,12 @@ def choose_under_limit(
     rows: of the tasks.  unsteered: which of them the plain model answers rightly.  left_out: grows by what overflows.
     """
     allowed = allowed_errors(unsteered, max_loss=max_loss)
+    missing = [candidate for candidate in candidates if not measured.has_accuracy(candidate.setting())]
+    computed = share(missing, functools.partial(_accuracy_figures, model, dev_rows))
     accuracies: dict[OfAnyMethod, float] = {}
     for done, candidate in enumerate(candidates, start=1):
         try:
-            accuracies[candidate] = measured.accuracy(
-                candidate.setting(), functools.partial(_accuracy, model, candidate, dev_rows)
-            )
+            accuracies[candidate] = measured.accuracy(candidate.setting(), functools.partial(next, computed))
         except ArithmeticError as error:
             if candidate.lam == 0:
                 raise
@@ -365,6 +367,10 @@ def _gentlest_first(
         for hp, fit in fits.items():
             candidates += [Candidate(lam, hp, layers, fit, engine) for layers in layer_sets]
     return candidates
+
+
+def _accuracy_figures(model: HuggingFaceModel, dev_rows: Sequence[TokenRow], candidate: AnyCandidate) -> Figures:
+    return figures_of("accuracy", lambda: _accuracy(model, candidate, dev_rows))
 
 
 def _accuracy(model: HuggingFaceModel, candidate: AnyCandidate, dev_rows: Sequence[TokenRow]) -> float:

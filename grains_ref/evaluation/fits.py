@@ -13,6 +13,7 @@ from grains_ref.fast import Engine
 from grains_ref.fitting.together import in_batch
 from grains_ref.grains import DegenerateShiftsError, Example, Fit, HyperParameters, Shift
 from grains_ref.models import HuggingFaceModel
+from grains_ref.processes import share
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ def all_fits(
         batches = [{i: examples[i] for i in batch} for batch in engine.batches(examples, hp)]
         if attributed not in scores:
             scores[attributed] = {}
+            missing = [batch for batch in batches if not measured.has_scores(attributed, batch)]
+            computed_scores = share(missing, functools.partial(_scores, model, engine, hp))
             for batch in batches:
-                compute = functools.partial(_scores, model, engine, batch, hp)
-                scores[attributed].update(zip(batch, measured.scores(attributed, batch, compute), strict=True))
+                of_batch = measured.scores(attributed, batch, functools.partial(next, computed_scores))
+                scores[attributed].update(zip(batch, of_batch, strict=True))
                 on_progress("attribution", sum(len(finished) for finished in scores.values()), total)
         if shifted not in shifts:
             shifts[shifted] = {}
+            missing = [batch for batch in batches if not measured.has_shifts(shifted, batch)]
+            computed_shifts = share(missing, functools.partial(_shifts, engine, hp, scores[attributed]))
             for batch in batches:
                 of_batch = [scores[attributed][i] for i in batch]
-                make = functools.partial(engine.shifts, list(batch.values()), of_batch, hp)
                 layers = (len(model.blocks), model.width)
+                make = functools.partial(next, computed_shifts)
                 made = measured.shifts(shifted, batch, of_batch, make, layers=layers)
                 shifts[shifted].update(zip(batch, made, strict=True))
         try:
@@ -65,9 +70,15 @@ def all_fits(
     return fits, left_out
 
 
-def _scores(model: HuggingFaceModel, engine: Engine, batch: Mapping[int, Example], hp: HyperParameters) -> list[Tensor]:
+def _scores(model: HuggingFaceModel, engine: Engine, hp: HyperParameters, batch: Mapping[int, Example]) -> list[Tensor]:
     names = [f"example {i}" for i in batch]
     return in_batch(model, lambda some: engine.scores(some, hp), list(batch.values()), names)
+
+
+def _shifts(
+    engine: Engine, hp: HyperParameters, scores: Mapping[int, Tensor], batch: Mapping[int, Example]
+) -> list[Shift]:
+    return engine.shifts(list(batch.values()), [scores[i] for i in batch], hp)
 
 
 def _as_attributed(hp: HyperParameters) -> HyperParameters:

@@ -76,7 +76,7 @@ def sweep_vectors(
     if not dev:
         raise ValueError("no dev pairs to choose on; give pairs that the vectors were not made from")
     dev_rows, rows = pair_rows(model, dev), task_rows(model, tasks)
-    measured = Measured(work, inputs_of(model, (), dev_rows, rows) if work else {})
+    measured = Measured(work, lambda: inputs_of(model, (), dev_rows, rows))
     candidates = [GivenCandidate(0.0, layer_sets[0], steer, digest)]
     for lam in sorted(lams, key=abs):
         if lam:

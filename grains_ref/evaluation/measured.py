@@ -7,7 +7,7 @@ on (examples, dev pairs, tasks, model, software) is in the folder's record and m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from grains_ref.grains import (
     select,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
+from grains_ref.processes import check_same, size
 from grains_ref.vectors import library_versions
 
 Figures = Mapping[str, Any]
@@ -64,17 +65,40 @@ def inputs_of(
     }
 
 
+def check_same_rows(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> None:
+    """Refuse processes that would score other rows, or by another model; see `grains_ref.processes`."""
+    if size() > 1:
+        check_same("model and rows that are scored", f"{model.fingerprint()} {model.hf.dtype} {rows_digest(rows)}")
+
+
 class Measured:
     """Looks up what is finished, and keeps what is computed; without a folder, computes everything.
+
+    inputs: gives `inputs_of` the sweep, if they are needed.
 
     Raises, as all its methods do:
         WorkFolderError: the folder holds another sweep, or a file in it is damaged.
     """
 
-    def __init__(self, folder: WorkFolder | None, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, folder: WorkFolder | None, inputs: Callable[[], Mapping[str, Any]]) -> None:
         self._folder = folder
-        if folder:
-            folder.claim(inputs, names=())
+        if folder or size() > 1:
+            record = inputs()
+            check_same("pairs, tasks, model and software of the sweep", _digest(record))
+            if folder:
+                folder.claim(record, names=())
+
+    def has_scores(self, hp: HyperParameters, batch: Iterable[int]) -> bool:
+        """Whether the scores of a batch of examples are all there."""
+        return self._folder is not None and self._folder.has([_scores_name(hp, i) for i in batch])
+
+    def has_shifts(self, hp: HyperParameters, batch: Iterable[int]) -> bool:
+        """Whether the shifts of a batch of examples are all there."""
+        return self._folder is not None and self._folder.has([_shift_name(hp, i) for i in batch])
+
+    def has_accuracy(self, setting: Any) -> bool:
+        """Whether a setting's accuracy on dev is there."""
+        return self._folder is not None and self._folder.has([_accuracy_name(setting)])
 
     def scores(
         self, hp: HyperParameters, batch: Mapping[int, Example], compute: Callable[[], list[Tensor]]
@@ -82,7 +106,7 @@ class Measured:
         """The scores (T,) of a batch of examples, by number; computed together, also where only one is missing."""
         if not self._folder:
             return compute()
-        names = {i: f"scores-{_digest(hp.as_dict())}-{i:06d}" for i in batch}
+        names = {i: _scores_name(hp, i) for i in batch}
         kept = {
             i: self._folder.read(names[i], shapes={"a": example.encoded.ids.shape}, dtype=_dtype(example))
             for i, example in batch.items()
@@ -107,7 +131,7 @@ class Measured:
         """The shifts of a batch of examples with these scores; layers: (L, d)."""
         if not self._folder:
             return compute()
-        names = {i: f"shift-{_digest(hp.as_dict())}-{i:06d}" for i in batch}
+        names = {i: _shift_name(hp, i) for i in batch}
         shapes = {"delta_pos": layers, "delta_neg": layers}
         kept = {i: self._folder.read(names[i], shapes=shapes, dtype=_dtype(example)) for i, example in batch.items()}
         if all(kept.values()):
@@ -136,14 +160,14 @@ class Measured:
             raise self._wrong("unsteered")
         return [bit == "1" for bit in bits]
 
-    def accuracy(self, setting: Any, compute: Callable[[], float]) -> float:
-        """A setting's accuracy on dev.
+    def accuracy(self, setting: Any, compute: Callable[[], Figures]) -> float:
+        """A setting's accuracy on dev.  compute: gives `figures_of` it.
 
         Raises:
             ArithmeticError: it has none; kept with its message.
         """
-        name = f"dev-{_digest(setting)}"
-        kept = self._figures(name, lambda: _or_overflow("accuracy", compute))
+        name = _accuracy_name(setting)
+        kept = self._figures(name, compute)
         if isinstance(kept.get("overflow"), str):
             raise FloatingPointError(kept["overflow"])
         accuracy = kept.get("accuracy")
@@ -154,7 +178,7 @@ class Measured:
     def wrong(self, setting: Any, compute: Callable[[], int]) -> int:
         """How many tasks a setting answers wrongly, counted as far as is allowed; raises as `accuracy` does."""
         name = f"tasks-{_digest(setting)}"
-        kept = self._figures(name, lambda: _or_overflow("wrong", compute))
+        kept = self._figures(name, lambda: figures_of("wrong", compute))
         if isinstance(kept.get("overflow"), str):
             raise FloatingPointError(kept["overflow"])
         wrong = kept.get("wrong")
@@ -176,11 +200,24 @@ class Measured:
         return WorkFolderError(f"{self._folder.path / name}.json holds figures of another kind; {AGAIN}")
 
 
-def _or_overflow(name: str, compute: Callable[[], float]) -> Figures:
+def figures_of(name: str, compute: Callable[[], float]) -> Figures:
+    """A figure under its name, or the message of the overflow that it is lost to."""
     try:
         return {name: compute()}
     except ArithmeticError as error:
         return {"overflow": str(error)}
+
+
+def _scores_name(hp: HyperParameters, i: int) -> str:
+    return f"scores-{_digest(hp.as_dict())}-{i:06d}"
+
+
+def _shift_name(hp: HyperParameters, i: int) -> str:
+    return f"shift-{_digest(hp.as_dict())}-{i:06d}"
+
+
+def _accuracy_name(setting: Any) -> str:
+    return f"dev-{_digest(setting)}"
 
 
 def _digest(setting: Any) -> str:

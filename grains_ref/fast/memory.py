@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from grains_ref.processes import on_this_machine
+
 MOST_TOKENS = {"cpu": 1 << 10, "cuda": 1 << 15}  # in one pass; from there on more at once is no faster
 LEAST_TOKENS = 1 << 6
 BACKWARD = 1.25  # peak of a forward and backward pass, in units of what the forward pass keeps
@@ -53,6 +55,8 @@ def measured(keep: Callable[[], Tensor], *, tokens: int, share: str, device: tor
     """
     most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
     room = parse_share(share)(free_bytes(device))
+    if device.type == "cpu":
+        room /= on_this_machine()
     per_token = BACKWARD * kept_bytes(keep) / tokens
     affordable = room / max(per_token, 1.0)
     return Memory(min(most, max(LEAST_TOKENS, rounded_down(affordable))))

@@ -6,8 +6,7 @@ too: its signal (`grains_ref.fitting.signal`) is measured with them.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from grains_ref.methods.edit_gradient import (
 )
 from grains_ref.methods.from_file import EDIT_GRADIENT, NAME_IN_FILE
 from grains_ref.models.diagnosis import explained
+from grains_ref.processes import share
 from grains_ref.vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -68,13 +68,15 @@ def resumable_edit_gradient(
     where = {"method": EDIT_GRADIENT, "site": site, "positions": positions}
     claim(work, model, pairs, examples, hyper_parameters=where)
     found, resumed = [], 0
-    for i, (pair, example) in enumerate(zip(pairs, examples, strict=True)):
-        compute = functools.partial(kept_derivative, model, example, site=site, positions=positions, work=work, piece=i)
-        of_pair, was_kept = explained(model, compute, where=str(pair.where))
+    names = [str(pair.where) for pair in pairs]
+    pieces = list(range(len(pairs)))
+    for of_pair, was_kept in kept_derivatives(
+        model, examples, site=site, positions=positions, work=work, pieces=pieces, names=names
+    ):
         found.append(of_pair)
         if was_kept:
             resumed += 1
-        on_example(i + 1)
+        on_example(len(found))
     fitted = scaled(found, site=site, positions=positions)
     made = steering_vectors_of(model, fitted, content_digest(pairs), examples)
     return EditGradientRecord(made, fitted, tuple(found), resumed)
@@ -100,24 +102,38 @@ def steering_vectors_of(
     return SteeringVectors(v=v_pos - v_neg, v_pos=v_pos, v_neg=v_neg, header=header)
 
 
-def kept_derivative(
+def kept_derivatives(
     model: HuggingFaceModel,
-    example: Example,
+    examples: Sequence[Example],
     *,
     site: EditSite,
     positions: EditPositions,
     work: WorkFolder,
-    piece: int | str,
-) -> tuple[Derivative, bool]:
-    """The derivative of one pair, computed if the work folder does not have it, and whether it had it.
+    pieces: Sequence[int | str],
+    names: Sequence[str] = (),
+) -> Iterator[tuple[Derivative, bool]]:
+    """The derivative of every pair, computed if the work folder does not have it, and whether it had it.
 
-    piece: what the folder calls it.
+    pieces: what the folder calls them.  names: where each pair is from, for messages.
     """
     n_layers, width = len(model.blocks), site_width(model, site)
     shapes = {"pos": (n_layers, width), "neg": (n_layers, width), "size": (n_layers,)}
-    kept = work.read(piece, shapes=shapes, dtype=at_least_float32(example.encoded.embeds))
-    if kept:
-        return Derivative(**kept.tensors), True
-    computed = derivative(model, example, site=site, positions=positions)
-    work.write(piece, {"pos": computed.pos, "neg": computed.neg, "size": computed.size}, {})
-    return computed, False
+    kept = [
+        work.read(piece, shapes=shapes, dtype=at_least_float32(example.encoded.embeds))
+        for piece, example in zip(pieces, examples, strict=True)
+    ]
+
+    def compute(i: int) -> Derivative:
+        def alone() -> Derivative:
+            return derivative(model, examples[i], site=site, positions=positions)
+
+        return explained(model, alone, where=names[i]) if names else alone()
+
+    computed = share([i for i, finished in enumerate(kept) if not finished], compute)
+    for piece, finished in zip(pieces, kept, strict=True):
+        if finished:
+            yield Derivative(**finished.tensors), True
+            continue
+        of_pair = next(computed)
+        work.write(piece, {"pos": of_pair.pos, "neg": of_pair.neg, "size": of_pair.size}, {})
+        yield of_pair, False

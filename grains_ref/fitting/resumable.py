@@ -31,11 +31,13 @@ from grains_ref.grains import (
     Example,
     Fit,
     HyperParameters,
+    Selection,
     Shift,
     at_least_float32,
     eligible_tokens,
     select,
 )
+from grains_ref.processes import check_same, first, share
 from grains_ref.vectors import Header, SteeringVectors, library_versions
 
 if TYPE_CHECKING:
@@ -107,22 +109,50 @@ def resumable_fit(
         FloatingPointError: scores or shifts are not finite.
         OSError: the disk is full or not writable; finished examples are kept.
     """
-    chosen = engine_of(engine, model, examples, hp, memory=memory, pass_tokens=work.recorded_number("pass_tokens"))
+    chosen = common_engine(engine, model, examples, hp, memory=memory, kept=work.recorded_number("pass_tokens"))
     by_engine = {"engine": engine, "memory": memory, "pass_tokens": chosen.pass_tokens}
     claim(work, model, pairs, examples, hyper_parameters=score_settings(hp), **by_engine)
     names = [str(pair.where) for pair in pairs]
+    batches = []
+    for numbers in chosen.batches(examples, hp):
+        batch = _Batch(numbers, [examples[i] for i in numbers], [names[i] for i in numbers])
+        batches.append(batch._replace(kept=_kept(model, batch, work)))
+    finished = [_kept_shifts(batch, hp) for batch in batches]
+    missing = [batch for batch, of_batch in zip(batches, finished, strict=True) if of_batch is None]
+    computed = share(missing, lambda batch: _computed_shifts(model, chosen, batch, hp))
     shifts: dict[int, Shift] = {}
     resumed = 0
-    for batch in chosen.batches(examples, hp):
-        of_batch = _Batch(batch, [examples[i] for i in batch], [names[i] for i in batch])
-        finished, had_scores = _finished_shifts(model, chosen, of_batch, hp, work=work)
-        shifts.update(zip(batch, finished, strict=True))
-        resumed += had_scores
+    for batch, of_batch in zip(batches, finished, strict=True):
+        if of_batch is None:
+            of_batch = next(computed)
+            _keep(batch, of_batch, hp, work)
+        shifts.update(zip(batch.numbers, of_batch, strict=True))
+        resumed += sum(one is not None for one in batch.kept)
         on_example(len(shifts))
     in_order = [shifts[i] for i in range(len(examples))]
     fit = chosen.vectors(in_order, hp)
     vectors = steering_vectors(model, fit, hp, content_digest(pairs), examples, engine=engine)
     return FitRecord(vectors, fit, tuple(in_order), resumed)
+
+
+def common_engine(
+    name: EngineName,
+    model: HuggingFaceModel,
+    examples: Sequence[Example],
+    hp: HyperParameters,
+    *,
+    memory: str,
+    kept: int,
+) -> Engine:
+    """`engine_of`, with the batches of the first process in all of them.
+
+    kept: the tokens of a pass that the work folder has, 0 if none.
+    """
+
+    def measured() -> int:
+        return engine_of(name, model, examples, hp, memory=memory, pass_tokens=kept).pass_tokens
+
+    return engine_of(name, model, examples, hp, memory=memory, pass_tokens=first(measured))
 
 
 def claim(
@@ -149,6 +179,7 @@ def claim(
         **_template_inputs(model, examples),
         **settings,
     }
+    check_same("pairs, model, settings and software of the fit", digest_of(json.dumps(record, sort_keys=True).encode()))
     work.claim(record, names=[str(pair.where) for pair in pairs])
 
 
@@ -235,47 +266,62 @@ class _Batch(NamedTuple):
     numbers: list[int]
     examples: list[Example]
     names: list[str]  # where each is from, for messages
+    kept: Sequence[Finished | None] = ()  # what the work folder has of each
 
 
-def _finished_shifts(
-    model: HuggingFaceModel, engine: Engine, batch: _Batch, hp: HyperParameters, *, work: WorkFolder
-) -> tuple[list[Shift], int]:
-    """The shifts of a batch, computed as far as the work folder does not have them; of how many it had the scores."""
+def _kept(model: HuggingFaceModel, batch: _Batch, work: WorkFolder) -> list[Finished | None]:
+    """What the work folder has of each example."""
     per_layer = (len(model.blocks), model.width)
-    kept: list[Finished | None] = []
+    kept = []
     for i, example in zip(batch.numbers, batch.examples, strict=True):
         shapes = {"a": example.encoded.ids.shape, "delta_pos": per_layer, "delta_neg": per_layer}
         kept.append(work.read(i, shapes=shapes, dtype=at_least_float32(example.encoded.embeds)))
-    had_scores = sum(one is not None for one in kept)
-    if had_scores == len(kept):
-        scores = [one.tensors["a"] for one in kept if one]
-    else:
-        scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)
-    selections = [
-        select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
-        for a, example in zip(scores, batch.examples, strict=True)
-    ]
-    masked = [{"pos": list(one.pos), "neg": list(one.neg), "baseline": hp.mask_baseline} for one in selections]
-    is_kept = [one is not None and one.record.get("masked") == tokens for one, tokens in zip(kept, masked, strict=True)]
-    if all(is_kept):
-        tensors = [one.tensors for one in kept if one]
-        found = [
-            Shift(a, selection, of_one["delta_pos"], of_one["delta_neg"])
-            for a, selection, of_one in zip(scores, selections, tensors, strict=True)
-        ]
-        return found, had_scores
+    return kept
 
+
+def _kept_shifts(batch: _Batch, hp: HyperParameters) -> list[Shift] | None:
+    """The shifts of a batch as the work folder has them; None where one is missing, or was made of other tokens."""
+    shifts = []
+    for example, one in zip(batch.examples, batch.kept, strict=True):
+        if one is None:
+            return None
+        a = one.tensors["a"]
+        selection = _selection(a, example, hp)
+        if one.record.get("masked") != _masked(selection, hp):
+            return None
+        shifts.append(Shift(a, selection, one.tensors["delta_pos"], one.tensors["delta_neg"]))
+    return shifts
+
+
+def _computed_shifts(model: HuggingFaceModel, engine: Engine, batch: _Batch, hp: HyperParameters) -> list[Shift]:
+    """The shifts of a whole batch, from its kept scores if all are there."""
+    scores = [one.tensors["a"] for one in batch.kept if one]
+    if len(scores) < len(batch.examples):
+        scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)
     score_of = dict(zip(map(id, batch.examples), scores, strict=True))
-    found = in_batch(
+    return in_batch(
         model,
         lambda some: engine.shifts(some, [score_of[id(example)] for example in some], hp),
         batch.examples,
         batch.names,
     )
-    for i, name, is_there, tokens, shift in zip(batch.numbers, batch.names, is_kept, masked, found, strict=True):
-        if not is_there:
-            work.write(i, _finite_tensors(shift, name), {"masked": tokens})
-    return found, had_scores
+
+
+def _keep(batch: _Batch, shifts: Sequence[Shift], hp: HyperParameters, work: WorkFolder) -> None:
+    """Write what the work folder does not have of a batch."""
+    for i, name, one, shift in zip(batch.numbers, batch.names, batch.kept, shifts, strict=True):
+        masked = _masked(shift.selection, hp)
+        if one is None or one.record.get("masked") != masked:
+            work.write(i, _finite_tensors(shift, name), {"masked": masked})
+
+
+def _selection(a: Tensor, example: Example, hp: HyperParameters) -> Selection:
+    return select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
+
+
+def _masked(selection: Selection, hp: HyperParameters) -> dict[str, Any]:
+    """What was masked for a shift, as it is kept beside it."""
+    return {"pos": list(selection.pos), "neg": list(selection.neg), "baseline": hp.mask_baseline}
 
 
 def _finite_tensors(shift: Shift, where: str) -> dict[str, Tensor]:

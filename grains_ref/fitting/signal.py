@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from grains_ref.fitting.edit_gradient import EditGradientRecord, kept_derivative
+from grains_ref.fitting.edit_gradient import EditGradientRecord, kept_derivatives
 from grains_ref.fitting.resumable import FitRecord
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import DegenerateShiftsError, Example, HyperParameters
@@ -177,12 +177,18 @@ def grains_signal(
     """
     derivatives = []
     if with_gradient:
-        for done, i in enumerate(pairs_to_ask(len(examples)), start=1):
-            of_pair, _ = kept_derivative(
-                model, examples[i], site="residual", positions="all", work=work, piece=f"derivative-{i:06d}"
-            )
+        asked = pairs_to_ask(len(examples))
+        of_asked = kept_derivatives(
+            model,
+            [examples[i] for i in asked],
+            site="residual",
+            positions="all",
+            work=work,
+            pieces=[f"derivative-{i:06d}" for i in asked],
+        )
+        for of_pair, _ in of_asked:
             derivatives.append(of_pair)
-            on_pair(done)
+            on_pair(len(derivatives))
 
     def halved(pairs: Sequence[int]) -> Tensor:
         return aggregated([record.shifts[i] for i in pairs], hp).v

@@ -39,6 +39,7 @@ from grains_ref.files import (
     some_of,
     write_whole,
 )
+from grains_ref.processes import by_first, held_by_first
 from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 Work = Literal["fit", "sweep"]
@@ -70,6 +71,12 @@ def open_work_folder(path: Path, *, work: Work = "fit") -> Iterator[WorkFolder]:
     Raises:
         FileError: the folder cannot be made or written, or another process is using it.
     """
+    with held_by_first(_held(path, work)):
+        yield WorkFolder(path, work)
+
+
+@contextmanager
+def _held(path: Path, work: Work) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,9 +85,8 @@ def open_work_folder(path: Path, *, work: Work = "fit") -> Iterator[WorkFolder]:
     try:
         with only_writer(path, what=f"a {work}"):
             is_held = True
-            folder = WorkFolder(path, work)
-            check_target(folder.record_path)
-            yield folder
+            check_target(WorkFolder(path, work).record_path)
+            yield
     finally:
         if is_held:
             with suppress(OSError):  # it holds something, or another fit has begun in it
@@ -88,7 +94,10 @@ def open_work_folder(path: Path, *, work: Work = "fit") -> Iterator[WorkFolder]:
 
 
 class WorkFolder:
-    """What a fit or a sweep has finished, read and written piece by piece.  A piece is an example, or has a name."""
+    """What a fit or a sweep has finished, read and written piece by piece.  A piece is an example, or has a name.
+
+    Of several processes the first alone reads and writes; the others get what it read.
+    """
 
     def __init__(self, path: Path, work: Work = "fit") -> None:
         self.path = path
@@ -97,6 +106,7 @@ class WorkFolder:
         self._whose = ""  # what every file must name
         self._files: dict[str, str] = {}  # the files of this work, with the digests of their contents
 
+    @by_first
     def claim(self, record: Mapping[str, Any], *, names: Sequence[str]) -> None:
         """Begin here, or go on with what depends on the same things.
 
@@ -123,6 +133,7 @@ class WorkFolder:
         self._whose = digest_of(json.dumps(record, sort_keys=True).encode())
         self._files[path.name] = digest_of(content)
 
+    @by_first
     def recorded_number(self, name: str) -> int:
         """A whole number that the folder's record has under this name; 0 if there is none, or no record."""
         with suppress(FileError, OSError):
@@ -131,6 +142,13 @@ class WorkFolder:
                 return number
         return 0
 
+    @by_first
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether there is a file for each of these pieces or figures, whatever is in it."""
+        found = {path.stem for path in self.path.iterdir()}
+        return found >= set(names)
+
+    @by_first
     def read(self, i: int | str, *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Finished | None:
         """Example i, or the piece of that name, as `write` kept it; None if it is not finished.
 
@@ -159,6 +177,7 @@ class WorkFolder:
         self._files[path.name] = digest_of(content)
         return Finished(tensors, record)
 
+    @by_first
     def write(self, i: int | str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Keep example i, or a piece with a name.
 
@@ -167,6 +186,7 @@ class WorkFolder:
         """
         self._write(_name(i), tensor_file(tensors, {**record, "fit": self._whose, "example": i}))
 
+    @by_first
     def read_figures(self, name: str) -> dict[str, Any] | None:
         """Figures as `write_figures` kept them; None if there are none.
 
@@ -186,6 +206,7 @@ class WorkFolder:
         self._files[path.name] = digest_of(content)
         return figures
 
+    @by_first
     def write_figures(self, name: str, figures: Mapping[str, Any]) -> None:
         """Keep some figures under a name; see `write`."""
         self._write(f"{name}.json", record_bytes({**figures, "fit": self._whose, "example": name}))
@@ -198,6 +219,7 @@ class WorkFolder:
             raise OSError(f"{error}; the examples finished so far are kept") from error
         self._files[name] = digest_of(content)
 
+    @by_first
     def discard(self) -> list[Path]:
         """Remove what was kept, and say what else is in the folder.
 

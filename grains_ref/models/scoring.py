@@ -25,6 +25,7 @@ from grains_ref.data import Prompt, check_list, check_prompt, check_visible, exc
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSource
 from grains_ref.models.replay import padded_replay, run
+from grains_ref.processes import share
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
@@ -147,8 +148,8 @@ def score_rows(
     rows_of: dict[TokenPrompt, list[int]] = {}
     for i, row in enumerate(rows):
         rows_of.setdefault(TokenPrompt(row.prompt, row.picture), []).append(i)
-    scored: dict[int, Scored] = {}
-    for prompts in _batches(rows_of, batch_size):
+
+    def score(prompts: Sequence[TokenPrompt]) -> dict[int, Scored]:
         numbers: list[int] = []  # of the rows in this batch
         owners: list[int] = []  # for each of them, which of the batch's prompts it belongs to
         for owner, prompt in enumerate(prompts):
@@ -159,7 +160,11 @@ def score_rows(
             results = _score_batch(model, prompts, owners, [rows[i].response for i in numbers], memory)
         except FloatingPointError as error:
             _refuse_batch(model, rows, numbers, memory, error)
-        scored.update(zip(numbers, results, strict=True))
+        return dict(zip(numbers, results, strict=True))
+
+    scored: dict[int, Scored] = {}
+    for of_batch in share(list(_batches(rows_of, batch_size)), score):
+        scored.update(of_batch)
     return [scored[i] for i in range(len(rows))]
 
 

@@ -13,9 +13,22 @@ from planted_bugs import (
     fast_steering,
     methods,
     models,
+    processes,
     reference,
     reproduction,
 )
 
-ROOMS = (reference, fast_steering, models, methods, datasets, evaluation, demo, export, reproduction, conformance)
+ROOMS = (
+    reference,
+    fast_steering,
+    models,
+    methods,
+    datasets,
+    evaluation,
+    processes,
+    demo,
+    export,
+    reproduction,
+    conformance,
+)
 BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)

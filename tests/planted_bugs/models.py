@@ -201,7 +201,7 @@ BUGS = (
             for one, example in zip(kept, batch.examples, strict=True)
         ]""", "test_fitting"),
     Bug("budget_measured_again", "fit", "a fit that is taken up again measures its memory anew",
-        FITTING, 'pass_tokens=work.recorded_number("pass_tokens")', "pass_tokens=0", "test_fitting"),
+        FITTING, 'kept=work.recorded_number("pass_tokens")', "kept=0", "test_fitting"),
     Bug("any_list_is_the_decoder", "loading", "a list of blocks of any length is taken for the decoder",
         BLOCKS, "if len(blocks) == expected:", "if True:", "test_proof"),
     Bug("states_of_another_shape", "loading", "blocks with another axis are let in",
