@@ -265,6 +265,20 @@ def test_an_edit_gradient_is_that_of_one_process(tmp_path: Path) -> None:
     assert (tmp_path / "several").read_bytes() == (tmp_path / "one").read_bytes()
 
 
+def test_the_first_process_decides_how_much_goes_through_the_model_at_once(tmp_path: Path) -> None:
+    def command(out: Path) -> list[str | Path]:
+        return ["fit", *SIMPLE, "--pairs", world() / "steer.jsonl", "--out", out, "--m", "2", "--aggregation", "mean"]
+
+    def little_memory(rank: int) -> None:
+        if rank == 1:
+            fast.memory.free_bytes = lambda device: 1
+
+    finish([*as_texts(command(tmp_path / "one")), "--json"])
+    first, second = command_in(2, command(tmp_path / "several"), before=little_memory)
+    assert (first.result.code, second.result.code) == (0, 0)
+    assert (tmp_path / "several").read_bytes() == (tmp_path / "one").read_bytes()
+
+
 def killed_at_its_second_batch(rank: int) -> None:
     """Process 1 ends as by `kill -9`."""
     compute, calls = resumable._computed_shifts, [0]

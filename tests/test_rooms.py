@@ -23,7 +23,7 @@ FLOORS = (
     {"data", "processes"},
     {"models", "vectors", "fast", "authors"},
     {"fitting", "methods", "evaluation", "datasets"},
-    {"report", "export", "demo"},
+    {"report", "export", "demo", "serving"},
     {"reproduction", "conformance"},
     {"cli"},
 )

@@ -26,11 +26,12 @@ from grains_ref.cli import (
     generate,
     look,
     reproduce,
+    serve,
 )
 
 ORDER = (  # in which people need them
-    "demo", "check", "attribute", "fit", "inspect", "sweep", "eval", "generate", "export", "import", "datasets",
-    "reproduce", "conform",
+    "demo", "check", "attribute", "fit", "inspect", "sweep", "eval", "generate", "serve", "export", "import",
+    "datasets", "reproduce", "conform",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ app.command("inspect")(look.inspect)
 app.command("sweep")(choose.sweep)
 app.command("eval")(evaluate.eval_)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(export.import_)
 app.add_typer(datasets.datasets, name="datasets")

@@ -68,10 +68,10 @@ class TokenPrompt(NamedTuple):
     picture: Picture | None
 
 
-class _PromptPass(NamedTuple):
+class PromptPass(NamedTuple):
     """What one pass over B left-padded prompts leaves for the responses behind them."""
 
-    logits: Tensor  # (B, 1, V), of the token after each prompt
+    logits: Tensor  # (B, 1, V), of the token after each prompt; (B, T, V) where all are kept
     cache: Any  # keys and values of all prompt tokens
     mask: Tensor  # (B, T), 0 at padding
     next_position: Tensor  # (B,), of the token after each prompt
@@ -207,7 +207,7 @@ def _score_batch(
     memory: int,
 ) -> list[Scored]:
     """Score each response behind the prompt that owns it; no response is empty."""
-    after_prompts = _run_prompts(model, prompts)
+    after_prompts = run_prompts(model, prompts)
     longest = max(len(response) for response in responses)
     bytes_per_token = after_prompts.logits.shape[-1] * _BYTES_PER_LOGIT
     room = BATCH_TOKENS // (after_prompts.mask.shape[1] + longest)  # each row has a copy of its prompt's cache
@@ -269,7 +269,7 @@ def cached_logits(
 
     They are computed as scores are: all prompts in one padded pass, the responses behind their cache.
     """
-    after = _run_prompts(model, prompts)
+    after = run_prompts(model, prompts)
     owner = torch.tensor(owners, device=model.device)
     target = torch.tensor(responses, device=model.device)
     select_rows(after.cache, owner)
@@ -277,7 +277,7 @@ def cached_logits(
     return torch.cat([after.logits[owner], _run_responses(model, after, chunk, target, start=1)], dim=1)
 
 
-def _score_chunk(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk) -> list[Scored]:
+def _score_chunk(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk) -> list[Scored]:
     """The second pass: of every response as many tokens at once as there is room for, but the last predicts nothing."""
     longest = max(len(response) for response in chunk.responses)
     padded = [[*response] + [0] * (longest - len(response)) for response in chunk.responses]
@@ -303,8 +303,11 @@ def _score_chunk(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk) -> 
     return results
 
 
-def _run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt]) -> _PromptPass:
-    """The first pass: all prompts, left-padded."""
+def run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt], *, logits_to_keep: int = 1) -> PromptPass:
+    """The first pass: all prompts, left-padded.
+
+    logits_to_keep: of the last so many tokens; 0 for all.
+    """
     embeds, replays = [], []
     for prompt in prompts:
         ids = torch.tensor(prompt.ids)
@@ -313,14 +316,14 @@ def _run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt]) -> _Pr
     longest = max(len(row) for row in embeds)
     padded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embeds])  # (B, T, d)
     replay = padded_replay(replays, device=model.device)
-    out = run(model, padded, replay, logits_to_keep=1, use_cache=True)
+    out = run(model, padded, replay, logits_to_keep=logits_to_keep, use_cache=True)
     positions = replay["position_ids"]  # (..., B, T)
     axes = positions.shape[:-2]
     last_position = positions.reshape(-1, *positions.shape[-2:]).amax(dim=(0, 2))  # (B,)
-    return _PromptPass(out.logits, out.past_key_values, replay["attention_mask"], last_position + 1, tuple(axes))
+    return PromptPass(out.logits, out.past_key_values, replay["attention_mask"], last_position + 1, tuple(axes))
 
 
-def _run_responses(model: HuggingFaceModel, after: _PromptPass, chunk: _Chunk, target: Tensor, *, start: int) -> Tensor:
+def _run_responses(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk, target: Tensor, *, start: int) -> Tensor:
     """The logits of tokens start, start + 1, ... of the responses, (rows, stop - start, V).
 
     target: (rows, stop) tokens up to the last one that is to be predicted; those before `start` - 1 are in the cache.

@@ -16,6 +16,7 @@ from planted_bugs import (
     processes,
     reference,
     reproduction,
+    serving,
 )
 
 ROOMS = (
@@ -29,6 +30,7 @@ ROOMS = (
     demo,
     export,
     reproduction,
+    serving,
     conformance,
 )
 BUGS = tuple(bug for room in ROOMS for bug in room.BUGS)
