@@ -3,6 +3,7 @@
     rows = Rows.begin(model, prompts)          logits of the token after each prompt, (B, V)
     rows.step(tokens)                          the tokens that were chosen -> logits of those after them
     rows.keep([0, 2])                          rows 0 and 2 go on, the others have ended
+    rows.absorb(others)                        rows that have begun later join them, where the cache allows it
 
 Left-padded prompts and a cache, as scores are computed (`scoring`), so that every family that can be scored can be
 served.  No gradients.
@@ -14,7 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from grains_ref.models.scoring import LOGIT_MEMORY, TokenPrompt, run_prompts, select_rows
 
@@ -114,12 +117,42 @@ class Rows:
         self.logits = logits[:, -1]
         return logits
 
+    def absorb(self, other: Rows) -> bool:
+        """Take the rows of another batch behind one's own, and say whether that was done.
+
+        Only where the cache is nothing but keys and values of all tokens, which can be padded: windows and the states
+        of linear attention stay apart.  Nor where padding would double what the caches hold.
+        """
+        if not (_is_plain(self._cache) and _is_plain(other._cache)):
+            return False
+        length = max(self._mask.shape[1], other._mask.shape[1])
+        if (len(self) + len(other)) * length > 2 * (self._mask.numel() + other._mask.numel()):
+            return False
+        for own, others in zip(self._cache.layers, other._cache.layers, strict=True):
+            own.keys = torch.cat([_left_padded(own.keys, length), _left_padded(others.keys, length)])
+            own.values = torch.cat([_left_padded(own.values, length), _left_padded(others.values, length)])
+        masks = [nn.functional.pad(mask, (length - mask.shape[1], 0)) for mask in (self._mask, other._mask)]
+        self._mask = torch.cat(masks)
+        self._next_position = torch.cat([self._next_position, other._next_position])
+        self.logits = torch.cat([self.logits, other.logits])
+        return True
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows, in this order."""
         chosen = torch.tensor(rows, device=self._mask.device)
         select_rows(self._cache, chosen)
         self._mask, self._next_position = self._mask[chosen], self._next_position[chosen]
         self.logits = self.logits[chosen]
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether it holds keys and values (B, heads, T, d) of all tokens, and nothing else."""
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _left_padded(states: Tensor, length: int) -> Tensor:
+    """(B, heads, T, d) -> (B, heads, length, d)."""
+    return nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
 
 
 def fits_together(model: HuggingFaceModel, lengths: Sequence[int], *, memory: int = LOGIT_MEMORY) -> bool:

@@ -2,7 +2,8 @@
 
 Answers that wait when the thread is free begin together: their prompts go through the model in one padded pass, and
 then each step gives every one of them a token.  Such a cohort shares a cache; it shrinks as its answers end.  Others
-that come meanwhile make a cohort of their own, and the cohorts take turns, a step each, so that nobody waits for the
+that come meanwhile make a cohort of their own, which joins the first one behind its prompts where the caches can be
+put together; where they cannot (windows, linear attention) the cohorts take turns, a step each.  Nobody waits for the
 end of somebody else's answer.
 
 `fast.RowSteering` steers row by row.  Its slots are filled anew whenever another cohort, or fewer rows of it, are next:
@@ -192,6 +193,19 @@ class Scheduler:
                 self._cohorts += [_Cohort([job]) for job in cohort.jobs]
             return
         self._tell(cohort, chosen)
+        self._merge(cohort)
+
+    def _merge(self, cohort: _Cohort) -> None:
+        """Let a cohort go on within an earlier one, if their caches can be put together."""
+        for earlier in self._cohorts:
+            if earlier is cohort or not cohort.rows:
+                return
+            if earlier.rows and earlier.rows.absorb(cohort.rows):
+                earlier.jobs += cohort.jobs
+                earlier.next += cohort.next
+                cohort.jobs = []
+                self._cohorts.remove(cohort)
+                return
 
     def _pass(self, cohort: _Cohort) -> None:
         """The prompts, or one token more of every row."""

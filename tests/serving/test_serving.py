@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,53 @@ def test_a_steered_answer_is_that_of_the_steered_model(model: HuggingFaceModel) 
                 expected += model.generate(PROMPTS, max_new_tokens=6)
         answers = at_once(served, bodies)
     assert [answer.json["choices"][0]["text"].strip() for answer in answers] == expected
+
+
+def wait_for_another(served: Served) -> None:
+    """Hold the scheduler's thread until another request waits for it."""
+    while not served._scheduler._waiting:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(("name", "are_joined"), [("llama", True), ("gemma3_text", False)])
+def test_later_answers_join_earlier_ones_where_the_caches_can_be_put_together(
+    name: str, are_joined: bool, request: pytest.FixtureRequest
+) -> None:
+    model: HuggingFaceModel = request.getfixturevalue(name)
+    seen: list[list[int]] = []
+
+    async def two() -> list[Any]:
+        with served_by(model, 2, rows=4) as served:
+            step = served._scheduler._pass
+
+            def watch(cohort: Any) -> None:
+                seen.append([len(one.jobs) for one in served._scheduler._cohorts])
+                if len(seen) == 3:
+                    wait_for_another(served)
+                step(cohort)
+
+            served._scheduler._pass = watch  # type: ignore[method-assign]
+            bodies = [
+                {
+                    "model": f"{served.name}+v{i}",
+                    "prompt": PROMPTS[i],
+                    "max_tokens": 20,
+                    "temperature": 0,
+                    "logprobs": 0,
+                }
+                for i in range(2)
+            ]
+            first = asyncio.create_task(ask(served, bodies[0]))
+            while len(seen) < 3:
+                await asyncio.sleep(0.001)
+            answers = [await ask(served, bodies[1]), await first]
+            alone = [await ask(served, body) for body in reversed(bodies)]
+            return [said(answer) for answer in answers + alone]
+
+    second, first, *alone = asyncio.run(two())
+    assert [second, first] == alone
+    assert [1, 1] in seen  # the later one reads its prompt
+    assert ([2] in seen) is are_joined
 
 
 def reference_log_probs(model: HuggingFaceModel, ids: list[int], i: int, lam: float) -> list[float]:
@@ -406,6 +454,14 @@ def test_later_requests_do_not_wait_for_the_end_of_earlier_ones(llama: HuggingFa
                 await ask(served, {"model": served.name, "prompt": "Tell", "max_tokens": n, "temperature": 0})
                 ended.append(name)
 
+            step = served._scheduler._pass
+
+            def held_once(cohort: Any) -> None:
+                served._scheduler._pass = step  # type: ignore[method-assign]
+                wait_for_another(served)
+                step(cohort)
+
+            served._scheduler._pass = held_once  # type: ignore[method-assign]
             long = asyncio.create_task(wait_for("long", 100))
             while not served._scheduler._cohorts:
                 await asyncio.sleep(0.001)
