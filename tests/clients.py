@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import uvicorn
 
+from grains_ref.export.serving.asked import Limits
+from grains_ref.export.serving.served import Served, ServedVectors
+from grains_ref.export.serving.server import application
 from grains_ref.models import HuggingFaceModel
-from grains_ref.serving.asked import Limits
-from grains_ref.serving.served import Served, ServedVectors
-from grains_ref.serving.server import application
 
 LAM = 0.7  # what the vectors' file is taken to say
 

@@ -1,4 +1,4 @@
-"""files.py: a file is there whole or not at all, only regular files are touched, and damage is seen."""
+"""files/__init__.py: a file is there whole or not at all, only regular files are touched, and damage is seen."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ from robustness.interruptions import SIMPLE, finish, world
 from several import Ended, command_in, in_processes
 from shared import first_quick
 
-from grains_ref import fast, processes
+from grains_ref import fast
 from grains_ref.evaluation import choice
 from grains_ref.fast.memory import Memory
+from grains_ref.files import processes
 from grains_ref.fitting import resumable
 from grains_ref.models import scoring
 

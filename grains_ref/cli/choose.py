@@ -27,7 +27,7 @@ from grains_ref.cli.common import (
 )
 from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
 from grains_ref.files import check_target, only_writer_of, some_of
-from grains_ref.processes import first, held_by_first
+from grains_ref.files.processes import first, held_by_first
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from grains_ref.cli.console import err
 from grains_ref.cli.lists import Layers, parse_layers, write_layers
-from grains_ref.processes import own_device
+from grains_ref.files.processes import own_device
 
 if TYPE_CHECKING:
     from grains_ref.data import PairFile, Task

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from grains_ref import processes
-from grains_ref.files import printable
+from grains_ref.files import printable, processes
 
 debug = False  # whether an error shows its traceback; the option --debug sets it
 _F = TypeVar("_F", bound=Callable[..., None])

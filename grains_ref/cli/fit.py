@@ -33,7 +33,7 @@ from grains_ref.cli.common import (
     SkipOption,
 )
 from grains_ref.files import check_target, only_writer_of, some_of
-from grains_ref.processes import first, held_by_first
+from grains_ref.files.processes import first, held_by_first
 
 if TYPE_CHECKING:
     from rich.progress import Progress

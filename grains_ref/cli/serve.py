@@ -14,8 +14,8 @@ from grains_ref.cli import common, console
 from grains_ref.cli.common import DateOption, DeviceMapOption, DeviceOption, DtypeOption, ForceOption
 
 if TYPE_CHECKING:
+    from grains_ref.export.serving.served import ServedVectors
     from grains_ref.models import HuggingFaceModel
-    from grains_ref.serving.served import ServedVectors
     from grains_ref.vectors import SteeringVectors
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -47,13 +47,13 @@ def serve(
     date: DateOption = "",
 ) -> None:
     """Serve a model with an OpenAI-compatible interface; vectors, lam and layers by request. See docs/serving.md."""
-    from grains_ref.serving.asked import Limits
+    from grains_ref.export.serving.asked import Limits
 
     files = _by_name(vectors or [], "--vectors", "FILE")
     strengths = {name: _strength(name, text) for name, text in _by_name(lam or [], "--lam", "LAM").items()}
     if strangers := sorted(strengths.keys() - files.keys()):
         raise ValueError(f"--lam {strangers[0]}=...: there are no --vectors of that name")
-    from grains_ref.serving.server import LOOPBACK, application  # refuses where the libraries are missing
+    from grains_ref.export.serving.server import LOOPBACK, application  # refuses where the libraries are missing
 
     is_local = host in LOOPBACK
     if not is_local and not allow_remote:
@@ -64,7 +64,7 @@ def serve(
     loaded = {name: _read(Path(file)) for name, file in files.items()}
     limits = Limits(rows=rows, waiting=waiting, new_tokens=max_new_tokens, body=max_body)
     wrapped = common.load_model(model, dtype, device, device_map, date)
-    from grains_ref.serving.served import Served
+    from grains_ref.export.serving.served import Served
 
     fitted = {name: _fitted(wrapped, name, one, strengths.get(name), force=force) for name, one in loaded.items()}
     served = Served(wrapped, fitted, limits)
@@ -137,8 +137,8 @@ def _fitted(
     Raises:
         ValueError: they belong to another model, or steer elsewhere than the output of the blocks.
     """
+    from grains_ref.export.serving.served import ServedVectors
     from grains_ref.methods.from_file import GRAINS, site_of
-    from grains_ref.serving.served import ServedVectors
     from grains_ref.vectors import check_fits
 
     site_of(vectors)

@@ -27,6 +27,7 @@ from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
 from grains_ref.evaluation.measured import Figures, Measured, figures_of, inputs_of
 from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
 from grains_ref.fast import DEFAULT_SHARE, EngineName, steering_by
+from grains_ref.files.processes import share
 from grains_ref.fitting.resumable import common_engine
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import (
@@ -36,7 +37,6 @@ from grains_ref.grains import (
     HyperParameters,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
-from grains_ref.processes import share
 
 Setting = TypeVar("Setting")
 OfAnyMethod = TypeVar("OfAnyMethod", bound=AnyCandidate)

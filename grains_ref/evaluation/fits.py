@@ -10,10 +10,10 @@ from torch import Tensor
 
 from grains_ref.evaluation.measured import Measured
 from grains_ref.fast import Engine
+from grains_ref.files.processes import share
 from grains_ref.fitting.together import in_batch
 from grains_ref.grains import DegenerateShiftsError, Example, Fit, HyperParameters, Shift
 from grains_ref.models import HuggingFaceModel
-from grains_ref.processes import share
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grains_ref.fast import Engine
 from grains_ref.files import digest_of
+from grains_ref.files.processes import check_same, size
 from grains_ref.fitting.resumable import tokens_digest
 from grains_ref.fitting.work_folder import AGAIN, WorkFolder, WorkFolderError
 from grains_ref.grains import (
@@ -25,7 +26,6 @@ from grains_ref.grains import (
     select,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
-from grains_ref.processes import check_same, size
 from grains_ref.vectors import library_versions
 
 Figures = Mapping[str, Any]
@@ -66,7 +66,7 @@ def inputs_of(
 
 
 def check_same_rows(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> None:
-    """Refuse processes that would score other rows, or by another model; see `grains_ref.processes`."""
+    """Refuse processes that would score other rows, or by another model; see `grains_ref.files.processes`."""
     if size() > 1:
         check_same("model and rows that are scored", f"{model.fingerprint()} {model.hf.dtype} {rows_digest(rows)}")
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from grains_ref.processes import on_this_machine
+from grains_ref.files.processes import on_this_machine
 
 MOST_TOKENS = {"cpu": 1 << 10, "cuda": 1 << 15}  # in one pass; from there on more at once is no faster
 LEAST_TOKENS = 1 << 6

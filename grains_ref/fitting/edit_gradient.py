@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grains_ref.data import PreferencePair, content_digest
+from grains_ref.files.processes import share
 from grains_ref.fitting.resumable import claim, header_of
 from grains_ref.fitting.work_folder import WorkFolder
 from grains_ref.grains import Example, at_least_float32
@@ -25,7 +26,6 @@ from grains_ref.methods.edit_gradient import (
 )
 from grains_ref.methods.from_file import EDIT_GRADIENT, NAME_IN_FILE
 from grains_ref.models.diagnosis import explained
-from grains_ref.processes import share
 from grains_ref.vectors import SteeringVectors
 
 if TYPE_CHECKING:

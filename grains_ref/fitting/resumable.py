@@ -25,6 +25,7 @@ from torch import Tensor
 from grains_ref.data import FieldError, PreferencePair, RowError, content_digest, warn_of_repetition
 from grains_ref.fast import DEFAULT_SHARE, Engine, EngineName, engine_of
 from grains_ref.files import digest_of
+from grains_ref.files.processes import check_same, first, share
 from grains_ref.fitting.together import in_batch
 from grains_ref.fitting.work_folder import Finished, WorkFolder
 from grains_ref.grains import (
@@ -37,7 +38,6 @@ from grains_ref.grains import (
     eligible_tokens,
     select,
 )
-from grains_ref.processes import check_same, first, share
 from grains_ref.vectors import Header, SteeringVectors, library_versions
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from grains_ref.files import (
     some_of,
     write_whole,
 )
-from grains_ref.processes import by_first, held_by_first
+from grains_ref.files.processes import by_first, held_by_first
 from grains_ref.vectors.tensor_files import parse_tensor_file, tensor_file
 
 Work = Literal["fit", "sweep"]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from grains_ref.data import Prompt, check_list, check_prompt, check_visible, excess_tokens
+from grains_ref.files.processes import share
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSource
 from grains_ref.models.replay import padded_replay, run
-from grains_ref.processes import share
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel

@@ -22,7 +22,7 @@ pytest.importorskip("uvicorn", reason="needs pip install 'grains-ref[serve]'")
 from command import good  # noqa: E402
 
 from grains_ref.cli import serve  # noqa: E402
-from grains_ref.serving import server  # noqa: E402
+from grains_ref.export.serving import server  # noqa: E402
 from grains_ref.vectors import SteeringVectors  # noqa: E402
 
 MODEL = "tiny:simple-seed0"

@@ -2,7 +2,7 @@
 
 from planted_bugs.planting import Bug
 
-PROCESSES = "grains_ref/processes.py"
+PROCESSES = "grains_ref/files/processes.py"
 FITTING = "grains_ref/fitting/resumable.py"
 BUGS = (
     Bug("last_unit_is_lost", "processes", "a last round that is not full is left out",

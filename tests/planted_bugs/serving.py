@@ -2,13 +2,13 @@
 
 from planted_bugs.planting import Bug
 
-SCHEDULER = "grains_ref/serving/scheduler.py"
-SERVED = "grains_ref/serving/served.py"
-ASKED = "grains_ref/serving/asked.py"
-SAMPLING = "grains_ref/serving/sampling.py"
-ANSWERS = "grains_ref/serving/answers.py"
-WORDS = "grains_ref/serving/words.py"
-SERVER = "grains_ref/serving/server.py"
+SCHEDULER = "grains_ref/export/serving/scheduler.py"
+SERVED = "grains_ref/export/serving/served.py"
+ASKED = "grains_ref/export/serving/asked.py"
+SAMPLING = "grains_ref/export/serving/sampling.py"
+ANSWERS = "grains_ref/export/serving/answers.py"
+WORDS = "grains_ref/export/serving/words.py"
+SERVER = "grains_ref/export/serving/server.py"
 DECODING = "grains_ref/models/decoding.py"
 BUGS = (
     Bug("vectors_of_the_neighbour", "serving", "a row is steered by the vectors of the row before it",

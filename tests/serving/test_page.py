@@ -17,8 +17,8 @@ pytest.importorskip("uvicorn", reason="needs pip install 'grains-ref[serve]'")
 
 from clients import LAM, one, some_vectors  # noqa: E402
 
-from grains_ref.serving.asked import NEUTRAL, WITHOUT_EFFECT, Limits  # noqa: E402
-from grains_ref.serving.served import Served, ServedVectors  # noqa: E402
+from grains_ref.export.serving.asked import NEUTRAL, WITHOUT_EFFECT, Limits  # noqa: E402
+from grains_ref.export.serving.served import Served, ServedVectors  # noqa: E402
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 REQUESTS = re.findall(r"^POST (/v1/\S+)\n\n```json\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

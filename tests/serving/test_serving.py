@@ -21,10 +21,10 @@ pytest.importorskip("uvicorn", reason="needs pip install 'grains-ref[serve]'")
 
 from clients import HEADERS, LAM, ask, at_once, listening, one, served_by, some_vectors  # noqa: E402
 
+from grains_ref.export.serving.sampling import Sampling, scored  # noqa: E402
+from grains_ref.export.serving.served import Served  # noqa: E402
+from grains_ref.export.serving.words import Words  # noqa: E402
 from grains_ref.models import decoding  # noqa: E402
-from grains_ref.serving.sampling import Sampling, scored  # noqa: E402
-from grains_ref.serving.served import Served  # noqa: E402
-from grains_ref.serving.words import Words  # noqa: E402
 
 PROMPTS = (
     "The capital of France",

@@ -25,11 +25,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grains_ref.export.serving.sampling import Sampling, Scored, check_logits, scored
+from grains_ref.export.serving.words import Words
 from grains_ref.fast import RowSteering
 from grains_ref.models import BATCH_TOKENS, HuggingFaceModel
 from grains_ref.models.decoding import Rows, fits_together
-from grains_ref.serving.sampling import Sampling, Scored, check_logits, scored
-from grains_ref.serving.words import Words
 
 Reason = Literal["stop", "length"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grains_ref.export.serving.sampling import Scored
+from grains_ref.export.serving.served import Ended, Event, NewToken, PromptScores, Running
 from grains_ref.models import HuggingFaceModel
-from grains_ref.serving.sampling import Scored
-from grains_ref.serving.served import Ended, Event, NewToken, PromptScores, Running
 
 Json = dict[str, Any]
 

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
+from grains_ref.export.serving.answers import Answers, models_record
+from grains_ref.export.serving.asked import Asked, Limits, RequestError, read_chat, read_completion
+from grains_ref.export.serving.served import Running, Served
 from grains_ref.files import parse_json, printable
-from grains_ref.serving.answers import Answers, models_record
-from grains_ref.serving.asked import Asked, Limits, RequestError, read_chat, read_completion
-from grains_ref.serving.served import Running, Served
 
 try:
     from starlette.applications import Starlette

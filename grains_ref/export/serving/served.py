@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from grains_ref.data import check_prompt, excess_tokens
+from grains_ref.export.serving.asked import Asked, AskedPrompt, Limits, RequestError
+from grains_ref.export.serving.sampling import Sampling, Scored
+from grains_ref.export.serving.scheduler import Job, Overloaded, Reason, Scheduler, Steer
+from grains_ref.export.serving.words import Words
 from grains_ref.files import printable, some_of
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.scoring import check_ids
-from grains_ref.serving.asked import Asked, AskedPrompt, Limits, RequestError
-from grains_ref.serving.sampling import Sampling, Scored
-from grains_ref.serving.scheduler import Job, Overloaded, Reason, Scheduler, Steer
-from grains_ref.serving.words import Words
 
 
 @dataclass(frozen=True)
