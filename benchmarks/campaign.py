@@ -63,6 +63,11 @@ ROWS = (
     Row("Parquet pair files", "robustness.pairs:campaign_parquet", 20_000, 2_500, "whole, and with spoilt bytes"),
     Row("vectors files", "robustness.vector_files:campaign", 60_000, 5_000,
         "flipped bits, cut, spliced, other headers, edited with right digests; loaded, summed, shown, saved again"),
+    Row("files of other tools", "robustness.imported_files:campaign", 60_000, 5_000,
+        "GGUF, {block: tensor}, .svec and five more, ours and strangers': flipped bits, cut, spliced, other numbers, "
+        "headers and tensors; read, imported, saved"),
+    Row("exports and cards", "robustness.exported_files:campaign", 20_000, 2_500,
+        "strange vectors, headers and strengths through every writer and back; shared folders, cards; then damaged"),
     Row("pictures", "robustness.pictures:campaign", 30_000, 5_000,
         "seven formats, modes, palettes, EXIF turns; whole, animated, bombs, cut and spoilt bytes"),
     Row("dataset files", "robustness.readers:campaign", 1_000, 125,

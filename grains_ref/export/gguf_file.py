@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from grains_ref.export.readers import by_block
+from grains_ref.export.readers import by_block, first_line
 from grains_ref.export.target import NOTE, Directions, ExportError, note_of, with_note
 
 ARCHITECTURE = "controlvector"
@@ -64,7 +64,8 @@ def read_gguf(content: bytes, name: str) -> Directions:
         except ExportError as error:
             raise ExportError(f"{name}: {error}") from error
         except Exception as error:  # the package's reader trusts its file, and fails in many ways
-            raise ExportError(f"{name} is truncated, corrupt or no GGUF file ({error}); copy it again") from error
+            reason = first_line(error)
+            raise ExportError(f"{name} is truncated, corrupt or no GGUF file ({reason}); copy it again") from error
     return with_note(by_block(items, name=name), note, name=name)
 
 

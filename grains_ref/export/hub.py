@@ -8,19 +8,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 
-from grains_ref.files import printable, write_whole
+from grains_ref.files import FileError, printable, read_whole, write_whole
 from grains_ref.report.markdown import markdown_table
 from grains_ref.vectors import Header, SteeringVectors, VectorFileError
+from grains_ref.vectors.header import is_finite_number
 
 FILE = "vectors.safetensors"
 CARD = "README.md"
 CONFIG = {"format": "grains_ref steering vectors", "file": FILE}
+CONFIG_FILE = "config.json"
+CONFIG_TEXT = json.dumps(CONFIG, sort_keys=True, indent=2)  # as the mixin writes it
 FEW_EXAMPLES = 20
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,20 +48,37 @@ class SharedVectors(
     def __init__(self, vectors: SteeringVectors, *, behaviour: str = "") -> None:
         self.vectors, self.behaviour = vectors, behaviour
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Vectors and card, each written whole.
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Vectors, card and config.json into a folder; see `ModelHubMixin.save_pretrained`.
 
         Raises:
-            VectorFileError: the folder holds a card that somebody has edited, or of other vectors.
+            VectorFileError: the folder holds a card that somebody has edited, or of other vectors, or a config.json
+                of something else, such as a model: the mixin would delete it.
         """
-        card = str(self.generate_model_card())
-        path = save_directory / CARD
-        if path.exists() and path.read_text(encoding="utf-8") != card:
-            raise VectorFileError(
-                f"{path} is another model card than the one to be written. Name another folder, or move it away"
-            )
+        folder = Path(save_directory)
+        _refuse_another(folder / CONFIG_FILE, CONFIG_TEXT, "config.json than that of vectors (of a model?).")
+        _refuse_another(folder / CARD, str(self.generate_model_card()), "model card than the one to be written.")
+        written: str | None = super().save_pretrained(save_directory, **options)
+        return written
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Vectors and card, each written whole."""
         self.vectors.save(save_directory / FILE)
-        write_whole(path, card)
+        write_whole(save_directory / CARD, str(self.generate_model_card()))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> SharedVectors:
+        """Vectors out of a folder or a repository.
+
+        The mixin would read config.json first, which holds nothing that the vectors' own header does not say.
+
+        Raises:
+            VectorFileError: the file is missing, damaged or of another kind.
+            huggingface_hub.errors.HfHubHTTPError, OSError: the hub cannot be reached, or has no such repository.
+        """
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        given: dict[str, Any] = dict.fromkeys(known) | {"force_download": False, "local_files_only": False} | options
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **given)
 
     @classmethod
     def _from_pretrained(
@@ -99,6 +121,20 @@ class SharedVectors(
             info["base_model"] = model_name
         data = ModelCardData(**info)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(self.vectors, self.behaviour)}")
+
+
+def _refuse_another(path: Path, content: str, what: str) -> None:
+    """Refuse a file that is there already and is not what would be written.
+
+    Raises:
+        VectorFileError: there is one, or something that is no regular file.
+    """
+    try:
+        is_ours = not os.path.lexists(path) or read_whole(path) == content.encode()
+    except FileError:
+        is_ours = False
+    if not is_ours:
+        raise VectorFileError(f"{path} is another {what} Name another folder, or move it away")
 
 
 def card_text(vectors: SteeringVectors, behaviour: str = "") -> str:
@@ -159,18 +195,18 @@ def _strength(choice: dict[str, Any]) -> str:
     lines = [f"Strength {choice['lam']:g}.\n"]
     if "dev_accuracy" in choice:
         lines.append(
-            f"Accuracy on {choice.get('dev_pairs', '?')} dev pairs: {_percent(choice['dev_accuracy'])} steered, "
+            f"Accuracy on {_figure(choice.get('dev_pairs'))} dev pairs: {_percent(choice['dev_accuracy'])} steered, "
             f"{_percent(choice.get('dev_accuracy_unsteered'))} unsteered.\n"
         )
     if "task_accuracy" in choice:
         lines.append(
-            f"Cost: {_percent(choice['task_accuracy'])} of {choice.get('tasks', '?')} other tasks right, "
-            f"{_percent(choice.get('task_accuracy_unsteered'))} unsteered; {choice.get('max_loss', '?')} points were "
-            "allowed.\n"
+            f"Cost: {_percent(choice['task_accuracy'])} of {_figure(choice.get('tasks'))} other tasks right, "
+            f"{_percent(choice.get('task_accuracy_unsteered'))} unsteered; {_figure(choice.get('max_loss'))} points "
+            "were allowed.\n"
         )
     curve = choice.get("dev_curve")
     if isinstance(curve, list) and all(isinstance(point, list) and len(point) == 2 for point in curve):
-        lines.append(markdown_table(("strength", "dev accuracy"), [(f"{x}", _percent(y)) for x, y in curve]))
+        lines.append(markdown_table(("strength", "dev accuracy"), [(_figure(x), _percent(y)) for x, y in curve]))
     return "\n".join(lines)
 
 
@@ -184,8 +220,12 @@ def _provenance(vectors: SteeringVectors) -> list[tuple[str, str]]:
 
 def _signal(vectors: SteeringVectors) -> str:
     """What aggregation found, layer by layer, as far as the header tells."""
-    columns = {name: values for name, values in vectors.header.diagnostics.items() if isinstance(values, list)}
     lengths = [row[0] for row in vectors.norms()]
+    columns = {
+        name: values
+        for name, values in vectors.header.diagnostics.items()
+        if isinstance(values, list) and len(values) == len(lengths) and all(map(is_finite_number, values))
+    }
     rows = []
     for layer, length in enumerate(lengths):
         rows.append((str(layer), f"{length:.3g}", *(f"{values[layer]:.3g}" for values in columns.values())))
@@ -212,7 +252,12 @@ def _warnings(vectors: SteeringVectors) -> list[str]:
 
 
 def _percent(share: Any) -> str:
-    return f"{100 * share:.1f} %" if isinstance(share, (int, float)) else "?"
+    return f"{100 * float(share):.1f} %" if is_finite_number(share) else "?"
+
+
+def _figure(value: Any) -> str:
+    """A number as it stands; what a header may hold in its place, any JSON, is none."""
+    return f"{value}" if is_finite_number(value) else "?"
 
 
 def _short(model_name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from grains_ref.export import rules
-from grains_ref.export.readers import by_block, load_torch
+from grains_ref.export.readers import by_block, key_text, load_torch
 from grains_ref.export.target import NO_NORM, NOTE, Asked, Directions, ExportError, Target, Use, note_of, with_note
 from grains_ref.vectors.header import is_finite_number
 
@@ -30,7 +30,7 @@ def write(directions: Directions, asked: Asked) -> bytes:
     for block in directions.blocks:
         entries[asked.module(BLOCK, block)] = {
             "steering_vector": directions.by_block[block].clone(),
-            "steering_coefficient": float(directions.lam or 0.0),
+            "steering_coefficient": float(directions.strength),
             "action": "add",
             "bias": None,
             "head_index": None,
@@ -53,14 +53,15 @@ def read(content: bytes, name: str) -> Directions:
     items: list[tuple[str, object]] = []
     lams: set[float] = set()
     note = None
-    for module, entry in entries.items():
+    for key, entry in entries.items():
+        module = key_text(key, name=name)
         if entry.get("action") != "add" or entry.get("bias") is not None or entry.get("head_index") is not None:
             raise ExportError(f"{name}: {module!r} does something else than to add a vector to a block's output")
         lam = entry.get("steering_coefficient", 1.0)
         if not is_finite_number(lam):
             raise ExportError(f"{name}: the strength at {module!r} is {lam!r}; expected a finite number")
         lams.add(float(lam))
-        items.append((str(module).rpartition(".")[2], entry.get("steering_vector")))
+        items.append((module.rpartition(".")[2], entry.get("steering_vector")))
         note = entry.get(NOTE, note)
     if len(lams) != 1:
         raise ExportError(f"{name}: {len(lams)} strengths; expected one, the same for all blocks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from grains_ref.export.target import ExportError
 from grains_ref.vectors.header import is_finite_number
 
 DIGITS = 4  # of the number of a block
+MOST_NUMBERS = 1 << 20  # in one vector: far more than any model is wide; a pickle can claim any size for nothing
 
 
 def by_block(items: Iterable[tuple[str, object]], *, name: str) -> dict[int, Tensor]:
@@ -37,24 +39,57 @@ def by_block(items: Iterable[tuple[str, object]], *, name: str) -> dict[int, Ten
     return found
 
 
+def key_text(key: object, *, name: str) -> str:
+    """The key of a dictionary in a pickle, as a text.
+
+    name: what errors call the file.
+
+    Raises:
+        ExportError: it is neither a text nor a number that a block could have.
+    """
+    if isinstance(key, str):
+        return key
+    if type(key) is int and abs(key) < 10**DIGITS:  # longer ones may be too long to be written out at all
+        return str(key)
+    raise ExportError(f"{name}: a key is no text and no number of a block, but {type(key).__name__}")
+
+
 def _vector(values: object, *, where: str) -> Tensor:
-    if isinstance(values, Tensor) and values.is_floating_point():
-        vector = values.detach().cpu().float()
-    elif isinstance(values, list) and all(is_finite_number(value) for value in values):
-        vector = torch.tensor(values, dtype=torch.float64).float()
-    else:
-        raise ExportError(f"{where} has no list of finite numbers")
-    return vector.contiguous()
+    n = values.numel() if isinstance(values, Tensor) else len(values) if isinstance(values, list) else 0
+    if n > MOST_NUMBERS:
+        raise ExportError(f"{where} has {n} numbers; at most {MOST_NUMBERS} are read. Is it a file of weights?")
+    if isinstance(values, Tensor) and _holds_plain_numbers(values):
+        return values.detach().float().contiguous()
+    if isinstance(values, list) and all(is_finite_number(value) for value in values):
+        return torch.tensor(values, dtype=torch.float64).float()
+    raise ExportError(f"{where} has no list of finite numbers")
+
+
+def _holds_plain_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of decimal numbers: not sparse, nested or without values."""
+    is_array = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
+    return is_array and tensor.is_floating_point()
 
 
 def load_torch(content: bytes, *, name: str) -> Any:
     """What torch.save wrote: tensors and plain values, never code.
 
     Raises:
-        ExportError: it is damaged, or would run code.
+        ExportError: it is damaged, unpacks to more than it is long, which torch never writes, or would run code.
     """
+    problem = f"{name} is damaged, no file of torch.save, or holds more than tensors"
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > len(content):
+            raise ExportError(f"{problem}: {len(content)} bytes unpack to {unpacked}")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except ExportError:
+        raise
     except Exception as error:  # whatever a damaged pickle or zip file leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{name} is damaged, no file of torch.save, or holds more than tensors ({reason})") from None
+        raise ExportError(f"{problem} ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, at most so much as a message should hold: it may quote a file at any length."""
+    return (str(error)[:200].splitlines() or [type(error).__name__])[0]

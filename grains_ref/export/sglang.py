@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from grains_ref.export import rules
+from grains_ref.export.readers import first_line
 from grains_ref.export.target import Asked, Directions, ExportError, Target, Use
 from grains_ref.files import FileError, digest_of, parse_json, read_whole
 from grains_ref.vectors import SteeringVectors, VectorError
@@ -94,7 +95,7 @@ def write(directions: Directions, asked: Asked) -> bytes:
                 "name": f"grains block {block}",
                 "target_modules": [asked.module(BLOCK, block)],
                 "hook_factory": FACTORY,
-                "config": {"vectors": str(path), "vectors_sha256": digest, "layer": block, "lam": directions.lam},
+                "config": {"vectors": str(path), "vectors_sha256": digest, "layer": block, "lam": directions.strength},
             }
         )
     return (json.dumps(hooks, indent=1) + "\n").encode()
@@ -112,7 +113,8 @@ def read(content: bytes, name: str) -> Directions:
         configs = [hook["config"] for hook in hooks]
         settings = [(str(c["vectors"]), str(c["vectors_sha256"]), c["layer"], c["lam"]) for c in configs]
     except (ValueError, TypeError, KeyError) as error:
-        raise ExportError(f"{name} is no list of hooks of `grains-ref export --to sglang` ({error})") from None
+        reason = first_line(error)
+        raise ExportError(f"{name} is no list of hooks of `grains-ref export --to sglang` ({reason})") from None
     by_block: dict[int, Tensor] = {}
     lams = {lam if is_finite_number(lam) else None for *_, lam in settings}
     if factories != {FACTORY} or len(lams) != 1 or None in lams:

@@ -17,9 +17,11 @@ import safetensors.torch
 from torch import Tensor
 
 from grains_ref.export import rules
-from grains_ref.export.readers import by_block, load_torch
+from grains_ref.export.readers import by_block, first_line, key_text, load_torch
 from grains_ref.export.target import NO_NORM, NOTE, Asked, Directions, ExportError, Target, Use, note_of, with_note
 from grains_ref.files import parse_json
+
+PREFIX = re.compile(r"^(layers?|direction)\.")  # of a tensor's name, before the number of its block
 
 
 def restoring(h: Tensor, step: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def read(content: bytes, name: str) -> Directions:
             raise ExportError(f"{name} holds no dictionary {{block: tensor}}")
     else:
         tensors, note = _safetensors(content, name)
-    items = [(re.sub(r"^(layers?|direction)\.", "", str(key)), tensor) for key, tensor in tensors.items()]
+    items = [(PREFIX.sub("", key_text(key, name=name)), tensor) for key, tensor in tensors.items()]
     return with_note(by_block(items, name=name), note, name=name)
 
 
@@ -59,9 +61,10 @@ def _safetensors(content: bytes, name: str) -> tuple[dict[str, Tensor], object]:
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ExportError(
-            f"{name} is truncated, corrupt, or neither a safetensors file nor one of torch.save ({error})"
+            f"{name} is truncated, corrupt, or neither a safetensors file nor one of torch.save ({first_line(error)})"
         ) from None
-    return tensors, header.get("__metadata__", {}).get(NOTE)
+    texts = header.get("__metadata__")
+    return tensors, texts.get(NOTE) if isinstance(texts, dict) else None
 
 
 def usage(path: Path, directions: Directions) -> str:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from grains_ref.export import rules
-from grains_ref.export.readers import by_block
+from grains_ref.export.readers import by_block, first_line
 from grains_ref.export.target import NO_NORM, NOTE, Asked, Directions, ExportError, Target, Use, note_of, with_note
 from grains_ref.files import parse_json
 
@@ -36,7 +36,7 @@ def read(content: bytes, name: str) -> Directions:
         rows = stored["directions"].items()
         note = stored.get("meta", {}).get(NOTE)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ExportError(f"{name} is no .svec file ({error})") from None
+        raise ExportError(f"{name} is no .svec file ({first_line(error)})") from None
     items: list[tuple[str, object]] = []
     for block, row in rows:
         is_nested = isinstance(row, list) and len(row) == 1 and isinstance(row[0], list)  # Steerability writes (1, d)

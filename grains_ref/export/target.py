@@ -69,6 +69,17 @@ class Directions:
         return len(next(iter(self.by_block.values())))
 
     @property
+    def strength(self) -> float:
+        """lam, for a file that steers by itself.
+
+        Raises:
+            ExportError: there is none.
+        """
+        if self.lam is None:
+            raise ExportError("the file says how strongly to steer, and no strength is known; give lam")
+        return self.lam
+
+    @property
     def blocks(self) -> list[int]:
         """The numbers of the blocks, in order."""
         return sorted(self.by_block)
@@ -129,8 +140,15 @@ class Asked:
     blocks: str = ""
 
     def module(self, default: str, block: int) -> str:
-        """The name of a block's module."""
-        return (self.blocks or default).replace("{i}", str(block))
+        """The name of a block's module.
+
+        Raises:
+            ExportError: every block would have the same.
+        """
+        template = self.blocks or default
+        if "{i}" not in template:
+            raise ExportError(f"{template!r} names every block alike; write {{i}} where the number goes")
+        return template.replace("{i}", str(block))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.export import rules
+from grains_ref.export.readers import first_line
 from grains_ref.export.target import NO_NORM, NOTE, Asked, Directions, ExportError, Target, Use, note_of, with_note
 from grains_ref.files import parse_json
 from grains_ref.vectors.header import is_finite_number
@@ -30,7 +31,7 @@ def write(directions: Directions, asked: Asked) -> bytes:
     vector = {
         "activations": {"data": data, "dtype": "float32", "original_dtype": "torch.float32", "shape": list(rows.shape)},
         "layer_indices": directions.blocks,
-        "scale": directions.lam,
+        "scale": directions.strength,
         "norm_match": False,
         "position_indices": None,
         NOTE: note_of(directions),
@@ -57,7 +58,8 @@ def read(content: bytes, name: str) -> Directions:
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ExportError(f"{name} is no JSON list with one steering vector of vllm-lens ({error})") from None
+        reason = first_line(error)
+        raise ExportError(f"{name} is no JSON list with one steering vector of vllm-lens ({reason})") from None
     return with_note(dict(zip(blocks, rows, strict=True)), note, name=name, lam=float(scale))
 
 

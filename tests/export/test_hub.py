@@ -102,6 +102,37 @@ def test_a_card_is_never_left_beside_other_vectors_nor_an_edited_one_lost(
     assert torch.equal(SharedVectors.from_pretrained(tmp_path).vectors.v, vectors.v)
 
 
+def test_a_models_configuration_is_not_lost(vectors: SteeringVectors, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(VectorFileError, match=r"another config.json than that of vectors"):
+        SharedVectors(vectors).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "llama"}'
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_what_else_is_in_a_shared_folder_is_not_read(vectors: SteeringVectors, tmp_path: Path, name: str) -> None:
+    SharedVectors(vectors).save_pretrained(tmp_path)
+    for content in (b"[" * 99_999, b"\xff", b""):
+        (tmp_path / name).write_bytes(content)
+        assert torch.equal(SharedVectors.from_pretrained(tmp_path).vectors.v, vectors.v)
+        with pytest.raises(VectorFileError, match="is another"):
+            SharedVectors(vectors).save_pretrained(tmp_path)
+
+
+def test_a_card_takes_figures_where_figures_are_expected(vectors: SteeringVectors) -> None:
+    choice = HEADER.choice | {
+        "max_loss": "\x1b[2J",
+        "dev_accuracy": 10**400,
+        "tasks": ["|"],
+        "dev_curve": [[None, "x"]],
+    }
+    text = card_text(replace(vectors, header=replace(HEADER, choice=choice)))
+    for words in ("40 dev pairs: ? steered", "of ? other tasks", "? points were allowed", "| ? | ? |"):
+        assert words in text, words
+    assert "\x1b" not in text
+
+
 def test_a_damaged_or_missing_file_is_refused(vectors: SteeringVectors, tmp_path: Path) -> None:
     SharedVectors(vectors).save_pretrained(tmp_path)
     path = tmp_path / "vectors.safetensors"

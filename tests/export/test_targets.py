@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import random
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,18 @@ def torch_file(content: Any) -> bytes:
     return buffer.getvalue()
 
 
+def packed(content: Any) -> bytes:
+    """A file of torch.save whose members are compressed, which torch never does."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_file(content))) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
 class Code:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("was_run"),))
@@ -218,6 +231,12 @@ STRANGERS: list[tuple[str, bytes, str]] = [
     ("steering-vectors", torch_file({0: V * float("inf")}), "block 0: the vector is not finite"),
     ("steering-vectors", torch_file({-1: V}), "'-1' is no number of a block"),
     ("steering-vectors", torch_file({}), "there is no vector"),
+    ("steering-vectors", torch_file({0: torch.ones(1).expand(1 << 33)}), "8589934592 numbers; at most 1048576 "),
+    ("steering-vectors", torch_file({0: V.to_sparse()}), "block 0 has no list of finite numbers"),
+    ("steering-vectors", torch_file({0: torch.empty(4, device="meta")}), "block 0 has no list of finite numbers"),
+    ("lm-eval", torch_file({(0,): ENTRY}), "a key is no text and no number of a block, but tuple"),
+    ("lm-eval", packed({"layers.0": ENTRY, "zeros": "0" * (1 << 20)}), "bytes unpack to"),
+    ("svec", b'{"directions": {"0": [1.0]}, "meta": {"grains_ref": 3}}', "its note of grains_ref is int"),
     ("steering-vectors", safetensors.torch.save({"layers.1": V, "direction.1": 2 * V}), "block 1 is there twice"),
     ("steering-vectors", safetensors.torch.save({"model.embed.weight": V}), "a file of weights"),
     ("lm-eval", torch_file({"layers.0": ENTRY | {"action": "clamp"}}), "something else than to add"),
@@ -243,6 +262,28 @@ def test_a_file_that_is_something_else_is_refused(
     with pytest.raises(ExportError, match=words):
         find_target(target).read(content, "file")
     assert not Path("was_run").exists()
+
+
+@pytest.mark.parametrize("name", ["lm-eval", "vllm-lens", "sglang"])
+def test_a_file_that_steers_by_itself_needs_a_strength(name: str, vectors: SteeringVectors, asked: Asked) -> None:
+    given = Directions(by_block={1: vectors.v[1].clone()}, lam=None, header=HEADER)
+    with pytest.raises(ExportError, match="no strength is known; give lam"):
+        find_target(name).write(given, asked)
+
+
+@pytest.mark.parametrize("name", ["lm-eval", "sglang"])
+def test_blocks_that_would_all_have_one_name_are_refused(name: str, vectors: SteeringVectors, asked: Asked) -> None:
+    with pytest.raises(ExportError, match="'h' names every block alike"):
+        find_target(name).write(directions_of(vectors, lam=1.0, layers=[0, 1]), replace(asked, blocks="h"))
+
+
+def test_a_safetensors_file_may_have_no_metadata_at_all() -> None:
+    content = safetensors.torch.save({"0": V})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    text = json.dumps({"__metadata__": None} | header).encode()
+    content = len(text).to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :]
+    with contextlib.suppress(ExportError):
+        assert find_target("steering-vectors").read(content, "file").header is None
 
 
 def test_a_gguf_file_that_claims_endless_lists_is_refused_at_once(vectors: SteeringVectors, asked: Asked) -> None:

@@ -5,6 +5,7 @@ of the package; `reference` has those of the modules that stand alone.
 """
 
 from planted_bugs import (
+    boundary,
     conformance,
     datasets,
     demo,
@@ -25,6 +26,7 @@ ROOMS = (
     models,
     methods,
     datasets,
+    boundary,
     evaluation,
     processes,
     demo,
