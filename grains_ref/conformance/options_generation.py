@@ -64,12 +64,12 @@ def generation_end(
     dtype: str,
 ) -> Values:
     """Rows that end by themselves."""
-    found = steered(toy_in(dtype), ids, attention_mask, tensor(v, dtype), lam, layers, forced)
-    for said in found["tokens"]:
-        ends = np.flatnonzero(np.isin(said, list(end)))
+    answer = steered(toy_in(dtype), ids, attention_mask, tensor(v, dtype), lam, layers, forced)
+    for row in answer["tokens"]:
+        ends = np.flatnonzero(np.isin(row, list(end)))
         if len(ends):
-            said[ends[0] + 1 :] = 0
-    return found
+            row[ends[0] + 1 :] = 0
+    return answer
 
 
 @refusing
@@ -77,8 +77,8 @@ def generation_beams(
     *, ids: Any, attention_mask: Any, v: Any, lam: float, layers: Sequence[int], beams: int, n: int, dtype: str
 ) -> Values:
     """Beam search, every row and beam by itself."""
-    found = [search[-1][0] for search in _searches(ids, attention_mask, v, lam, layers, beams, n, dtype)]
-    return {"tokens": np.array([said for _, said in found]), "log_p": np.array([log_p for log_p, _ in found])}
+    best = [search[-1][0] for search in _searches(ids, attention_mask, v, lam, layers, beams, n, dtype)]
+    return {"tokens": np.array([tokens for _, tokens in best]), "log_p": np.array([log_p for log_p, _ in best])}
 
 
 def beam_margins(
@@ -105,27 +105,29 @@ def _searches(
     ids: Any, attention_mask: Any, v: Any, lam: float, layers: Sequence[int], beams: int, n: int, dtype: str
 ) -> list[list[list[Beam]]]:
     """For every row, and every step, all continuations of the beams that were kept before it, the best one first."""
-    model, found = toy_in(dtype), []
+    model, searches = toy_in(dtype), []
     with torch.no_grad(), Steering(model.blocks, tensor(v, dtype), lam=lam, layers=layers):
         for row, mask in zip(whole(ids), whole(attention_mask), strict=True):
             encoded = model.encode(row.tolist(), mask.tolist())
-            found.append(beam_search(functools.partial(next_log_p, model, encoded), beams=beams, n=n))
-    return found
+            searches.append(beam_search(functools.partial(next_log_p, model, encoded), beams=beams, n=n))
+    return searches
 
 
-def next_log_p(model: Toy, encoded: Encoded, said: Sequence[int]) -> list[float]:
+def next_log_p(model: Toy, encoded: Encoded, so_far: Sequence[int]) -> list[float]:
     """log P of every token that may follow, (V,), in float32 or wider."""
-    logits = model.logits(encoded, encoded.embeds[None], torch.tensor([*said, 0]))[0, -1]
+    logits = model.logits(encoded, encoded.embeds[None], torch.tensor([*so_far, 0]))[0, -1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).tolist()
 
 
 def beam_search(next_log_p: Callable[[Sequence[int]], list[float]], *, beams: int, n: int) -> list[list[Beam]]:
     """All continuations at each of n steps, sorted; the first `beams` of them go on."""
     steps: list[list[Beam]] = []
-    kept: list[Beam] = [(0.0, [])]
+    leading: list[Beam] = [(0.0, [])]
     for _ in range(n):
-        longer = [(log_p + more, [*said, token]) for log_p, said in kept for token, more in enumerate(next_log_p(said))]
+        longer: list[Beam] = []
+        for log_p, so_far in leading:
+            longer += [(log_p + more, [*so_far, token]) for token, more in enumerate(next_log_p(so_far))]
         longer.sort(key=lambda beam: -beam[0])  # stable: of equal ones the better parent, then the lower id
         steps.append(longer)
-        kept = longer[:beams]
+        leading = longer[:beams]
     return steps

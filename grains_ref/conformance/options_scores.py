@@ -106,8 +106,8 @@ def attribution_smoothgrad(
     """App. B, SmoothGrad with its noise given."""
     model, encoded = prompt_on_toy(x, attention_mask, dtype)
     f, samples = _preference(model, encoded, y_pos, y_neg), tensor(noise, dtype)
-    found = gradient_among(f, encoded.embeds, tensor(baseline, dtype), noise=samples, n=len(samples))
-    return {"a": array(found.a)}
+    attribution = gradient_among(f, encoded.embeds, tensor(baseline, dtype), noise=samples, n=len(samples))
+    return {"a": array(attribution.a)}
 
 
 @refusing
@@ -115,8 +115,8 @@ def attribution_random(*, x: Any, attention_mask: Any, scores: Any, dtype: str) 
     """Sect. 5.3, the control with its scores given."""
     embeds = tensor(x, dtype)
     wide = tensor(scores, dtype).to(torch.promote_types(embeds.dtype, torch.float32))
-    found = spread_scores(lambda points: points.sum((1, 2)), embeds, torch.zeros_like(embeds), wide)
-    return {"a": array(found.a)}
+    attribution = spread_scores(lambda points: points.sum((1, 2)), embeds, torch.zeros_like(embeds), wide)
+    return {"a": array(attribution.a)}
 
 
 @refusing
@@ -141,8 +141,8 @@ def attribution_likelihood(
 
     if method == "gradient":
         return {"a": array(gradient_times_input(f, encoded.embeds, start).a)}
-    found = integrated_gradients(f, encoded.embeds, start, m=m, quadrature=quadrature)  # type: ignore[arg-type]
-    return {"a": array(found.a)}
+    attribution = integrated_gradients(f, encoded.embeds, start, m=m, quadrature=quadrature)  # type: ignore[arg-type]
+    return {"a": array(attribution.a)}
 
 
 @refusing
@@ -164,14 +164,14 @@ def attribution_batch(
     for row, mask in enumerate(np.asarray(attention_mask)):
         model, encoded = prompt_on_toy(x[row], mask, dtype)
         responses = (y_pos[row][: np.sum(seen_pos[row])], y_neg[row][: np.sum(seen_neg[row])])
-        found = integrated_gradients(
+        attribution = integrated_gradients(
             _preference(model, encoded, *responses),
             encoded.embeds,
             tensor(baseline[row], dtype),
             m=m,
             quadrature=quadrature,  # type: ignore[arg-type]
         )
-        scores.append(array(found.a))
+        scores.append(array(attribution.a))
     return {"a": np.stack(scores)}
 
 
@@ -199,14 +199,14 @@ def attribution_pictures(
     model = picture_toy(dtype)
     encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
     encoded.replay.update(positions=whole(positions), token_types=whole(token_types))
-    found = integrated_gradients(
+    attribution = integrated_gradients(
         _preference(model, encoded, y_pos, y_neg),
         encoded.embeds,
         tensor(baseline, dtype),
         m=m,
         quadrature=quadrature,  # type: ignore[arg-type]
     )
-    return {"a": array(found.a)}
+    return {"a": array(attribution.a)}
 
 
 @refusing

@@ -15,7 +15,7 @@ def objective_batch(
 ) -> dict[str, Any]:
     """Row by row, what is seen of the responses."""
     same_length(x, attention_mask, y_pos, seen_pos, y_neg, seen_neg)
-    found: dict[str, list[float]] = {"log_p_pos": [], "log_p_neg": [], "f": []}
+    columns: dict[str, list[float]] = {"log_p_pos": [], "log_p_neg": [], "f": []}
     for row in range(len(x)):
         out = objective(
             x=x[row],
@@ -24,9 +24,9 @@ def objective_batch(
             y_neg=_said(y_neg[row], seen_neg[row]),
             dtype=dtype,
         )
-        for name, values in found.items():
+        for name, values in columns.items():
             values.append(out[name])
-    return {name: np.array(values) for name, values in found.items()}
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _said(y: Any, seen: Any) -> np.ndarray:
@@ -42,8 +42,8 @@ def _said(y: Any, seen: Any) -> np.ndarray:
 
 def same_length(*arrays: Any) -> None:
     """Refuse arrays of different lengths."""
-    if len({len(one) for one in arrays}) > 1:
-        raise ValueError(f"batches of different sizes: {[len(one) for one in arrays]}")
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(f"batches of different sizes: {[len(array) for array in arrays]}")
 
 
 def attribution_batch(

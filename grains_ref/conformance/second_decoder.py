@@ -108,9 +108,9 @@ def run(
         if features.window and block in (0, 2):
             near = [[s for s in others if t - s < features.window] for t, others in enumerate(view.visible)]
             seen_here = View(view.position, near)
-        kept, h = _block(block_weights(block, dtype), h, seen_here, features)
+        taped, h = _block(block_weights(block, dtype), h, seen_here, features)
         if tape is not None:
-            tape.append(kept)
+            tape.append(taped)
         if edit is not None:
             h = np.array([edit(block, state) for state in h])
     return h
@@ -144,21 +144,21 @@ def _block(w: Arrays, h: np.ndarray, view: View, features: Features = PLAIN) -> 
         x = _rms_norm(middle[t], w["norm_2"])
         gate[t], up[t] = w["gate"] @ x, w["up"] @ x
         out[t] = middle[t] + w["down"] @ (gate[t] * _sigmoid(gate[t]) * up[t])
-    kept = {"h": h, "position": np.array(position), "q": q, "k": k, "v": v, "p": p, "middle": middle}
-    return kept | {"gate": gate, "up": up}, out
+    taped = {"h": h, "position": np.array(position), "q": q, "k": k, "v": v, "p": p, "middle": middle}
+    return taped | {"gate": gate, "up": up}, out
 
 
-def block_back(w: Arrays, kept: Arrays, d_out: np.ndarray) -> np.ndarray:
+def block_back(w: Arrays, taped: Arrays, d_out: np.ndarray) -> np.ndarray:
     """The way back through `_block`: the gradient at its output, (S, d) -> the gradient at its input, (S, d)."""
-    q, k, v, p = kept["q"], kept["k"], kept["v"], kept["p"]
+    q, k, v, p = taped["q"], taped["k"], taped["v"], taped["p"]
     n = len(d_out)
     d_middle, d_heads = d_out.copy(), np.zeros((n, HEADS, HEAD_DIM), d_out.dtype)
     for t in range(n):
-        gate, up, d_inner = kept["gate"][t], kept["up"][t], w["down"].T @ d_out[t]
+        gate, up, d_inner = taped["gate"][t], taped["up"][t], w["down"].T @ d_out[t]
         sigma = _sigmoid(gate)
         d_gate = d_inner * up * (sigma + gate * sigma * (1 - sigma))
         d_up = d_inner * gate * sigma
-        d_middle[t] += rms_norm_back(kept["middle"][t], w["norm_2"], w["gate"].T @ d_gate + w["up"].T @ d_up)
+        d_middle[t] += rms_norm_back(taped["middle"][t], w["norm_2"], w["gate"].T @ d_gate + w["up"].T @ d_up)
         d_heads[t] = (w["o"].T @ d_middle[t]).reshape(HEADS, HEAD_DIM)
     d_q, d_k, d_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     for t in range(n):
@@ -171,12 +171,12 @@ def block_back(w: Arrays, kept: Arrays, d_out: np.ndarray) -> np.ndarray:
             d_v[:, g] += np.outer(p[j, t], d_heads[t, j])
     d_h = d_middle.copy()
     for t in range(n):
-        d_x, back = np.zeros(WIDTH, d_out.dtype), tuple(-kept["position"][t])  # the opposite turn undoes a turn
+        d_x, back = np.zeros(WIDTH, d_out.dtype), tuple(-taped["position"][t])  # the opposite turn undoes a turn
         for j in range(HEADS):
             d_x += _head(w["q"], j).T @ _turn(d_q[t, j], back)
         for g in range(KV_HEADS):
             d_x += _head(w["k"], g).T @ _turn(d_k[t, g], back) + _head(w["v"], g).T @ d_v[t, g]
-        d_h[t] += rms_norm_back(kept["h"][t], w["norm_1"], d_x)
+        d_h[t] += rms_norm_back(taped["h"][t], w["norm_1"], d_x)
     return d_h
 
 
@@ -248,7 +248,7 @@ def prompt_in(x: np.ndarray, mask: np.ndarray, dtype: str, name: str = "x") -> t
 
 def seen_of(mask: Sequence[int] | np.ndarray) -> list[int]:
     """An attention mask as a list: padding (0) on the left, then at least one token (1)."""
-    seen = [int(one) for one in mask]
+    seen = [int(entry) for entry in mask]
     tokens = sum(seen)
     if tokens == 0 or seen != [0] * (len(seen) - tokens) + [1] * tokens:
         raise ValueError(f"attention_mask is {seen}; expected 0s, then at least one 1")

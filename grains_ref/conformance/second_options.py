@@ -135,7 +135,7 @@ def attribution_smoothgrad(
     samples = np.asarray(noise, dtype=float_of(dtype))
     if samples.ndim != 3 or len(samples) == 0 or samples.shape[1:] != prompt.shape or not np.isfinite(samples).all():
         raise ValueError(f"noise must be (n, T, d), n >= 1, and finite; got {samples.shape}")
-    total = sum(_slope(prompt + one, seen, y_pos, y_neg, dtype) for one in samples)
+    total = sum(_slope(prompt + sample, seen, y_pos, y_neg, dtype) for sample in samples)
     return {"a": _along(prompt, start, np.asarray(total) / len(samples))}
 
 
@@ -226,18 +226,18 @@ def attribution_baselines(
     if name not in ("zero", "mean", "token"):
         raise ValueError(f"name is {name!r}; expected zero, mean or token")
     picture = [row for row, kind in zip(rows, kinds, strict=True) if kind == "image"]
-    found = []
+    baselines = []
     for kind in kinds:
         if name == "zero":
-            found.append(0 * table[0])
+            baselines.append(0 * table[0])
         elif name == "token":
-            found.append(table[token])
+            baselines.append(table[token])
         else:
             among = picture if kind == "image" else table
-            found.append(
+            baselines.append(
                 np.array([math.fsum(float(row[c]) for row in among) / len(among) for c in range(rows.shape[1])])
             )
-    return {"baseline": np.array(found, dtype=float_of(dtype))}
+    return {"baseline": np.array(baselines, dtype=float_of(dtype))}
 
 
 # ------------------------------------------------------------------------------------- selection, contrast
@@ -351,14 +351,14 @@ def generation_tuples(*, dtype: str, **given: Any) -> dict[str, Any]:
 def generation_end(*, end: Sequence[int], dtype: str, **given: Any) -> dict[str, Any]:
     """Cut off after the first end."""
     embed(list(end), dtype)  # refuses what is outside the vocabulary
-    found = generation(dtype=dtype, **given)
-    for said in found["tokens"]:
+    answer = generation(dtype=dtype, **given)
+    for row_tokens in answer["tokens"]:
         has_ended = False
-        for step, token in enumerate(said.tolist()):
+        for step, token in enumerate(row_tokens.tolist()):
             if has_ended:
-                said[step] = 0
+                row_tokens[step] = 0
             has_ended = has_ended or token in end
-    return found
+    return answer
 
 
 def generation_beams(
@@ -377,15 +377,15 @@ def generation_beams(
     for row, mask in zip(ids, attention_mask, strict=True):
         if len(row) != len(mask):
             raise ValueError(f"a prompt of {len(row)} tokens, and a mask of {len(mask)}")
-        kept: dict[tuple[int, ...], float] = {(): 0.0}
+        leading: dict[tuple[int, ...], float] = {(): 0.0}
         for _ in range(n):
             longer: dict[tuple[int, ...], float] = {}
-            for said, total in kept.items():  # the best one first
-                logits = next_logits(row, seen_of(mask), said, steered, lam, dtype)
-                longer |= {(*said, token): total + log_p_of(logits, token) for token in range(len(logits))}
-            best = sorted(longer, key=lambda said: longer[said], reverse=True)[:beams]  # equal ones stay in order
-            kept = {said: longer[said] for said in best}
-        first = next(iter(kept))
+            for so_far, total in leading.items():  # the best one first
+                logits = next_logits(row, seen_of(mask), so_far, steered, lam, dtype)
+                longer |= {(*so_far, token): total + log_p_of(logits, token) for token in range(len(logits))}
+            best = sorted(longer, key=lambda so_far: longer[so_far], reverse=True)[:beams]  # equal ones stay in order
+            leading = {so_far: longer[so_far] for so_far in best}
+        first = next(iter(leading))
         tokens.append(list(first))
-        log_p.append(kept[first])
+        log_p.append(leading[first])
     return {"tokens": np.array(tokens), "log_p": np.array(log_p)}

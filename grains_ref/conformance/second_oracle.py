@@ -116,7 +116,7 @@ def contrast(
     prompt, seen = prompt_in(x, attention_mask, dtype)
     start, _ = prompt_in(baseline, attention_mask, dtype, name="baseline")
     whole = last_states(prompt, seen, dtype)
-    found = {}
+    shifts = {}
     for name, tokens in (("delta_pos", pos), ("delta_neg", neg)):
         masked = prompt.copy()
         for j in tokens:
@@ -124,8 +124,8 @@ def contrast(
                 raise ValueError(f"token {j} does not exist: the prompt has {len(prompt)}")
             masked[j] = start[j]
         # Without tokens the difference is zero by arithmetic: the same numbers in the same order.
-        found[name] = whole - last_states(masked, seen, dtype)
-    return found
+        shifts[name] = whole - last_states(masked, seen, dtype)
+    return shifts
 
 
 def aggregation(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> dict[str, Any]:
@@ -184,10 +184,10 @@ def generation(
         mask = seen_of(mask)
         embed(known, dtype)  # refuses what is outside the vocabulary, the last token too
         logits.append([next_logits(row, mask, known[:r], steered, lam, dtype) for r in range(len(known))])
-        said: list[int] = []
+        so_far: list[int] = []
         for _ in known:
-            said.append(int(np.argmax(next_logits(row, mask, said, steered, lam, dtype))))  # the first of equals
-        tokens.append(said)
+            so_far.append(int(np.argmax(next_logits(row, mask, so_far, steered, lam, dtype))))  # the first of equals
+        tokens.append(so_far)
     return {"logits": np.array(logits), "tokens": np.array(tokens)}
 
 
@@ -224,14 +224,19 @@ def log_p_of(logits: np.ndarray, token: int) -> float:
 
 
 def next_logits(
-    prompt_ids: Ids, mask: Sequence[int], said: Sequence[int], vectors: Mapping[int, np.ndarray], lam: float, dtype: str
+    prompt_ids: Ids,
+    mask: Sequence[int],
+    so_far: Sequence[int],
+    vectors: Mapping[int, np.ndarray],
+    lam: float,
+    dtype: str,
 ) -> np.ndarray:
     """Logits (V,) of what follows, the blocks in `vectors` steered at every position."""
 
     def edit(block: int, state: np.ndarray) -> np.ndarray:
         return steer_state(state, vectors[block], lam) if block in vectors else state
 
-    states = run(embed([*prompt_ids, *said], dtype), view_of([*mask, *[1] * len(said)]), dtype, edit)
+    states = run(embed([*prompt_ids, *so_far], dtype), view_of([*mask, *[1] * len(so_far)]), dtype, edit)
     return logits_of(states[-1], dtype)
 
 
@@ -293,7 +298,7 @@ def eigenvectors(D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of the scatter matrix of D (N, d), ascending, and its eigenvectors as columns, of length 1."""
     d = D.shape[1]
     if d > 100:  # wide: the matrix of inner products has the same eigenvalues, and is small
-        inner = np.array([[one @ other for other in D] for one in D])
+        inner = np.array([[row @ other for other in D] for row in D])
         variances, shares = np.linalg.eigh(inner)
         vectors = D.T @ shares[:, -1:]  # of the last one alone; the first ones may belong to zero
         return variances[-1:], vectors / np.sqrt((vectors * vectors).sum())

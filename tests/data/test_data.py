@@ -93,6 +93,12 @@ def test_choices_and_label_are_read(tmp_path: Path) -> None:
     assert (pair.choices, pair.label) == (("No.", "Yes."), 1)
 
 
+@pytest.mark.parametrize("label", [1, "harmless", [1], None, 0.5])
+def test_a_label_without_choices_is_another_column(tmp_path: Path, label: object) -> None:
+    (pair,) = read_pairs(write(tmp_path, GOOD | {"label": label})).pairs
+    assert (pair.choices, pair.label) == ((), None)
+
+
 def test_an_image_path_counts_from_the_folder_of_the_pair_file(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"a")

@@ -20,7 +20,7 @@ BUGS = (
         "grains_ref/data/columns.py", "content.append(name)", "harmless.append(name)", "test_shapes"),
     Bug("any_label_is_an_index", "readers", "a column `label` without choices refuses its row",
         FIELDS, 'if "choices" not in columns.left:', 'if not {"choices", "label"} & columns.left.keys():',
-        "test_shapes"),
+        "test_data"),
     Bug("repeated_ids_are_one", "readers", "rows with one id cannot be told apart",
         READING, "if times == 1:", "if times >= 1:", "test_data"),
     Bug("repeated_prompts_unsaid", "text", "nobody is told that answers repeat their prompts",

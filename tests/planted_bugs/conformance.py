@@ -155,7 +155,7 @@ BUGS = (
     Bug("pictures_answered_too_early", "conformance", "a response begins at the picture prompt's last position",
         TOY, 'replay["positions"].max() + 1 + torch', 'replay["positions"].max() + torch', "test_second_oracle"),
     Bug("beams_of_one", "conformance", "the reference's beam search keeps one beam",
-        "grains_ref/conformance/options_generation.py", "kept = longer[:beams]", "kept = longer[:1]",
+        "grains_ref/conformance/options_generation.py", "leading = longer[:beams]", "leading = longer[:1]",
         "test_second_oracle"),
     Bug("weights_may_be_negative", "conformance", "negative weights of examples are accepted",
         SIGNATURES, "(np.asarray(value) >= 0).all() and ", "", "test_planted_bugs_of_the_kit"),
