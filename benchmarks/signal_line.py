@@ -38,7 +38,8 @@ from grains_ref.demo.lab import Lab
 from grains_ref.demo.planted import build, planted_lab, write_data
 from grains_ref.evaluation.measures import row_margins
 from grains_ref.files import write_whole
-from grains_ref.fitting.signal import Signal, agreement_of_halves, signal_of
+from grains_ref.fitting.halves import agreement_of_halves
+from grains_ref.fitting.signal import Signal, signal_of
 from grains_ref.grains import Hooks, HyperParameters, Steering, vectors
 from grains_ref.methods import caa
 from grains_ref.methods.edit_gradient import Derivative, EditPositions, EditSite, derivative, scaled
@@ -98,15 +99,22 @@ def _changed(lab: Lab, **changes: Any) -> HyperParameters:
 
 
 def _edit_gradient(lab: Lab, site: EditSite, positions: EditPositions) -> Cell:
-    found = [derivative(lab.model, lab.example(i), site=site, positions=positions) for i in range(len(lab.steer))]
-    fitted = scaled(found, site=site, positions=positions)
+    examples = map(lab.example, range(len(lab.steer)))
+    derivatives = [derivative(lab.model, example, site=site, positions=positions) for example in examples]
+    fitted = scaled(derivatives, site=site, positions=positions)
 
     def halved(pairs: Sequence[int]) -> Tensor:
-        return scaled([found[i] for i in pairs], site=site, positions=positions).v
+        return scaled([derivatives[i] for i in pairs], site=site, positions=positions).v
 
-    halves, of_layers = agreement_of_halves(len(found), halved)
+    halves, of_layers = agreement_of_halves(len(derivatives), halved)
     signal = signal_of(
-        fitted.v_pos, fitted.v_neg, found, halves=halves, halves_of_layers=of_layers, template=None, is_gradient=True
+        fitted.v_pos,
+        fitted.v_neg,
+        derivatives,
+        halves=halves,
+        halves_of_layers=of_layers,
+        template=None,
+        is_gradient=True,
     )
     name = f"edit gradient, {site}, {positions}"
     return Cell(name, signal, lambda lam: fitted.steering(lab.model, lam=lam))
@@ -165,9 +173,9 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "median within a model": float(np.median(within)),
             "lowest within a model": min(within),
         }
-    said = [r for r in records if r["signal"]["figures"]["verdict"] in ("toward", "away")]
-    right = [(r["steered"][0]["measured"] > 0) == (r["signal"]["figures"]["verdict"] == "toward") for r in said]
-    outcome["a direction is said"] = len(said)
+    directed = [r for r in records if r["signal"]["figures"]["verdict"] in ("toward", "away")]
+    right = [(r["steered"][0]["measured"] > 0) == (r["signal"]["figures"]["verdict"] == "toward") for r in directed]
+    outcome["a direction is said"] = len(directed)
     outcome["and it is right"] = sum(right) / len(right)
     outcome["warnings"] = _shares(records, lambda r: r["signal"]["figures"]["verdict"] != "toward")
     halved = [r for r in records if "halves" in r["signal"]["figures"]]
@@ -203,8 +211,8 @@ def by_vector(records: Sequence[dict[str, Any]]) -> str:
     lines = ["| vector | toward | none | away | moves f | halves agree |", "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(record["vector"] for record in records):
         mine = [record for record in records if record["vector"] == name]
-        said = [record["signal"]["figures"]["verdict"] for record in mine]
-        counts = [said.count(verdict) for verdict in ("toward", "none", "away")]
+        verdicts = [record["signal"]["figures"]["verdict"] for record in mine]
+        counts = [verdicts.count(verdict) for verdict in ("toward", "none", "away")]
         moves = f"{sum(_moves(record) for record in mine)} of {len(mine)}"
         halves = [r["signal"]["figures"]["halves"][0] for r in mine if "halves" in r["signal"]["figures"]]
         agree = f"{sum(halves) / len(halves):.2f}" if halves else "-"

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from grains_ref.evaluation import Candidate
     from grains_ref.evaluation.choice import LimitedChoice
     from grains_ref.evaluation.given import GivenCandidate
-    from grains_ref.fitting import WorkFolder
-    from grains_ref.grains import Hooks
+    from grains_ref.fitting import FitRecord, WorkFolder
+    from grains_ref.grains import Example, Hooks, HyperParameters
     from grains_ref.models import HuggingFaceModel
     from grains_ref.vectors import SteeringVectors
 
@@ -79,6 +79,9 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option("--out", help="Write the chosen vectors and strength here.", show_default=False)
     ] = None,
+    no_signal: Annotated[
+        bool, typer.Option("--no-signal", help="With --pairs: do not measure whether the chosen vectors mean anything.")
+    ] = False,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -105,7 +108,7 @@ def sweep(
     from grains_ref.data import content_digest
     from grains_ref.evaluation import Grid
     from grains_ref.evaluation import sweep as sweep_grid
-    from grains_ref.fitting import checked_examples, steering_vectors
+    from grains_ref.fitting import FitRecord, checked_examples, steering_vectors
 
     if (pairs is None) == (vectors is None):
         raise ValueError("give --pairs to make vectors from, or --vectors that are there already; one of them")
@@ -174,9 +177,30 @@ def sweep(
         def made() -> SteeringVectors:
             best = choice.best
             digest = content_digest(fitted_pairs)
-            return steering_vectors(wrapped, best.fit, best.hp, digest, examples, engine=chosen_engine)
+            vectors = steering_vectors(wrapped, best.fit, best.hp, digest, examples, engine=chosen_engine)
+            if no_signal or not work_folder:
+                return vectors
+            return _with_signal(wrapped, examples, FitRecord(vectors, best.fit, best.shifts, 0), best.hp, work_folder)
 
         ending.finish(choice, made, layer_names, work_folder)
+
+
+def _with_signal(
+    model: HuggingFaceModel, examples: Sequence[Example], record: FitRecord, hp: HyperParameters, work: WorkFolder
+) -> SteeringVectors:
+    """The chosen vectors, whose header says whether they mean anything, as `fit` writes it."""
+    from grains_ref.fitting.signal import grains_signal, with_signal
+
+    def nothing(done: int) -> None:
+        """Nobody looks at the progress of this."""
+
+    with console.err.status("measuring the signal"):
+        try:
+            signal = grains_signal(model, examples, record, hp, work=work, on_pair=nothing)
+        except ArithmeticError as error:  # the vectors are chosen, and are not lost over it
+            console.err.print(f"the signal's slope was not measured: {error}", style="yellow")
+            signal = grains_signal(model, examples, record, hp, work=work, on_pair=nothing, with_gradient=False)
+    return with_signal(record.vectors, signal)
 
 
 def _sweep_given(
@@ -260,10 +284,12 @@ class _Ending:
         """Write what was chosen and tell it.  made: the chosen vectors."""
         output, best = self.output, choice.best
         written: Path | None = None
+        signal: dict[str, Any] = {}
         left: Sequence[Path] = ()
         try:
             if output and best.lam != 0:
                 vectors = made()
+                signal = vectors.header.signal
                 chosen = replace(vectors, header=replace(vectors.header, choice=choice.record()))
                 first(lambda: chosen.save(output))
                 written = output
@@ -274,10 +300,12 @@ class _Ending:
                 console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
             if self.as_json:
                 record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
+                record["signal"] = signal
                 console.out.print_json(data=record)
             else:
                 title = f"Accuracy on {self.dev} ({choice.n_dev} pairs); * is chosen"
                 _print_choice(choice, layer_names, title=title)
+                console.print_signal(signal)
         strangers = [path.name for path in left if not output or path.resolve() != output.resolve()]
         if strangers:
             console.err.print(f"left in {self.folder}, as not of this sweep or not to be removed: {some_of(strangers)}")
@@ -343,23 +371,48 @@ def _record(choice: LimitedChoice[Any], layer_names: LayerNames) -> dict[str, An
     return {
         "best": _setting(choice.best, layer_names)
         | {name: costs[name] for name in costs if name not in ("lam", "layers")},
-        "tried": [_setting(tried.setting, layer_names) | {"dev_accuracy": tried.accuracy} for tried in choice.tried],
+        "tried": [
+            _setting(tried.setting, layer_names) | {"dev_accuracy": tried.accuracy} | choice.dev_figures(number)
+            for number, tried in enumerate(choice.tried)
+        ],
         "left_out": [asdict(left_out) for left_out in choice.left_out],
     }
+
+
+def _change(change: Sequence[float] | None) -> str:
+    """The change of the mean margin with its interval; nothing where there are too few prompts for one."""
+    if not change:
+        return "-"
+    value, low, high = change
+    return f"{value:+.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _print_choice(choice: LimitedChoice[Any], layer_names: LayerNames, *, title: str) -> None:
     """Everything that was tried, setting by setting, and what the chosen one costs."""
     names = list(dict.fromkeys(_words(tried.setting, layer_names) for tried in choice.tried))
-    in_order = sorted(
-        choice.tried, key=lambda tried: (names.index(_words(tried.setting, layer_names)), tried.setting.lam)
+    numbered = sorted(
+        enumerate(choice.tried),
+        key=lambda item: (names.index(_words(item[1].setting, layer_names)), item[1].setting.lam),
     )
     rows = []
-    for tried in in_order:
+    for number, tried in numbered:
         mark = "* " if tried.setting is choice.best else "  "
-        words = _words(tried.setting, layer_names)
-        rows.append((mark + words, f"{tried.setting.lam:g}", f"{100 * tried.accuracy:.1f} %"))
-    console.out.print(console.table_of(title, ("setting", "lam", "accuracy"), rows))
+        figures = choice.dev_figures(number)
+        if tried.setting.lam == 0:
+            margin = f"margin {figures['dev_margin']:+.2f}"
+        else:
+            margin = _change(figures.get("dev_margin_change"))
+        rows.append(
+            (
+                mark + _words(tried.setting, layer_names),
+                f"{tried.setting.lam:g}",
+                f"{100 * tried.accuracy:.1f} %",
+                f"{100 * figures['dev_accuracy_per_token']:.1f} %",
+                margin,
+            )
+        )
+    head = ("setting", "lam", "accuracy", "per token", "change of margin, nats")
+    console.out.print(console.table_of(title, head, rows))
     if choice.tasks:
         cost = choice.tasks
         console.out.print(

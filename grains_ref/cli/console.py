@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -57,6 +57,15 @@ def table_of(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*(plain(cell) for cell in row))
     return table
+
+
+def print_signal(signal: Mapping[str, Any]) -> None:
+    """What a header says of the signal, in one line and its warnings; nothing where it was not measured."""
+    if not signal:
+        return
+    out.print(f"Signal: {signal['line']}")
+    for warning in signal.get("warnings", []):
+        out.print(f"  ! {warning}", style="yellow")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,10 @@ from grains_ref.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from grains_ref.evaluation.metrics import McNemar, Rate
+    from grains_ref.evaluation.metrics import McNemar, Mean, Rate
+
+ACCURACY, PER_TOKEN = "preference accuracy", "preference accuracy, per token"
+MARGIN, MARGIN_PER_TOKEN = "mean margin, nats", "mean margin per token, nats"
 
 
 @console.guarded
@@ -51,10 +54,14 @@ def eval_(
     ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Preference accuracy (and multiple choice, and tasks), unsteered beside steered."""
-    from grains_ref.evaluation import choice_rows, exact_matches, pair_rows, row_choices, row_margins, task_rows
+    """Preference accuracy and margins (and multiple choice, and tasks), unsteered beside steered.
+
+    By whole answers, as eq. (1) says, and per token: where the two differ, the answers differ in length.
+    """
+    from grains_ref.evaluation import choice_rows, exact_matches, pair_rows, row_choices, task_rows
     from grains_ref.evaluation.measured import check_same_rows
     from grains_ref.evaluation.metrics import mcnemar, rate
+    from grains_ref.evaluation.pair_scores import change_of, mean_of, prompts_of, score_pairs
 
     if vectors is None and (lam is not None or layers):
         raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
@@ -73,31 +80,73 @@ def eval_(
     rows_of_choices = choice_rows(wrapped, file.pairs) if has_choices else []
     check_same_rows(wrapped, [*rows, *rows_of_tasks, *rows_of_choices])
     outcomes: dict[str, dict[str, Sequence[bool]]] = {}
+    margins: dict[str, dict[str, Sequence[float]]] = {}
     for way, steering in ways.items():
         with console.err.status(f"scoring, {way}"), steering:
-            outcomes[way] = {"preference accuracy": [margin > 0 for margin in row_margins(wrapped, rows)]}
+            scores = score_pairs(wrapped, rows)
+            outcomes[way] = {ACCURACY: scores.right, PER_TOKEN: scores.right_per_token}
+            margins[way] = {MARGIN: scores.margins, MARGIN_PER_TOKEN: scores.per_token}
             if has_choices:
                 outcomes[way]["multiple-choice accuracy"] = row_choices(wrapped, rows_of_choices, file.pairs).mc1
             if task_list:
                 outcomes[way]["task accuracy"] = exact_matches(wrapped, rows_of_tasks)
-    rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}
-    changes: dict[str, McNemar] = {}
+
+    prompts = prompts_of(rows)
+    values: dict[str, dict[str, Rate | None]] = {}
+    for way, measures in outcomes.items():
+        values[way] = {name: rate(right) for name, right in measures.items()}
+        values[way] |= {name: mean_of(of_pairs, prompts) for name, of_pairs in margins[way].items()}
+    tests: dict[str, McNemar] = {}
+    changes: dict[str, Mean | None] = {}
     if in_use:
-        changes = {name: mcnemar(right, outcomes["unsteered"][name]) for name, right in outcomes["steered"].items()}
+        tests = {name: mcnemar(right, outcomes["unsteered"][name]) for name, right in outcomes["steered"].items()}
+        for name in (ACCURACY, PER_TOKEN):
+            changes[name] = change_of(outcomes["steered"][name], outcomes["unsteered"][name], prompts)
+        for name, of_pairs in margins["steered"].items():
+            changes[name] = change_of(of_pairs, margins["unsteered"][name], prompts)
     if as_json:
-        record = {way: {name: asdict(value) for name, value in measures.items()} for way, measures in rates.items()}
-        if changes:
-            record["change"] = {name: asdict(change) for name, change in changes.items()}
-        console.out.print_json(data=record)
+        console.out.print_json(data=_record(values, tests, changes))
         return
-    _print_rates(rates, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
+    _print(values, tests, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
 
 
-def _print_rates(rates: dict[str, dict[str, Rate]], changes: dict[str, McNemar], *, title: str) -> None:
-    rows = [(name, *(str(measures[name]) for measures in rates.values())) for name in rates["unsteered"]]
-    console.out.print(console.table_of(title, ("", *rates), rows))
-    if not changes:
+def _record(
+    values: dict[str, dict[str, Rate | None]], tests: dict[str, McNemar], changes: dict[str, Mean | None]
+) -> dict[str, Any]:
+    """All figures as JSON; `gain` is a mean of paired differences, null where there are too few prompts for one."""
+    record: dict[str, Any] = {}
+    for way, measures in values.items():
+        record[way] = {name: asdict(value) if value else None for name, value in measures.items()}
+    if tests:
+        record["change"] = {name: asdict(test) for name, test in tests.items()}
+        for name, change in changes.items():
+            record["change"].setdefault(name, {})["gain"] = asdict(change) if change else None
+    return record
+
+
+def _print(
+    values: dict[str, dict[str, Rate | None]],
+    tests: dict[str, McNemar],
+    changes: dict[str, Mean | None],
+    *,
+    title: str,
+) -> None:
+    rows = []
+    for name in values["unsteered"]:
+        cells = (str(measures[name] or "too few prompts") for measures in values.values())
+        rows.append((name, *cells))
+    console.out.print(console.table_of(title, ("", *values), rows))
+    if not tests:
         return
     console.out.print("Changed by steering, with McNemar's exact p (prompts about one fact are not independent rows):")
+    for name, test in tests.items():
+        console.out.print(f"  {name}: {test.gained} gained, {test.lost} lost, p = {test.p:.2g}")
+    console.out.print("In pairs, mean over prompts with a 95 % interval:")
     for name, change in changes.items():
-        console.out.print(f"  {name}: {change.gained} gained, {change.lost} lost, p = {change.p:.2g}")
+        if change is None:
+            console.out.print(f"  {name}: too few prompts for an interval")
+        elif name in tests:
+            in_points = f"{100 * change.value:+.1f} points [{100 * change.low:.1f}, {100 * change.high:.1f}]"
+            console.out.print(f"  {name}: {in_points}")
+        else:
+            console.out.print(f"  {name}: {change.value:+.3f} [{change.low:.3f}, {change.high:.3f}]")

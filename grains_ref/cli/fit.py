@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from grains_ref.data import PreferencePair
-    from grains_ref.fitting import FitRecord, WorkFolder
+    from grains_ref.fitting import Additions, FitRecord, WorkFolder
     from grains_ref.fitting.signal import Signal
     from grains_ref.grains import Example, HyperParameters
     from grains_ref.models import HuggingFaceModel
@@ -64,6 +64,21 @@ def fit(
     path_baseline: BaselineOption = "",
     mask_baseline: BaselineOption = "",
     eligible: EligibleOption = None,
+    less_random: Annotated[
+        int, typer.Option(help="Beyond the paper: subtract the shifts of this many draws of random tokens.", min=0)
+    ] = 0,
+    agreeing_layers: Annotated[
+        float | None,
+        typer.Option(
+            help="Beyond the paper: steer only layers whose halves of the pairs agree by this cosine.",
+            min=-1,
+            max=1,
+            show_default=False,
+        ),
+    ] = None,
+    only_side: Annotated[
+        str, typer.Option(help="Beyond the paper: pos or neg, v_pos or -v_neg alone.", show_default=False)
+    ] = "",
     no_signal: Annotated[
         bool, typer.Option("--no-signal", help="Leave out the passes that measure whether the vectors mean anything.")
     ] = False,
@@ -84,7 +99,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Make steering vectors from preference pairs. Interrupted, the same command goes on where it stopped."""
-    from grains_ref.fitting import checked_examples
+    from grains_ref.fitting import Additions, checked_examples
     from grains_ref.fitting.work_folder import open_work_folder
 
     of_grains: dict[str, Any] = {
@@ -97,7 +112,10 @@ def fit(
         "mask_baseline": mask_baseline,
         "eligible": eligible,
     }
-    edit = common.edit_of(method, site, positions, of_grains | {"preset": preset})
+    beyond: dict[str, Any] = {"less_random": less_random or None, "agreeing_layers": agreeing_layers}
+    beyond["only_side"] = only_side
+    edit = common.edit_of(method, site, positions, of_grains | beyond | {"preset": preset})
+    additions = Additions(less_random, agreeing_layers, only_side)
     choose_hp = common.hyper_parameters(preset, **of_grains)
     by_engine: dict[str, Any] = {"engine": common.engine_name(engine, memory), "memory": memory}
     folder = work or output.with_name(output.name + ".work")
@@ -122,7 +140,16 @@ def fit(
                     made = _fit_edit_gradient(wrapped, fitted_pairs, examples, edit, work_folder, show)
                 else:
                     made = _fit_grains(
-                        wrapped, fitted_pairs, examples, hp, work_folder, show, progress, no_signal, by_engine
+                        wrapped,
+                        fitted_pairs,
+                        examples,
+                        hp,
+                        additions,
+                        work_folder,
+                        show,
+                        progress,
+                        no_signal,
+                        by_engine,
                     )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
@@ -143,9 +170,7 @@ def fit(
         console.err.print(f"{count} had been finished earlier and were not computed again")
     title = f"{len(examples)} examples -> {output}"
     console.out.print(console.table_of(title, ("", ""), list(made.facts["words"].items())))
-    console.out.print(made.signal.line())
-    for warning in made.signal.warnings():
-        console.out.print(f"  ! {warning}", style="yellow")
+    console.print_signal(made.signal.record())
     console.out.print(f"Next: choose a strength with 'grains-ref sweep --vectors {output}',")
     console.out.print(f"or look with 'grains-ref inspect {output}'.")
 
@@ -163,6 +188,7 @@ def _fit_grains(
     pairs: Sequence[PreferencePair],
     examples: Sequence[Example],
     hp: HyperParameters,
+    additions: Additions,
     work: WorkFolder,
     show: Callable[[int], None],
     progress: Progress,
@@ -173,7 +199,7 @@ def _fit_grains(
     from grains_ref.fitting import resumable_fit
     from grains_ref.fitting.signal import grains_signal, pairs_to_ask, with_signal
 
-    record = resumable_fit(model, pairs, examples, hp, work=work, on_example=show, **by_engine)
+    record = resumable_fit(model, pairs, examples, hp, work=work, on_example=show, additions=additions, **by_engine)
     measure = functools.partial(grains_signal, model, examples, record, hp, work=work)
     try:
         bar = progress.add_task("signal", total=0 if no_signal else len(pairs_to_ask(len(examples))))
@@ -181,7 +207,7 @@ def _fit_grains(
     except ArithmeticError as error:  # the vectors are finished, and are not lost over it
         console.err.print(f"the signal's slope was not measured: {error}", style="yellow")
         signal = measure(on_pair=show, with_gradient=False)
-    return _Made(with_signal(record.vectors, signal), signal, _facts(examples, record, hp))
+    return _Made(with_signal(record.vectors, signal), signal, _facts(examples, record, hp, additions))
 
 
 def _fit_edit_gradient(
@@ -216,7 +242,7 @@ def _fit_edit_gradient(
     return _Made(with_signal(record.vectors, signal), signal, facts)
 
 
-def _facts(examples: Sequence[Example], record: FitRecord, hp: HyperParameters) -> dict[str, Any]:
+def _facts(examples: Sequence[Example], record: FitRecord, hp: HyperParameters, additions: Additions) -> dict[str, Any]:
     """What was selected, by kind, and how often a set came out short: the reader's check on eq. (3)."""
     kinds: Counter[str] = Counter()
     with_last = short = empty = 0
@@ -238,10 +264,17 @@ def _facts(examples: Sequence[Example], record: FitRecord, hp: HyperParameters) 
         lowest = min(aggregation.cos_mean)
         layer = aggregation.cos_mean.index(lowest)
         words[f"{side}: cosine with the mean shift, lowest layer"] = f"{lowest:.2f} (layer {layer})"
+    if additions.less_random:
+        words["beyond the paper"] = f"shifts less those of random tokens, {additions.less_random} draws"
+    if additions.only_side:
+        words["the side of eq. (6) that is left"] = f"v_{additions.only_side}"
+    if additions.agreeing_layers is not None:
+        left = int(record.fit.v.any(1).sum())
+        words["layers whose halves agree"] = f"{left} of {len(record.fit.v)}, at least {additions.agreeing_layers:g}"
     return {
         "examples": len(examples),
         "resumed": record.resumed,
-        "hyper_parameters": hp.as_dict(),
+        "hyper_parameters": hp.as_dict() | additions.record(),
         "selected_by_kind": dict(kinds),
         "sets_with_last_token": with_last,
         "short_sets": short,

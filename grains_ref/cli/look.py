@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ SIGNAL_TITLES = {  # of the figures that a fit's signal has for every layer
     "halves": "cos(halves)",
     "length": "|v| / |state|",
 }
+MOSTLY = 0.5  # of the selected tokens: if more of them are not the user's, that is worth a word of advice
 MANY_IMAGE_TOKENS = 60  # of more than these only the selected ones are printed
 
 
@@ -92,9 +94,11 @@ def attribute(
     if overlay and image:
         from grains_ref.data.images import read_picture
         from grains_ref.report.overlay import Panel, overlay_figure
+        from grains_ref.report.tokens import framing_words
 
         patches = getattr(example.encoded, "patches", ())
-        panel = Panel("", patches, attribution.a.tolist(), selection.pos, selection.neg)
+        words = framing_words(example.encoded.kinds, selection)
+        panel = Panel("", patches, attribution.a.tolist(), selection.pos, selection.neg, words=words)
         overlay_figure(overlay, read_picture(image), [panel], title=f"{chosen}  rather than  {rejected}")
     if as_json:
         console.out.print_json(data=_record(example.encoded, attribution, selection, hp))
@@ -113,6 +117,8 @@ def attribute(
 
 
 def _record(encoded: Encoded, attribution: Attribution, selection: Selection, hp: HyperParameters) -> dict[str, Any]:
+    from grains_ref.report.tokens import framing_share
+
     patches = [patch._asdict() if patch else None for patch in getattr(encoded, "patches", ())]
     return {
         "tokens": list(encoded.tokens),
@@ -121,6 +127,8 @@ def _record(encoded: Encoded, attribution: Attribution, selection: Selection, hp
         "scores_nats": attribution.a.tolist(),
         "positive": list(selection.pos),
         "negative": list(selection.neg),
+        "selected_kinds": Counter(encoded.kinds[j] for j in (*selection.pos, *selection.neg)),
+        "share_not_of_the_user": framing_share(encoded.kinds, selection),
         "preference_nats": attribution.f_x,
         "completeness_gap_nats": attribution.gap,
         "hyper_parameters": hp.as_dict(),
@@ -129,15 +137,30 @@ def _record(encoded: Encoded, attribution: Attribution, selection: Selection, hp
 
 def _print_scores(encoded: Encoded, attribution: Attribution, selection: Selection) -> None:
     """The prompt in colours, its strongest tokens, and what words and picture add up to."""
-    from grains_ref.report.tokens import coloured_tokens, named_tokens, strongest_tokens
+    from grains_ref.report.tokens import (
+        CLOSING,
+        OPENING,
+        coloured_tokens,
+        framing_share,
+        framing_words,
+        named_tokens,
+        strongest_tokens,
+    )
 
     tokens, a = named_tokens(encoded), attribution.a
     image_tokens = [j for j, kind in enumerate(encoded.kinds) if kind == "image"]
     hidden: set[int] = set()
     if len(image_tokens) > MANY_IMAGE_TOKENS:
         hidden = set(image_tokens) - set(selection.pos) - set(selection.neg)
-    console.out.print(coloured_tokens(tokens, a, selection, {}, hidden=hidden))
-    console.out.print(strongest_tokens(tokens, a, selection))
+    kinds = encoded.kinds
+    if "template" not in kinds and not framing_share(kinds, selection):
+        kinds = ()  # a plain text, whose first token may be special: nothing to tell apart
+    console.out.print(coloured_tokens(tokens, a, selection, {}, hidden=hidden, kinds=kinds))
+    console.out.print(strongest_tokens(tokens, a, selection, kinds=kinds))
+    if words := framing_words(kinds, selection):
+        console.out.print(f"{words}. {OPENING}...{CLOSING}: of the chat template, or special.")
+        if framing_share(kinds, selection) > MOSTLY:
+            console.out.print("--eligible content leaves the user's words to choose from.", style="yellow")
     if image_tokens:
         of_image = float(a[image_tokens].sum())
         of_others = float(a.sum()) - of_image
@@ -167,13 +190,13 @@ def inspect(
         facts.add_row(console.plain(name), console.plain(words))
     console.out.print(facts)
     of_signal = loaded.header.signal.get("layers", {})
-    shown = [name for name in SIGNAL_TITLES if isinstance(of_signal.get(name), list)]
+    by_layer = [name for name in SIGNAL_TITLES if isinstance(of_signal.get(name), list)]
     rows = []
     for i, layer in enumerate(layers):
         figures = [f"{layer[name]:.3f}" for name in columns]
-        rows.append((str(i), *figures, *(f"{of_signal[name][i]:.3f}" for name in shown)))
+        rows.append((str(i), *figures, *(f"{of_signal[name][i]:.3f}" for name in by_layer)))
     titles = ["layer", "|v|", "|v_pos|", "|v_neg|", "cos(v_pos, v_neg)"]
-    titles += [SIGNAL_TITLES[name] for name in shown]
+    titles += [SIGNAL_TITLES[name] for name in by_layer]
     console.out.print(console.table_of("Layers", titles, rows))
     for warning in loaded.header.signal.get("warnings", []):
         console.out.print(f"  ! {warning}", style="yellow")

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `measures` | measures of a model under whatever steering is active |
+| `pair_scores` | pairs scored by the whole answer and per token |
 | `choice` | the choice of a strength on dev data: the rule, and `sweep` |
 | `fits` | the fits of a sweep, each computed once |
 | `candidates` | what that rule needs to know of a setting of any method |

@@ -23,9 +23,10 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from grains_ref.data import PreferencePair, Task
 from grains_ref.evaluation.candidates import AnyCandidate, Grid, TaskCost
-from grains_ref.evaluation.fits import LeftOut, all_fits, setting_name
-from grains_ref.evaluation.measured import Figures, Measured, figures_of, inputs_of
-from grains_ref.evaluation.measures import exact_matches, pair_rows, row_margins, task_rows
+from grains_ref.evaluation.fits import FitOfShifts, LeftOut, all_fits, setting_name
+from grains_ref.evaluation.measured import Figures, Measured, inputs_of, scores_or_overflow
+from grains_ref.evaluation.measures import exact_matches, pair_rows, task_rows
+from grains_ref.evaluation.pair_scores import PairScores, change_of, check_finite, prompts_of, score_pairs
 from grains_ref.fast import DEFAULT_SHARE, EngineName, steering_by
 from grains_ref.files.processes import share
 from grains_ref.fitting.resumable import common_engine
@@ -35,6 +36,7 @@ from grains_ref.grains import (
     Fit,
     Hooks,
     HyperParameters,
+    Shift,
 )
 from grains_ref.models import HuggingFaceModel, TokenRow
 
@@ -141,6 +143,7 @@ class Candidate:
     layers: tuple[int, ...]
     fit: Fit
     engine: EngineName = "fast"  # by which it steers
+    shifts: tuple[Shift, ...] = ()  # that the fit is made of
 
     @property
     def name(self) -> str:
@@ -170,12 +173,35 @@ class LimitedChoice(Choice[OfAnyMethod]):
         n_dev: number of dev pairs.
         tasks: the cost on the dev tasks; None where there were no tasks, so that nothing was held back.
         left_out: what could not be measured.
+        dev: the dev pairs' scores of every setting in `tried`, in its order; the first is the unsteered model.
+        dev_prompts: which of them ask the same: clusters of the intervals.
     """
 
     accuracy_unsteered: float
     n_dev: int
     tasks: TaskCost | None
     left_out: tuple[LeftOut, ...]
+    dev: tuple[PairScores, ...]
+    dev_prompts: tuple[str, ...]
+
+    def dev_figures(self, number: int) -> dict[str, Any]:
+        """What setting `number` of `tried` does on dev beside its accuracy, in plain numbers.
+
+        Accuracy per token; the mean margin in nats; and its change from the unsteered model with a 95 % interval over
+        prompts, in pairs, [value, low, high], where there are prompts enough.
+        """
+        scores = self.dev[number]
+        figures: dict[str, Any] = {
+            "dev_accuracy_per_token": scores.accuracy_per_token,
+            "dev_margin": scores.mean,
+        }
+        change = change_of(scores.margins, self.dev[0].margins, self.dev_prompts)
+        if change:
+            figures["dev_margin_change"] = [change.value, change.low, change.high]
+        return figures
+
+    def _number_of_best(self) -> int:
+        return next(i for i, tried in enumerate(self.tried) if tried.setting is self.best)
 
     def record(self) -> dict[str, Any]:
         """The choice in plain numbers, as the header of a vectors file keeps it (`grains_ref.vectors.Header`)."""
@@ -186,6 +212,7 @@ class LimitedChoice(Choice[OfAnyMethod]):
             "dev_accuracy_unsteered": self.accuracy_unsteered,
             "dev_pairs": self.n_dev,
             "dev_curve": self._dev_curve(),
+            **self.dev_figures(self._number_of_best()),
         }
         if self.tasks:
             record |= {
@@ -290,12 +317,14 @@ def choose_under_limit(
     rows: of the tasks.  unsteered: which of them the plain model answers rightly.  left_out: grows by what overflows.
     """
     allowed = allowed_errors(unsteered, max_loss=max_loss)
-    missing = [candidate for candidate in candidates if not measured.has_accuracy(candidate.setting())]
-    computed = share(missing, functools.partial(_accuracy_figures, model, dev_rows))
-    accuracies: dict[OfAnyMethod, float] = {}
+    missing = [candidate for candidate in candidates if not measured.has_dev(candidate.setting())]
+    computed = share(missing, functools.partial(_figures_on_dev, model, dev_rows))
+    scores: dict[OfAnyMethod, PairScores] = {}
     for done, candidate in enumerate(candidates, start=1):
         try:
-            accuracies[candidate] = measured.accuracy(candidate.setting(), functools.partial(next, computed))
+            scores[candidate] = measured.dev(
+                candidate.setting(), functools.partial(next, computed), n=len(dev_rows) // 2
+            )
         except ArithmeticError as error:
             if candidate.lam == 0:
                 raise
@@ -315,16 +344,18 @@ def choose_under_limit(
             return False
         return wrong[candidate] <= allowed
 
-    choice = choose(list(accuracies), accuracy=accuracies.__getitem__, admissible=admissible)
+    choice = choose(list(scores), accuracy=lambda candidate: scores[candidate].accuracy, admissible=admissible)
     cost = TaskCost(len(rows), wrong[choice.best], [*unsteered].count(False), max_loss)
     return LimitedChoice(
         best=choice.best,
         accuracy=choice.accuracy,
         tried=choice.tried,
-        accuracy_unsteered=accuracies[candidates[0]],
+        accuracy_unsteered=scores[candidates[0]].accuracy,
         n_dev=len(dev_rows) // 2,
         tasks=cost if rows else None,
         left_out=tuple(left_out),
+        dev=tuple(scores[tried.setting] for tried in choice.tried),
+        dev_prompts=tuple(prompts_of(dev_rows)),
     )
 
 
@@ -355,34 +386,31 @@ def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> N
 
 
 def _gentlest_first(
-    model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, Fit], engine: EngineName
+    model: HuggingFaceModel, grid: Grid, fits: dict[HyperParameters, FitOfShifts], engine: EngineName
 ) -> list[Candidate]:
     """Every setting of the grid that has vectors, the unsteered model first; equal strengths in the grid's order."""
     layer_sets = [layers or tuple(range(len(model.blocks))) for layers in grid.layer_sets]
-    first_hp, first_fit = next(iter(fits.items()))
-    candidates = [Candidate(0.0, first_hp, layer_sets[0], first_fit, engine)]
+    first_hp, first = next(iter(fits.items()))
+    candidates = [Candidate(0.0, first_hp, layer_sets[0], first.fit, engine, first.shifts)]
     for lam in sorted(grid.lams, key=abs):
         if lam == 0:
             continue
-        for hp, fit in fits.items():
-            candidates += [Candidate(lam, hp, layers, fit, engine) for layers in layer_sets]
+        for hp, made in fits.items():
+            candidates += [Candidate(lam, hp, layers, made.fit, engine, made.shifts) for layers in layer_sets]
     return candidates
 
 
-def _accuracy_figures(model: HuggingFaceModel, dev_rows: Sequence[TokenRow], candidate: AnyCandidate) -> Figures:
-    return figures_of("accuracy", lambda: _accuracy(model, candidate, dev_rows))
+def _figures_on_dev(model: HuggingFaceModel, dev_rows: Sequence[TokenRow], candidate: AnyCandidate) -> Figures:
+    return scores_or_overflow(lambda: _on_dev(model, candidate, dev_rows))
 
 
-def _accuracy(model: HuggingFaceModel, candidate: AnyCandidate, dev_rows: Sequence[TokenRow]) -> float:
-    """Share of the dev pairs with a positive margin under a candidate's steering.
+def _on_dev(model: HuggingFaceModel, candidate: AnyCandidate, dev_rows: Sequence[TokenRow]) -> PairScores:
+    """The dev pairs' margins under a candidate's steering.
 
     Raises:
         FloatingPointError: a margin is not finite.
     """
     with candidate.steering(model):
-        margins = row_margins(model, dev_rows)
-    if bad := sum(not math.isfinite(margin) for margin in margins):
-        raise FloatingPointError(
-            f"the scores of {bad} of {len(margins)} dev pairs are not finite: the model or its steering overflows"
-        )
-    return sum(margin > 0 for margin in margins) / len(margins)
+        scores = score_pairs(model, dev_rows)
+    check_finite(scores)
+    return scores

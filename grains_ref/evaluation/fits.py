@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +25,13 @@ class LeftOut:
     why: str
 
 
+class FitOfShifts(NamedTuple):
+    """A fit, and the shifts of all examples that it is made of."""
+
+    fit: Fit
+    shifts: tuple[Shift, ...]
+
+
 def all_fits(
     model: HuggingFaceModel,
     engine: Engine,
@@ -31,11 +39,11 @@ def all_fits(
     hps: Sequence[HyperParameters],
     on_progress: Callable[[str, int, int], None],
     measured: Measured,
-) -> tuple[dict[HyperParameters, Fit], list[LeftOut]]:
+) -> tuple[dict[HyperParameters, FitOfShifts], list[LeftOut]]:
     """The fit of every set of hyper-parameters that has one; what several of them share is computed once."""
     scores: dict[HyperParameters, dict[int, Tensor]] = {}
     shifts: dict[HyperParameters, dict[int, Shift]] = {}
-    fits: dict[HyperParameters, Fit] = {}
+    fits: dict[HyperParameters, FitOfShifts] = {}
     left_out: list[LeftOut] = []
     problem: DegenerateShiftsError | None = None
     total = len(examples) * len({_as_attributed(hp) for hp in hps})
@@ -60,8 +68,9 @@ def all_fits(
                 make = functools.partial(next, computed_shifts)
                 made = measured.shifts(shifted, batch, of_batch, make, layers=layers)
                 shifts[shifted].update(zip(batch, made, strict=True))
+        in_order = tuple(shifts[shifted][i] for i in range(len(examples)))
         try:
-            fits[hp] = engine.vectors([shifts[shifted][i] for i in range(len(examples))], hp)
+            fits[hp] = FitOfShifts(engine.vectors(in_order, hp), in_order)
         except DegenerateShiftsError as error:
             problem = error
             left_out.append(LeftOut(setting_name(hp), str(error)))

@@ -7,11 +7,13 @@ on (examples, dev pairs, tasks, model, software) is in the folder's record and m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from grains_ref.evaluation.pair_scores import PairScores
 from grains_ref.fast import Engine
 from grains_ref.files import digest_of
 from grains_ref.files.processes import check_same, size
@@ -96,9 +98,9 @@ class Measured:
         """Whether the shifts of a batch of examples are all there."""
         return self._folder is not None and self._folder.has([_shift_name(hp, i) for i in batch])
 
-    def has_accuracy(self, setting: Any) -> bool:
-        """Whether a setting's accuracy on dev is there."""
-        return self._folder is not None and self._folder.has([_accuracy_name(setting)])
+    def has_dev(self, setting: Any) -> bool:
+        """Whether a setting's margins on dev are there."""
+        return self._folder is not None and self._folder.has([_dev_name(setting)])
 
     def scores(
         self, hp: HyperParameters, batch: Mapping[int, Example], compute: Callable[[], list[Tensor]]
@@ -160,23 +162,23 @@ class Measured:
             raise self._wrong("unsteered")
         return [bit == "1" for bit in bits]
 
-    def accuracy(self, setting: Any, compute: Callable[[], Figures]) -> float:
-        """A setting's accuracy on dev.  compute: gives `figures_of` it.
+    def dev(self, setting: Any, compute: Callable[[], Figures], *, n: int) -> PairScores:
+        """A setting's margins on the n dev pairs.  compute: gives `scores_or_overflow` of it.
 
         Raises:
             ArithmeticError: it has none; kept with its message.
         """
-        name = _accuracy_name(setting)
-        kept = self._figures(name, compute)
-        if isinstance(kept.get("overflow"), str):
-            raise FloatingPointError(kept["overflow"])
-        accuracy = kept.get("accuracy")
-        if type(accuracy) is not float or not 0 <= accuracy <= 1:
+        name = _dev_name(setting)
+        finished = self._figures(name, compute)
+        if isinstance(finished.get("overflow"), str):
+            raise FloatingPointError(finished["overflow"])
+        margins, per_token = finished.get("margins"), finished.get("per_token")
+        if not _are_numbers(margins, n) or not _are_numbers(per_token, n):
             raise self._wrong(name)
-        return accuracy
+        return PairScores(tuple(finished["margins"]), tuple(finished["per_token"]))
 
     def wrong(self, setting: Any, compute: Callable[[], int]) -> int:
-        """How many tasks a setting answers wrongly, counted as far as is allowed; raises as `accuracy` does."""
+        """How many tasks a setting answers wrongly, counted as far as is allowed; raises as `dev` does."""
         name = f"tasks-{_digest(setting)}"
         kept = self._figures(name, lambda: figures_of("wrong", compute))
         if isinstance(kept.get("overflow"), str):
@@ -200,6 +202,19 @@ class Measured:
         return WorkFolderError(f"{self._folder.path / name}.json holds figures of another kind; {AGAIN}")
 
 
+def scores_or_overflow(compute: Callable[[], PairScores]) -> Figures:
+    """Margins as figures, or the message of the overflow that they are lost to."""
+    try:
+        scores = compute()
+    except ArithmeticError as error:
+        return {"overflow": str(error)}
+    return {"margins": list(scores.margins), "per_token": list(scores.per_token)}
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    return isinstance(values, list) and len(values) == n and all(type(v) is float and math.isfinite(v) for v in values)
+
+
 def figures_of(name: str, compute: Callable[[], float]) -> Figures:
     """A figure under its name, or the message of the overflow that it is lost to."""
     try:
@@ -216,7 +231,7 @@ def _shift_name(hp: HyperParameters, i: int) -> str:
     return f"shift-{_digest(hp.as_dict())}-{i:06d}"
 
 
-def _accuracy_name(setting: Any) -> str:
+def _dev_name(setting: Any) -> str:
     return f"dev-{_digest(setting)}"
 
 

@@ -230,8 +230,8 @@ def _signal(vectors: SteeringVectors) -> str:
     for layer, length in enumerate(lengths):
         rows.append((str(layer), f"{length:.3g}", *(f"{values[layer]:.3g}" for values in columns.values())))
     line = vectors.header.signal.get("line")
-    said = f"{_text(line)}\n\n" if line else ""
-    return said + markdown_table(("layer", "length of v", *columns), rows)
+    signal = f"Signal: {_text(line)}\n\n" if line else ""
+    return signal + markdown_table(("layer", "length of v", *columns), rows)
 
 
 def _warnings(vectors: SteeringVectors) -> list[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -26,6 +26,7 @@ from grains_ref.data import FieldError, PreferencePair, RowError, content_digest
 from grains_ref.fast import DEFAULT_SHARE, Engine, EngineName, engine_of
 from grains_ref.files import digest_of
 from grains_ref.files.processes import check_same, first, share
+from grains_ref.fitting.additions import NOTHING, Additions, added_to, layer_agreement, less_random
 from grains_ref.fitting.together import in_batch
 from grains_ref.fitting.work_folder import Finished, WorkFolder
 from grains_ref.grains import (
@@ -52,6 +53,7 @@ class FitRecord:
     fit: Fit
     shifts: tuple[Shift, ...]
     resumed: int  # of how many examples the scores came from the work folder
+    additions: Additions = NOTHING
 
 
 def checked_examples(
@@ -97,15 +99,18 @@ def resumable_fit(
     on_example: Callable[[int], None],
     engine: EngineName = "fast",
     memory: str = DEFAULT_SHARE,
+    additions: Additions = NOTHING,
 ) -> FitRecord:
     """`grains_ref.grains.fit`, with each example's scores and shifts kept in `work` until they are discarded.
 
     on_example is called with the number of finished examples.  memory: the share of the free memory that the fast
-    engine may take, or an amount (`grains_ref.fast.memory`); measured once for a work folder.
+    engine may take, or an amount (`grains_ref.fast.memory`); measured once for a work folder.  additions: what is added
+    to the paper's method.
 
     Raises:
         WorkFolderError: the folder was made by another fit, or a file in it is damaged.
-        DegenerateShiftsError: the shifts define no direction.
+        DegenerateShiftsError: the shifts define no direction, or no layer is left.
+        ValueError: too few examples to ask whether their halves agree.
         FloatingPointError: scores or shifts are not finite.
         OSError: the disk is full or not writable; finished examples are kept.
     """
@@ -130,9 +135,27 @@ def resumable_fit(
         resumed += sum(one is not None for one in batch.kept)
         on_example(len(shifts))
     in_order = [shifts[i] for i in range(len(examples))]
+    if additions.less_random:
+        in_order = less_random(model, examples, in_order, hp, draws=additions.less_random, work=work)
     fit = chosen.vectors(in_order, hp)
+    agreement: list[float] = []
+    if additions.agreeing_layers is not None:
+        agreement = layer_agreement(in_order, hp)
+    fit = added_to(fit, additions, agreement)
     vectors = steering_vectors(model, fit, hp, content_digest(pairs), examples, engine=engine)
-    return FitRecord(vectors, fit, tuple(in_order), resumed)
+    vectors = with_additions(vectors, additions, agreement)
+    return FitRecord(vectors, fit, tuple(in_order), resumed, additions)
+
+
+def with_additions(vectors: SteeringVectors, additions: Additions, agreement: Sequence[float]) -> SteeringVectors:
+    """The vectors, whose header says what was added to the paper's method, and how far the halves agree by layer.
+
+    agreement: L cosines, or none where they were not asked for.
+    """
+    header = vectors.header
+    diagnostics = header.diagnostics | ({"halves": list(agreement)} if agreement else {})
+    hyper_parameters = header.hyper_parameters | additions.record()
+    return replace(vectors, header=replace(header, hyper_parameters=hyper_parameters, diagnostics=diagnostics))
 
 
 def common_engine(

@@ -4,9 +4,11 @@ r"""Is it signal?  What the fit's own pairs say about its vectors before anythin
     cosine  = <g, v> / (|g| |v|)                      all blocks together; g_l is the gradient of the edit itself
     halves  = <v_A, v_B> / (|v_A| |v_B|)              vectors fitted on two halves of the pairs
     sides   = <v_pos, v_neg> / (|v_pos| |v_neg|)      near 1: both say the same, and eq. (6) leaves their noise
+    random  = <v, v_random> / (|v| |v_random|)        v_random: of random tokens instead of selected ones
 
 g is the derivative of f with respect to v at v = 0, of just the edit that steers (`methods.edit_gradient`): one forward
-and backward pass per response, for at most `MOST_PAIRS` pairs.  All else comes from what the fit has anyway.
+and backward pass per response, for at most `MOST_PAIRS` pairs.  v_random takes three forward passes for as many
+examples.  All else comes from what the fit has anyway.
 
 Convention: the vectors of the edit gradient are made of g, so that its slope is taken pair by pair along the mean of
   the other pairs, and its cosine is not shown.
@@ -25,10 +27,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from grains_ref.fitting.additions import with_only_side
 from grains_ref.fitting.edit_gradient import EditGradientRecord, kept_derivatives
+from grains_ref.fitting.halves import Estimate, agreement_of_halves, cosine_of
+from grains_ref.fitting.random_tokens import random_shift
 from grains_ref.fitting.resumable import FitRecord
 from grains_ref.fitting.work_folder import WorkFolder
-from grains_ref.grains import DegenerateShiftsError, Example, HyperParameters
+from grains_ref.grains import DegenerateShiftsError, Example, Fit, HyperParameters, Shift
 from grains_ref.grains import vectors as aggregated
 from grains_ref.methods.edit_gradient import Derivative, scaled
 from grains_ref.vectors import SteeringVectors
@@ -37,20 +42,10 @@ if TYPE_CHECKING:
     from grains_ref.models import HuggingFaceModel
 
 MOST_PAIRS = 50  # whose derivative is taken
-HALVINGS = 20
-DISAGREE, ALIKE, MOSTLY_TEMPLATE = 0.3, 0.8, 0.5  # of halves, of sides, of selected tokens: beyond these is a warning
+# Beyond these is a warning: of halves, of sides, of selected tokens, of v beside random tokens' vector.
+DISAGREE, ALIKE, MOSTLY_TEMPLATE, LIKE_RANDOM = 0.3, 0.8, 0.5, 0.5
 
 Verdict = Literal["toward", "away", "none", "not measured"]
-Halved = Callable[[Sequence[int]], Tensor]  # numbers of pairs -> the vectors fitted on them, (L, width)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,7 @@ class Signal:
         chance: what the cosine of a random vector stays below in 97.5 of 100 draws, 1.96 / sqrt(L * width).
         halves: cosine of the vectors of two halves of the pairs, mean and range.
         sides: cosine of v_pos with v_neg, all blocks together.
+        random: cosine of v with the vector of as many random tokens of the same examples, all blocks together.
         template: share of template and special tokens among the selected.
         length: |v| beside the state's mean length at the site, root mean square over blocks.
         layers: lists of one number per block: `cosine`, `slope`, `halves`, `length`.
@@ -78,6 +74,7 @@ class Signal:
     template: float | None
     length: float | None
     layers: dict[str, tuple[float, ...]]
+    random: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -105,42 +102,47 @@ class Signal:
             parts.append(f"cosine with the edit's gradient {_two(self.cosine)} (random: below {_two(self.chance)})")
         if self.halves:
             parts.append(f"halves of the pairs agree {_interval(self.halves)}")
-        return f"Signal: {opening}. {'; '.join(parts)}".rstrip() + ("." if parts else "")
+        return f"{opening}. {'; '.join(parts)}".rstrip() + ("." if parts else "")
 
     def warnings(self) -> list[str]:
-        """What speaks against the vectors, and what usually helps."""
-        found = []
+        """What speaks against the vectors, and what usually helps; the measurements behind it are in docs/signal.md."""
+        texts = []
         if self.verdict == "none":
-            found.append(
+            texts.append(
                 "v is not shown to move f at all: steering with this is steering with noise. What usually helps: "
                 "another --aggregation, more or other pairs, or --method edit_gradient."
             )
         if self.verdict == "away":
-            found.append(
+            texts.append(
                 "v moves f toward the rejected answers. Are chosen and rejected mixed up? Otherwise try another "
                 "--aggregation, or --method edit_gradient."
             )
         if self.halves and self.halves.value < DISAGREE:
-            found.append(
+            texts.append(
                 f"the two halves of your pairs disagree: cosine {_interval(self.halves)}. Another draw of pairs would "
-                "give other vectors: give more pairs, or pairs that share one cause."
+                "give other vectors. What usually helps: --aggregation mean, more pairs, or pairs that share one cause."
             )
         if self.sides > ALIKE:
-            found.append(
+            texts.append(
                 f"v_pos and v_neg are nearly the same, cosine {_two(self.sides)}: both say that something was masked, "
                 "and v is what little they differ in. Another --mask-baseline, or --method edit_gradient, may help."
             )
+        if self.random is not None and self.random > LIKE_RANDOM:
+            texts.append(
+                f"v is nearly the vector of random tokens, cosine {_two(self.random)}: which tokens were selected "
+                "makes little difference. --less-random 3 takes away what masking any tokens does."
+            )
         if self.template is not None and self.template > MOSTLY_TEMPLATE:
-            found.append(
+            texts.append(
                 f"{100 * self.template:.0f} % of the selected tokens belong to the chat template or are special: "
                 "--eligible content leaves the words of the user."
             )
-        return found
+        return texts
 
     def record(self) -> dict[str, Any]:
         """The same in plain values, as the header of a vectors file keeps it."""
         figures: dict[str, Any] = {"verdict": self.verdict, "pairs": self.n, "sides": self.sides, "chance": self.chance}
-        for name in ("cosine", "template", "length"):
+        for name in ("cosine", "random", "template", "length"):
             if getattr(self, name) is not None:
                 figures[name] = getattr(self, name)
         for name, estimate in (("slope", self.slope), ("halves", self.halves)):
@@ -168,14 +170,15 @@ def grains_signal(
 ) -> Signal:
     """The signal of a fit of GrAInS; derivatives are kept in `work` until it is discarded.
 
-    with_gradient: without it no pass is made, and slope, cosine and length are missing.
+    with_gradient: without it no pass is made, and slope, cosine, length and random are missing.
     on_pair: called with the number of pairs whose derivative is there.
 
     Raises:
         FloatingPointError: a derivative is not finite.
         OSError: the disk is full or not writable.
     """
-    derivatives = []
+    derivatives: list[Derivative] = []
+    random_shifts: list[Shift] = []
     if with_gradient:
         asked = pairs_to_ask(len(examples))
         of_asked = kept_derivatives(
@@ -189,9 +192,11 @@ def grains_signal(
         for of_pair, _ in of_asked:
             derivatives.append(of_pair)
             on_pair(len(derivatives))
+        for i in asked:
+            random_shifts.append(random_shift(model, examples[i], record.shifts[i], hp, draw=0, work=work, number=i))
 
     def halved(pairs: Sequence[int]) -> Tensor:
-        return aggregated([record.shifts[i] for i in pairs], hp).v
+        return _as_in(record, aggregated([record.shifts[i] for i in pairs], hp))
 
     kinds = [
         example.encoded.kinds[j]
@@ -207,19 +212,44 @@ def grains_signal(
         halves=halves,
         halves_of_layers=of_layers,
         template=template,
+        v_random=_vectors_of_random_tokens(record, random_shifts, hp),
     )
+
+
+def _vectors_of_random_tokens(record: FitRecord, shifts: Sequence[Shift], hp: HyperParameters) -> Tensor | None:
+    """Eq. (5) and (6) of random tokens' shifts; None where there are none, or they define no direction."""
+    if not shifts:
+        return None
+    try:
+        return _as_in(record, aggregated(shifts, hp))
+    except DegenerateShiftsError:
+        return None
+
+
+def _as_in(record: FitRecord, fit: Fit) -> Tensor:
+    """v of another fit of the same kind: with the sides and in the layers that the recorded one steers with."""
+    side = record.additions.only_side
+    v = with_only_side(fit, side).v if side else fit.v
+    is_steered = record.fit.v.any(1)
+    return torch.where(is_steered[:, None], v, torch.zeros_like(v))
 
 
 def edit_gradient_signal(record: EditGradientRecord) -> Signal:
     """The signal of a fit of the edit gradient, at no cost."""
-    found, fitted = record.derivatives, record.fit
+    derivatives, fitted = record.derivatives, record.fit
 
     def halved(pairs: Sequence[int]) -> Tensor:
-        return scaled([found[i] for i in pairs], site=fitted.site, positions=fitted.positions).v
+        return scaled([derivatives[i] for i in pairs], site=fitted.site, positions=fitted.positions).v
 
-    halves, of_layers = agreement_of_halves(len(found), halved)
+    halves, of_layers = agreement_of_halves(len(derivatives), halved)
     return signal_of(
-        fitted.v_pos, fitted.v_neg, found, halves=halves, halves_of_layers=of_layers, template=None, is_gradient=True
+        fitted.v_pos,
+        fitted.v_neg,
+        derivatives,
+        halves=halves,
+        halves_of_layers=of_layers,
+        template=None,
+        is_gradient=True,
     )
 
 
@@ -238,10 +268,11 @@ def signal_of(
     halves_of_layers: Sequence[float] | None,
     template: float | None,
     is_gradient: bool = False,
+    v_random: Tensor | None = None,
 ) -> Signal:
     """The figures of vectors (L, width) and of the derivatives of their edit.
 
-    is_gradient: v is a multiple of the mean of these derivatives.
+    v_random: the vectors of random tokens.  is_gradient: v is a multiple of the mean of these derivatives.
     """
     v_pos, v_neg = v_pos.double(), v_neg.double()
     v = v_pos - v_neg
@@ -272,6 +303,7 @@ def signal_of(
         template=template,
         length=length,
         layers=layers,
+        random=None if v_random is None else cosine_of(v_random, v),
     )
 
 
@@ -296,34 +328,6 @@ def mean_with_interval(values: Tensor) -> Estimate:
     mean = values.mean().item()
     error = 1.96 * (values.std() / math.sqrt(len(values))).item()
     return Estimate(mean, mean - error, mean + error)
-
-
-def agreement_of_halves(n: int, halved: Halved) -> tuple[Estimate | None, list[float] | None]:
-    """Cosines of the vectors of two random halves: pooled with their range, and block by block.
-
-    None where there are fewer than four pairs, or a half defines no direction.
-    """
-    if n < 4:
-        return None, None
-    draws = random.Random("halves")
-    pooled, of_layers = [], []
-    for _ in range(HALVINGS):
-        order = draws.sample(range(n), n)
-        try:
-            a, b = halved(sorted(order[: n // 2])), halved(sorted(order[n // 2 :]))
-        except DegenerateShiftsError:
-            return None, None
-        pooled.append(cosine_of(a, b))
-        of_layers.append([cosine_of(x, y) for x, y in zip(a, b, strict=True)])
-    mean = sum(pooled) / HALVINGS
-    return Estimate(mean, min(pooled), max(pooled)), torch.tensor(of_layers).double().mean(0).tolist()
-
-
-def cosine_of(a: Tensor, b: Tensor) -> float:
-    """Cosine of all entries together; 0 where one of them is zero."""
-    a, b = a.double().flatten(), b.double().flatten()
-    lengths = (a.norm() * b.norm()).item()
-    return (a @ b).item() / lengths if lengths else 0.0
 
 
 def _two(value: float) -> str:

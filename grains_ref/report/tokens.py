@@ -8,25 +8,35 @@ from rich.text import Text
 from torch import Tensor
 
 from grains_ref.files import check_listed, printable
-from grains_ref.grains import Encoded, Selection
+from grains_ref.grains import Encoded, Kind, Selection
 
 PART = "(part of a character)"
+OPENING, CLOSING = "\u2039", "\u203a"  # around what the user did not write
+FRAMING: tuple[Kind, ...] = ("template", "special")
 POSITIVE, NEGATIVE = (46, 125, 80), (190, 60, 50)  # towards chosen, towards rejected
 
 
 def coloured_tokens(
-    tokens: Sequence[str], a: Tensor, selection: Selection, marks: Mapping[int, str], *, hidden: Set[int] = frozenset()
+    tokens: Sequence[str],
+    a: Tensor,
+    selection: Selection,
+    marks: Mapping[int, str],
+    *,
+    hidden: Set[int] = frozenset(),
+    kinds: Sequence[Kind] = (),
 ) -> Text:
     """A prompt whose tokens are coloured by score: green toward chosen, red toward rejected, stronger is deeper.
 
     Selected tokens are underlined; marks (token index -> word) are put behind their tokens in brackets; each run of
-    hidden tokens is printed as three dots.
+    hidden tokens is printed as three dots.  With the tokens' kinds, what is not the user's (of the chat template, or
+    special) is in italics, each run of it between angle quotes.
 
     Raises:
         TypeError: the tokens are one text.
         ValueError: another number of scores than of tokens, or a score that is not finite.
     """
     _check(tokens, a)
+    frame = framing_tokens(kinds)
     strongest = float(a.abs().max()) or 1.0
     text = Text()
     for j, token in enumerate(tokens):
@@ -36,12 +46,42 @@ def coloured_tokens(
         score = float(a[j]) / strongest
         red, green, blue = (round(255 + (c - 255) * abs(score)) for c in (POSITIVE if score > 0 else NEGATIVE))
         style = f"{'rgb(255,255,255)' if abs(score) > 0.6 else 'rgb(20,20,20)'} on rgb({red},{green},{blue})"
-        chosen = j in selection.pos or j in selection.neg
-        text.append(shown_token(token), style=f"underline {style}" if chosen else style)
+        if j in selection.pos or j in selection.neg:
+            style = f"underline {style}"
+        if j in frame:
+            style = f"italic {style}"
+            if j - 1 not in frame:
+                text.append(f"{OPENING} ")
+        text.append(shown_token(token), style=style)
         if j in marks:
             text.append(f"[{printable(marks[j])}]", style="bold")
         text.append(" ")
+        if j in frame and j + 1 not in frame:
+            text.append(f"{CLOSING} ")
     return text
+
+
+def framing_tokens(kinds: Sequence[Kind]) -> frozenset[int]:
+    """The tokens that the user did not write: those of the chat template, and special ones."""
+    return frozenset(j for j, kind in enumerate(kinds) if kind in FRAMING)
+
+
+def framing_share(kinds: Sequence[Kind], selection: Selection) -> float:
+    """Their share among the selected tokens; 0 where nothing was selected."""
+    selected = (*selection.pos, *selection.neg)
+    return len(framing_tokens(kinds).intersection(selected)) / max(len(selected), 1)
+
+
+def framing_words(kinds: Sequence[Kind], selection: Selection) -> str:
+    """How many of the selected tokens the user did not write, in words; "" where the prompt has none of them."""
+    frame = framing_tokens(kinds)
+    if not frame:
+        return ""
+    selected = (*selection.pos, *selection.neg)
+    inside = [kinds[j] for j in selected if j in frame]
+    parts = [f"{inside.count(kind)} {kind}" for kind in FRAMING if inside.count(kind)]
+    share = f" ({100 * framing_share(kinds, selection):.0f} %): {', '.join(parts)}" if inside else ""
+    return f"{len(inside)} of {len(selected)} selected tokens are not the user's words{share}"
 
 
 def shown_token(token: str) -> str:
@@ -73,11 +113,20 @@ def named_tokens(encoded: Encoded) -> tuple[str, ...]:
     )
 
 
-def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection) -> str:
-    """The selected tokens and their scores in words, so that nothing is said by colour alone."""
+def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection, *, kinds: Sequence[Kind] = ()) -> str:
+    r"""The selected tokens and their scores in words, so that nothing is said by colour alone.
+
+    With the tokens' kinds, what is not the user's is called so, with its number in the prompt: a template has the same
+    \n many times.
+    """
+    frame = framing_tokens(kinds)
+
+    def called(j: int) -> str:
+        name = _quoted_if_blank(tokens[j])
+        return f"{name} [{kinds[j]}, token {j}]" if j in frame else name
 
     def words(indices: Sequence[int]) -> str:
-        return ", ".join(f"{_quoted_if_blank(tokens[j])} {float(a[j]):+.2f}" for j in indices) or "none"
+        return ", ".join(f"{called(j)} {float(a[j]):+.2f}" for j in indices) or "none"
 
     _check(tokens, a)
     return f"toward rejected: {words(selection.neg)}\ntoward chosen:   {words(selection.pos)}"

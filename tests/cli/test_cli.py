@@ -27,16 +27,17 @@ pytestmark = pytest.mark.cpu
 COMMANDS = {
     "demo": "--vision --world --seeds --engine --out --json",
     "fit": "--model --pairs --out --method --site --positions --preset --k --m --attribution --aggregation "
-    "--objective --path-baseline --mask-baseline --eligible --no-signal --work --keep-work --engine --memory --dtype "
-    "--device --device-map --date --skip-bad-rows --ignore --json",
+    "--objective --path-baseline --mask-baseline --eligible --less-random --agreeing-layers --only-side --no-signal "
+    "--work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore --json",
     "attribute": "--model --prompt --chosen --rejected --image --overlay --chat --preset --k --m --method "
     "--path-baseline --eligible --engine --dtype --device --device-map --date --json",
     "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset "
-    "--out --work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore --json",
-    "eval": "--model --pairs --vectors --lam --layers --tasks --force --dtype --device --device-map --date "
+    "--out --no-signal --work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows "
+    "--ignore --json",
+    "eval": "--model --pairs --vectors --lam --layers --tasks --force --engine --dtype --device --device-map --date "
     "--skip-bad-rows --ignore --json",
-    "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --dtype --device "
-    "--device-map --date --json",
+    "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --force --engine --dtype "
+    "--device --device-map --date --json",
     "check": "model --dtype --device --device-map --date --json",
     "inspect": "vectors --json",
     "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "

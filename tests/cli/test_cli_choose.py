@@ -15,8 +15,11 @@ from shared import first_quick
 
 import grains_ref.evaluation.choice
 import grains_ref.fast
+from grains_ref.data import PreferencePair
 from grains_ref.demo import planted as demo
-from grains_ref.evaluation import capability, margins, preference_accuracy
+from grains_ref.evaluation import capability, margins, pair_rows, preference_accuracy
+from grains_ref.evaluation.metrics import paired_gain
+from grains_ref.evaluation.pair_scores import prompts_of
 from grains_ref.grains import Steering
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.worlds import build_world
@@ -72,7 +75,15 @@ def test_sweep_writes_vectors_that_eval_accepts(data: Path, tmp_path: Path) -> N
     record = sweep(data, *options, *layers, "--out", out)
     assert len(record["tried"]) == 1 + 4 * 2
     assert len({tuple(row[key] for key in ("lam", "k", "aggregation", "layers")) for row in record["tried"]}) == 9
-    assert record["tried"][0] == {"lam": 0, "k": None, "aggregation": None, "layers": None, "dev_accuracy": 0}
+    first = record["tried"][0]
+    assert {name: first[name] for name in ("lam", "k", "aggregation", "layers", "dev_accuracy")} == {
+        "lam": 0, "k": None, "aggregation": None, "layers": None, "dev_accuracy": 0,
+    }  # fmt: skip
+    assert first["dev_margin_change"] == [0, 0, 0]
+    for row in record["tried"][1:]:
+        value, low, high = row["dev_margin_change"]
+        assert low <= value <= high
+        assert value == pytest.approx(row["dev_margin"] - first["dev_margin"])
     best = record["best"]
     used = SteeringVectors.load(out).header
     assert (used.hyper_parameters["k"], used.hyper_parameters["aggregation"]) == (best["k"], best["aggregation"])
@@ -97,7 +108,8 @@ def test_sweep_gives_the_vectors_of_fit_and_stores_what_it_chose(data: Path, tmp
     made, fitted = SteeringVectors.load(out), SteeringVectors.load(vectors)
     assert torch.equal(made.v_pos, fitted.v_pos)
     assert torch.equal(made.v_neg, fitted.v_neg)
-    assert replace(made.header, choice={}) == replace(fitted.header, signal={})
+    assert replace(made.header, choice={}) == fitted.header
+    assert record["signal"] == fitted.header.signal
     costs = {name: value for name, value in record["best"].items() if name not in ("k", "aggregation", "layers")}
     assert made.header.choice == costs | {"layers": [0, 1, 2, 3]}
     text = good("inspect", out)
@@ -110,7 +122,7 @@ def test_an_interrupted_sweep_says_what_is_kept_and_goes_on_to_the_same_bits(
 ) -> None:
     options = ["--lam", "2,6", "--aggregation", "mean", "--out"]
     whole = sweep(data, *options, tmp_path / "whole")
-    real, calls = grains_ref.evaluation.choice.row_margins, list[int]()
+    real, calls = grains_ref.evaluation.choice.score_pairs, list[int]()
 
     def interrupted(*args: Any) -> Any:
         calls.append(len(calls))
@@ -118,7 +130,7 @@ def test_an_interrupted_sweep_says_what_is_kept_and_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(grains_ref.evaluation.choice, "row_margins", interrupted)
+    monkeypatch.setattr(grains_ref.evaluation.choice, "score_pairs", interrupted)
     command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", *options, tmp_path / "v"]
     stopped = run(*command)
     assert stopped.exit_code == 130
@@ -155,7 +167,7 @@ def test_an_interrupted_sweep_without_a_folder_says_that_nothing_is_kept(
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(grains_ref.evaluation.choice, "row_margins", interrupted)
+    monkeypatch.setattr(grains_ref.evaluation.choice, "score_pairs", interrupted)
     stopped = run("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl")
     assert stopped.exit_code == 130
     assert "interrupted; nothing is kept: give --out or --work" in " ".join(stopped.stderr.split())
@@ -208,12 +220,17 @@ def test_the_table_of_a_sweep_marks_the_choice_and_warns_without_tasks(data: Pat
     command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--aggregation", "mean"]
     table = good(*command, "--lam", "6", "--out", tmp_path / "v")
     (marked,) = [line for line in table.splitlines() if line.startswith("  * ")]
-    assert marked.split()[1:] == ["k", "3,", "mean,", "layers", "all", "6", *marked.split()[-2:]]
+    assert marked.split()[1:7] == ["k", "3,", "mean,", "layers", "all", "6"]
     assert "No --tasks were given, so nothing stops a strength that ruins other skills." in table
     assert f"Next: grains-ref eval --model tiny:simple-seed0 --vectors {tmp_path / 'v'} --pairs TEST" in table
     assert f"({tmp_path / 'v'} holds lam 6 and layers all.)" in table
     unsteered = next(line for line in table.splitlines() if "unsteered" in line)
-    assert unsteered.split() == ["unsteered", "0", "0.0", "%"]
+    assert unsteered.split()[:4] == ["unsteered", "0", "0.0", "%"]
+    assert unsteered.split()[-2] == "margin"
+    assert "Signal: " in table
+    header = SteeringVectors.load(tmp_path / "v").header
+    assert header.signal["figures"]["pairs"] == 4
+    assert f"Signal: {header.signal['line']}" in " ".join(table.split())
     quiet = good(*command, "--lam", "0.001", "--tasks", data / "dev_tasks.jsonl")
     assert "No --tasks were given" not in quiet
     assert "No steered setting beat the unsteered model within the limit: lam = 0 was chosen." in quiet
@@ -252,6 +269,13 @@ def test_a_sweep_over_settings_that_do_not_exist_is_refused_at_once(data: Path, 
 
 # --- eval
 
+PREFERENCE = [
+    "preference accuracy",
+    "preference accuracy, per token",
+    "mean margin, nats",
+    "mean margin per token, nats",
+]
+
 
 def test_eval_shows_the_plain_model_beside_the_steered_one(
     data: Path, vectors: Path, simple_model: HuggingFaceModel
@@ -282,12 +306,35 @@ def test_eval_shows_the_plain_model_beside_the_steered_one(
     assert gained != lost
     assert change["p"] == binomtest(gained, gained + lost).pvalue
     assert f"  preference accuracy: {gained} gained, {lost} lost, p = {change['p']:.2g}" in table
+    prompts = prompts_of(pair_rows(simple_model, tests))
+    expected = paired_gain(steered, plain, clusters=prompts)
+    gain = record["change"]["mean margin, nats"]["gain"]
+    assert [gain[name] for name in ("value", "low", "high")] == pytest.approx(
+        [expected.value, expected.low, expected.high], abs=1e-5
+    )
+    assert gain["value"] == pytest.approx(
+        record["steered"]["mean margin, nats"]["value"] - record["unsteered"]["mean margin, nats"]["value"], abs=1e-5
+    )
+    assert f"  mean margin, nats: {gain['value']:+.3f} [{gain['low']:.3f}, {gain['high']:.3f}]" in table
     assert "gained" not in good(*command)
+
+
+def test_eval_scores_per_token_beside_whole_answers(data: Path, tmp_path: Path, simple_model: HuggingFaceModel) -> None:
+    """A long chosen answer loses by its sum and may win per token."""
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    long = [row | {"chosen": " ".join([row["chosen"]] * 4)} for row in rows]
+    record = parsed("eval", *SIMPLE, "--pairs", lines(tmp_path / "long.jsonl", long))["unsteered"]
+    pairs = [PreferencePair(row["id"], row["prompt"], row["chosen"], row["rejected"], where="test") for row in long]
+    for name, normalise in (("", "sum"), (" per token", "token")):
+        expected = margins(simple_model, pairs, normalise=normalise)  # type: ignore[arg-type]
+        assert record[f"mean margin{name}, nats"]["value"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert record["preference accuracy, per token"]["value"] == sum(margin > 0 for margin in expected) / len(expected)
+    assert record["mean margin, nats"]["value"] < 4 * record["mean margin per token, nats"]["value"]
 
 
 def test_eval_without_vectors_measures_the_plain_model(data: Path) -> None:
     record = parsed("eval", *SIMPLE, "--pairs", data / "test.jsonl")
-    assert {way: list(rates) for way, rates in record.items()} == {"unsteered": ["preference accuracy"]}
+    assert {way: list(rates) for way, rates in record.items()} == {"unsteered": PREFERENCE}
 
 
 def test_eval_counts_multiple_choice_where_every_row_has_choices(data: Path, tmp_path: Path) -> None:
@@ -296,7 +343,7 @@ def test_eval_counts_multiple_choice_where_every_row_has_choices(data: Path, tmp
     record = parsed("eval", *SIMPLE, "--pairs", lines(tmp_path / "all.jsonl", with_choices))["unsteered"]
     assert record["multiple-choice accuracy"] == record["preference accuracy"]
     record = parsed("eval", *SIMPLE, "--pairs", lines(tmp_path / "some.jsonl", [*with_choices[1:], rows[0]]))
-    assert list(record["unsteered"]) == ["preference accuracy"]
+    assert list(record["unsteered"]) == PREFERENCE
 
 
 @pytest.mark.usefixtures("no_model")
@@ -383,6 +430,8 @@ def test_given_vectors_get_the_strength_that_a_sweep_of_their_pairs_gives_them(
     made = parsed("sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "mean", *options)
     given = parsed("sweep", *SIMPLE, "--vectors", vectors, *options, "--out", tmp_path / "v")
     assert [row["dev_accuracy"] for row in given["tried"]] == [row["dev_accuracy"] for row in made["tried"]]
+    for name in ("dev_margin", "dev_margin_change"):  # the file's vectors are rounded to float32
+        assert given["best"].pop(name) == pytest.approx(made["best"].pop(name), abs=1e-4)
     assert given["best"] | {"k": 0, "aggregation": 0} == made["best"] | {"k": 0, "aggregation": 0}
     stored = SteeringVectors.load(tmp_path / "v")
     assert torch.equal(stored.v, SteeringVectors.load(vectors).v)

@@ -86,6 +86,13 @@ def test_attribute_sends_a_chat_through_the_template(other_model: Path) -> None:
     assert set(chat["kinds"]) == {"special", "text", "template"}
     assert "user" in chat["tokens"] or "us" in chat["tokens"] or len(chat["tokens"]) > len(plain["tokens"])
     assert chat["hyper_parameters"]["attribution"] == "gradient"
+    selected = [chat["kinds"][j] for j in (*chat["positive"], *chat["negative"])]
+    assert chat["selected_kinds"] == {kind: selected.count(kind) for kind in set(selected)}
+    not_of_the_user = selected.count("template") + selected.count("special")
+    assert chat["share_not_of_the_user"] == not_of_the_user / len(selected)
+    text = good("attribute", "--model", other_model, *question, "--chat")
+    assert f"{not_of_the_user} of {len(selected)} selected tokens are not the user's words" in text
+    assert "\u2039...\u203a: of the chat template, or special." in text
     message = bad("attribute", *SIMPLE, *question, "--chat")
     assert "has no chat template, so it cannot take chat messages" in message
 

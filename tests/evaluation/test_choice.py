@@ -29,7 +29,9 @@ from grains_ref.evaluation.choice import (
     sweep,
     wrong_answers,
 )
-from grains_ref.evaluation.measures import capability, preference_accuracy
+from grains_ref.evaluation.measures import capability, margins, pair_rows, preference_accuracy
+from grains_ref.evaluation.metrics import paired_gain
+from grains_ref.evaluation.pair_scores import PairScores, prompts_of
 from grains_ref.grains import DegenerateShiftsError, Example, HyperParameters, Steering, fit
 from grains_ref.models import HuggingFaceModel, TokenRow
 from grains_ref.tiny_models.worlds import build_world
@@ -212,7 +214,15 @@ def test_the_sweep_is_brute_force_over_the_grid(
     assert choice.tasks is not None
     assert choice.tasks.accuracy_unsteered - choice.tasks.accuracy == pytest.approx(cost)
     assert max(t.accuracy for t in choice.tried) > choice.accuracy  # the limit on the tasks decided
-    assert choice.record() == {
+    plain = margins(simple_model, dev)
+    with Steering(simple_model.blocks, fits[choice.best.hp], lam=best[0], layers=best[2]):
+        steered, per_token = margins(simple_model, dev), margins(simple_model, dev, normalise="token")
+    change = paired_gain(steered, plain, clusters=prompts_of(pair_rows(simple_model, dev)))
+    record = choice.record()
+    assert record.pop("dev_accuracy_per_token") == sum(margin > 0 for margin in per_token) / 8
+    assert record.pop("dev_margin") == pytest.approx(sum(steered) / 8, abs=1e-5)
+    assert record.pop("dev_margin_change") == pytest.approx([change.value, change.low, change.high], abs=1e-5)
+    assert record == {
         "lam": best[0],
         "layers": [*best[2]],
         "dev_accuracy": best_accuracy,
@@ -307,15 +317,15 @@ def test_a_strength_that_overflows_is_left_out_and_never_counted(
     calls: list[int] = []
     overflowing: set[int] = {1}
 
-    def margins(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> list[float]:
+    def scores(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> PairScores:
         calls.append(len(calls))
         if calls[-1] not in overflowing:
-            return [1.0] * 4 + [-1.0] * 4
+            return PairScores((1.0,) * 4 + (-1.0,) * 4, (0.5,) * 8)
         if how == "raised":
             raise OverflowError("lam |v| is beyond float32")
-        return [math.nan, *[1.0] * 7]
+        return PairScores((math.nan, *(1.0,) * 7), (1.0,) * 8)
 
-    monkeypatch.setattr(grains_ref.evaluation.choice, "row_margins", margins)
+    monkeypatch.setattr(grains_ref.evaluation.choice, "score_pairs", scores)
     choice = sweep(simple_model, examples, dev, grid=Grid(lams=(1.0, 2.0), hps=(QUICK,)))
     assert [tried.setting.lam for tried in choice.tried] == [0.0, 2.0]
     assert choice.left_out == (LeftOut("lam 1, k 3, mean", choice.left_out[0].why),)
@@ -341,8 +351,8 @@ def test_a_setting_whose_tasks_overflow_is_not_admissible(
         raise OverflowError
 
     monkeypatch.setattr(grains_ref.evaluation.choice, "wrong_answers", wrong)
-    accuracies = iter([0.0, 1.0])
-    monkeypatch.setattr(grains_ref.evaluation.choice, "_accuracy", lambda *_: next(accuracies))
+    of_settings = iter([PairScores((-1.0,) * 8, (0.0,) * 8), PairScores((1.0,) * 8, (0.0,) * 8)])
+    monkeypatch.setattr(grains_ref.evaluation.choice, "_on_dev", lambda *_: next(of_settings))
     choice = sweep(simple_model, examples, dev, tasks, grid=Grid(lams=(5.0,), hps=(QUICK,)), max_loss=100)
     assert (choice.best.lam, choice.accuracy) == (0, 0.0)
     assert choice.tasks == TaskCost(20, choice.tasks.wrong_unsteered, choice.tasks.wrong_unsteered, 100)  # type: ignore[union-attr]

@@ -189,7 +189,7 @@ def test_a_card_of_another_method_says_where_its_vectors_are_added_and_adds_them
     vectors: SteeringVectors,
 ) -> None:
     place: dict[str, Any] = {"method": "edit_gradient", "site": "mlp", "positions": "after_prompt", "dialect": "none"}
-    signal = {"line": "Signal: none found."}
+    signal = {"line": "none found."}
     text = card_text(replace(vectors, header=replace(HEADER, **place, signal=signal)))
     assert r"edit\_gradient, which is not GrAInS" in text
     assert r"added at the site mlp, positions after\_prompt, and nowhere else" in text

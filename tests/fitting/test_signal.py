@@ -15,16 +15,15 @@ from torch import Tensor
 
 from grains_ref.data import PreferencePair
 from grains_ref.evaluation.measures import margins
-from grains_ref.fitting import FitRecord, checked_examples, resumable_fit
+from grains_ref.fitting import Additions, FitRecord, checked_examples, resumable_fit
 from grains_ref.fitting import edit_gradient as kept
+from grains_ref.fitting.additions import added_to
 from grains_ref.fitting.edit_gradient import EditGradientRecord, resumable_edit_gradient
+from grains_ref.fitting.halves import HALVINGS, Estimate, agreement_of_halves, cosine_of
+from grains_ref.fitting.random_tokens import random_selection, random_shift
 from grains_ref.fitting.signal import (
-    HALVINGS,
     MOST_PAIRS,
-    Estimate,
     Signal,
-    agreement_of_halves,
-    cosine_of,
     edit_gradient_signal,
     grains_signal,
     mean_with_interval,
@@ -34,7 +33,7 @@ from grains_ref.fitting.signal import (
     with_signal,
 )
 from grains_ref.fitting.work_folder import WorkFolderError, open_work_folder
-from grains_ref.grains import DegenerateShiftsError, HyperParameters, Steering
+from grains_ref.grains import DegenerateShiftsError, HyperParameters, Steering, vectors
 from grains_ref.methods.edit_gradient import Derivative
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
@@ -201,16 +200,16 @@ def signal(**changes: Any) -> Signal:
 )
 def test_the_verdict_says_where_small_strengths_move_f(changes: dict[str, Any], verdict: str, words: str) -> None:
     assert signal(**changes).verdict == verdict
-    assert signal(**changes).line().startswith(f"Signal: {words}.")
+    assert signal(**changes).line().startswith(f"{words}.")
     assert signal(**changes).record()["figures"]["verdict"] == verdict
 
 
 def test_the_line_has_the_figures() -> None:
     assert signal().line() == (
-        "Signal: toward the chosen answers. f begins to change by +0.4 [+0.3, +0.5] nats per lam; cosine with the "
+        "toward the chosen answers. f begins to change by +0.4 [+0.3, +0.5] nats per lam; cosine with the "
         "edit's gradient 0.30 (random: below 0.050); halves of the pairs agree 0.80 [0.70, 0.90]."
     )
-    assert signal(slope=None, cosine=None, halves=None).line() == "Signal: not measured."
+    assert signal(slope=None, cosine=None, halves=None).line() == "not measured."
 
 
 @pytest.mark.parametrize(
@@ -225,6 +224,9 @@ def test_the_line_has_the_figures() -> None:
         ({"halves": None}, []),
         ({"sides": 0.95}, ["v_pos and v_neg are nearly the same, cosine 0.95"]),
         ({"sides": -0.95}, []),
+        ({"random": 0.9}, ["v is nearly the vector of random tokens, cosine 0.90"]),
+        ({"random": 0.4}, []),
+        ({"random": -0.9}, []),
         ({"template": 0.62}, ["62 % of the selected tokens belong to the chat template"]),
         ({"template": None}, []),
     ],
@@ -260,11 +262,46 @@ def test_the_slope_of_a_fit_is_how_f_begins_to_change(tmp_path: Path) -> None:
     assert measured.template == kinds.count("special") / len(kinds)
 
 
+def test_the_cosine_with_random_tokens_is_of_vectors_that_are_fitted_alike(
+    llama: HuggingFaceModel, tmp_path: Path
+) -> None:
+    record, measured = grains_fit(llama, tmp_path / "w")
+    examples = [llama.example(p.prompt, p.chosen, p.rejected) for p in PAIRS]
+    drawn = [
+        random_shift(llama, example, shift, MEAN, draw=0)
+        for example, shift in zip(examples, record.shifts, strict=True)
+    ]
+    assert measured.random == cosine_of(vectors(drawn, MEAN).v, record.fit.v)
+    assert measured.record()["figures"]["random"] == measured.random
+    for example, shift, of_draw in zip(examples, record.shifts, drawn, strict=True):
+        assert of_draw.selection == random_selection(example, shift.selection, MEAN, draw=0)
+    assert any(
+        {*of_draw.selection.pos} != {*shift.selection.pos} for of_draw, shift in zip(drawn, record.shifts, strict=True)
+    )
+
+
+@pytest.mark.parametrize("additions", [Additions(only_side="pos"), Additions(agreeing_layers=0.0)])
+def test_halves_and_random_tokens_are_fitted_with_the_same_additions(
+    llama: HuggingFaceModel, tmp_path: Path, additions: Additions
+) -> None:
+    pairs, examples, _ = checked_examples(llama, PAIRS, skip_bad_rows=False)
+    with open_work_folder(tmp_path / "w") as work:
+        record = resumable_fit(llama, pairs, examples, MEAN, work=work, on_example=nothing, additions=additions)
+        measured = grains_signal(llama, examples, record, MEAN, work=work, on_pair=nothing)
+    drawn = [random_shift(llama, x, shift, MEAN, draw=0) for x, shift in zip(examples, record.shifts, strict=True)]
+    v_random = added_to(vectors(drawn, MEAN), Additions(only_side=additions.only_side), []).v
+    steered = record.fit.v.any(1)
+    assert measured.random == pytest.approx(cosine_of(v_random[steered], record.fit.v[steered]))
+    assert measured.halves is not None
+    for layer, is_steered in enumerate(steered.tolist()):
+        assert (measured.layers["halves"][layer] == 0) == (not is_steered)
+
+
 def test_without_the_passes_the_rest_is_measured(llama: HuggingFaceModel, tmp_path: Path) -> None:
     _, whole = grains_fit(llama, tmp_path / "w")
     _, without = grains_fit(llama, tmp_path / "w", with_gradient=False)
     assert without.verdict == "not measured"
-    assert (without.n, without.slope, without.cosine, without.length) == (0, None, None, None)
+    assert (without.n, without.slope, without.cosine, without.length, without.random) == (0, None, None, None, None)
     assert (without.halves, without.sides, without.template) == (whole.halves, whole.sides, whole.template)
 
 

@@ -13,6 +13,7 @@ LORA = "grains_ref/methods/lora.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
 FROM_FILE = "grains_ref/methods/from_file.py"
 SIGNAL = "grains_ref/fitting/signal.py"
+HALVES = "grains_ref/fitting/halves.py"
 BUGS = (
     Bug("read_one_early", "baselines", "activations are read one token before the last",
         CORE, "x[0, -last:].to(at_least_float32(x)).cpu()", "x[0, -last - 1 : -1].to(at_least_float32(x)).cpu()",
@@ -114,7 +115,7 @@ BUGS = (
     Bug("signal_flatters_gradients", "baselines", "a pair is asked along its own share of the vectors",
         SIGNAL, "others = (g.sum(0) - g) / (n - 1)", "others = g.mean(0)", "test_signal"),
     Bug("signal_halves_overlap", "baselines", "both halves have the middle pairs",
-        SIGNAL, "order[n // 2 :]", "order[n // 3 :]", "test_signal"),
+        HALVES, "order[n // 2 :]", "order[n // 3 :]", "test_signal"),
     Bug("signal_of_chance", "baselines", "a cosine that random vectors have counts as signal",
         SIGNAL, "self.cosine <= self.chance", "self.cosine <= 0", "test_signal"),
     Bug("signal_of_another_edit", "baselines", "the slope of GrAInS is that of an edit after the prompt",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from rich.text import Text
 
-from grains_ref.grains import Selection
-from grains_ref.report.tokens import coloured_tokens, strongest_tokens
+from grains_ref.grains import Kind, Selection
+from grains_ref.report.tokens import coloured_tokens, framing_share, framing_words, strongest_tokens
 
 pytestmark = pytest.mark.cpu
 
@@ -52,6 +52,35 @@ def test_what_the_colours_say_is_also_said_in_words() -> None:
         r"toward rejected: famously -2.00, '\n' -0.12",
         "toward chosen:   none",
     ]
+
+
+KINDS: list[Kind] = ["special", "template", "template", "text", "text", "template", "template"]
+CHAT = ["<s>", "<|user|>", "\n", "Hello", "\n", "<|end|>", "\n"]
+
+
+def test_what_the_user_did_not_write_is_told_from_the_users_words_not_by_colour_alone() -> None:
+    selection = Selection(pos=(2, 3), neg=(4, 6))
+    text = coloured_tokens(CHAT, torch.ones(7), selection, {}, kinds=KINDS)
+    assert text.plain == "\u2039 <s> <|user|> \\n \u203a Hello \\n \u2039 <|end|> \\n \u203a "
+    in_italics = [piece for piece, style in pieces(text) if style.startswith("italic ")]
+    assert in_italics == ["<s>", "<|user|>", "\\n", "<|end|>", "\\n"]
+    underlined = [piece for piece, style in pieces(text) if "underline " in style]
+    assert underlined == ["\\n", "Hello", "\\n", "\\n"]
+    assert strongest_tokens(CHAT, torch.ones(7), selection, kinds=KINDS).splitlines() == [
+        r"toward rejected: '\n' +1.00, '\n' [template, token 6] +1.00",
+        r"toward chosen:   '\n' [template, token 2] +1.00, Hello +1.00",
+    ]
+
+
+def test_the_share_of_what_the_user_did_not_write_is_of_the_selected() -> None:
+    selection = Selection(pos=(0, 3), neg=(2, 6))
+    assert framing_share(KINDS, selection) == 0.75
+    assert framing_words(KINDS, selection) == (
+        "3 of 4 selected tokens are not the user's words (75 %): 2 template, 1 special"
+    )
+    assert framing_words(KINDS, Selection((3,), ())) == "0 of 1 selected tokens are not the user's words"
+    assert framing_share(KINDS, Selection((), ())) == 0
+    assert framing_words(["text", "image"], Selection((0,), (1,))) == ""
 
 
 def test_no_token_rewrites_the_screen() -> None:

@@ -27,6 +27,7 @@ from robustness.work_folders import HP, SmallModel, examples
 from grains_ref import grains
 from grains_ref.evaluation import choice, measured
 from grains_ref.evaluation.choice import Candidate, Grid, SweepChoice, sweep
+from grains_ref.evaluation.pair_scores import PairScores
 from grains_ref.files import FileError, parse_record, record_bytes
 from grains_ref.fitting.work_folder import WorkFolder, open_work_folder
 from grains_ref.models import TokenRow
@@ -52,13 +53,14 @@ class Scripted:
         yield
         self.active = None
 
-    def margins(self, model: Any, rows: Sequence[TokenRow]) -> list[float]:
+    def scores(self, model: Any, rows: Sequence[TokenRow]) -> PairScores:
         self.calls.append("dev")
         assert self.active
         if self.active.lam == 2 and self.active.hp.k == 2:
             raise OverflowError("lam |v| is beyond float32")
         size = self.active.lam * float(self.active.fit.v.abs().sum())
-        return [math.sin(size + row.prompt[1]) for row in rows]
+        margins = tuple(math.sin(size + row.prompt[1]) for row in rows[: len(rows) // 2])
+        return PairScores(margins, tuple(margin / 2 for margin in margins))
 
     def matches(self, model: Any, rows: Sequence[TokenRow]) -> list[bool]:
         self.calls.append("tasks")
@@ -78,7 +80,7 @@ class Scripted:
             for name, stub in {
                 "pair_rows": lambda model, pairs: DEV,
                 "task_rows": lambda model, tasks: TASKS,
-                "row_margins": self.margins,
+                "score_pairs": self.scores,
                 "exact_matches": self.matches,
             }.items():
                 stack.enter_context(patch.object(choice, name, stub))
