@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,9 +38,10 @@ class Plan:
         """Every cell that is needed, once; what shares a model together, in the order of the rows."""
         from grains_ref.reproduction.curves import CURVES
         from grains_ref.reproduction.paper import COST_ROWS, figure_rows, kind_of, needed
+        from grains_ref.reproduction.recommended import rows_needed
         from grains_ref.reproduction.rows import CANDIDATES, rows_of
 
-        found = {cell for spec, worlds in self.tables.items() for cell in needed(spec, worlds, self.seeds)}
+        needed_cells = {cell for spec, worlds in self.tables.items() for cell in needed(spec, worlds, self.seeds)}
         for name, worlds in (*self.figures.items(), *self.extras.items()):
             for world in worlds:
                 rows: dict[str, list[str]] = {
@@ -48,13 +49,14 @@ class Plan:
                     "cost": COST_ROWS[kind_of(world)],
                     "figure 5": ["GrAInS"],
                     "figure 6": [*figure_rows(kind_of(world)).values()],
+                    "recommended": rows_needed(kind_of(world)),
                 }
-                found |= {(world, seed, row) for seed in self.seeds for row in rows.get(name, [name])}
+                needed_cells |= {(world, seed, row) for seed in self.seeds for row in rows.get(name, [name])}
         order = {
             kind: {name: i for i, name in enumerate((*rows_of(is_visual=kind == "visual"), *CURVES))}
             for kind in ("text", "visual")
         }
-        return sorted(found, key=lambda cell: (cell[1], cell[0], order[kind_of(cell[0])][cell[2]]))
+        return sorted(needed_cells, key=lambda cell: (cell[1], cell[0], order[kind_of(cell[0])][cell[2]]))
 
 
 @guarded
@@ -77,14 +79,25 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and what is missing.")] = False,
     weights: Annotated[list[str] | None, typer.Option(help="Full rung: MODEL=FOLDER (or hub id).")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Full rung: DATASET=FOLDER (or hub id).")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Full rung: NAME=FOLDER of any text model, in the place of the paper's."),
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Full rung: NAME=FILE or FOLDER of any pairs, in the place of the paper's datasets."),
+    ] = None,
     judge_url: Annotated[str, typer.Option(help="Full rung: an OpenAI-compatible endpoint.")] = "",
     judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
     device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="Full rung: bfloat16, float16 or float32.")] = "bfloat16",
 ) -> None:
     """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
     if rung == "tiny":
-        if weights or data or judge_url or judge_model:
-            raise ValueError("--weights, --data and --judge-... are for --rung full; the tiny rung needs nothing")
+        if weights or data or model or pairs or judge_url or judge_model:
+            raise ValueError(
+                "--weights, --data, --model, --pairs and --judge-... are for --rung full; the tiny rung needs nothing"
+            )
         plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
         from grains_ref.reproduction.cells import tiny_lab
 
@@ -93,8 +106,10 @@ def reproduce(
         return
     if quick:
         raise ValueError("--quick is for the tiny rung")
-    plan = _full_plan(everything, table or [], figure or [], question or [])
-    full_rung = _full_rung(weights or [], data or [], judge_url, judge_model, device, output)
+    full_rung = _full_rung(
+        weights or [], data or [], model or [], pairs or [], judge_url, judge_model, device, dtype, output
+    )
+    plan = _full_plan(everything, table or [], figure or [], question or [], full_rung)
     if _report_inventory(plan, full_rung) and not dry_run:
         raise ValueError("something is missing (see above); nothing was run")
     if not dry_run:
@@ -111,33 +126,50 @@ def _tiny_plan(
         ValueError: nothing was asked for, or something that does not exist.
     """
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
-    from grains_ref.reproduction.paper import QUESTIONS, TABLES, WORLDS_OF
+    from grains_ref.reproduction.paper import TABLES, WORLDS_OF
+    from grains_ref.reproduction.questions import QUESTIONS
+    from grains_ref.reproduction.recommended import VERDICTS
 
     specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
-    known = (*specs, *FIGURES, *EXTRAS)
+    further = (*EXTRAS, *VERDICTS)
+    known = (*specs, *FIGURES, *further)
     shown_in_paper = [spec.name for spec in TABLES] + [*FIGURES]
     names = shown_in_paper if everything and quick else _names(everything, table, figure, question, known=known)
     worlds = (*WORLDS_OF["text"], *WORLDS_OF["visual"])
     return Plan(
         tables={specs[name]: WORLDS_OF[specs[name].kind] for name in names if name in specs},
         figures={name: worlds for name in names if name in FIGURES},
-        extras={name: ("double",) if name == "transfer" else worlds for name in names if name in EXTRAS},
+        extras={name: ("double",) if name == "transfer" else worlds for name in names if name in further},
         seeds=SEEDS[:1] if quick else SEEDS,
     )
 
 
-def _full_plan(everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str]) -> Plan:
-    """The same on the full models; rows that only a planted world can have are left out."""
-    from grains_ref.reproduction.full import COLUMNS, without_planted_rows
+def _full_plan(
+    everything: bool, table: Sequence[int], figure: Sequence[int], question: Sequence[str], rung: FullRung
+) -> Plan:
+    """The same on the full models; rows that only a planted world can have are left out.
+
+    Raises:
+        ValueError: what was asked for is of models that see, and one's own models or pairs were named.
+    """
+    from grains_ref.reproduction.full import COLUMNS, columns_of, without_planted_rows
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
     from grains_ref.reproduction.paper import TABLES
 
     specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
     names = _names(everything, table, figure, question, known=tuple(COLUMNS))
+    columns = {name: columns_of(name, rung) for name in names}
+    if everything:
+        names = [name for name in names if columns[name]]
+    elif without := [name for name in names if not columns[name]]:
+        raise ValueError(
+            f"{', '.join(without)}: of models that see; --model and --pairs take texts. Leave them out, or ask for "
+            "a table of text models: table 1, 4 or 6"
+        )
     return Plan(
-        tables={specs[name]: COLUMNS[name] for name in names if name in specs},
-        figures={name: COLUMNS[name] for name in names if name in FIGURES},
-        extras={name: COLUMNS[name] for name in names if name in EXTRAS},
+        tables={specs[name]: columns[name] for name in names if name in specs},
+        figures={name: columns[name] for name in names if name in FIGURES},
+        extras={name: columns[name] for name in names if name in EXTRAS},
         seeds=FULL_SEEDS,
     )
 
@@ -157,17 +189,26 @@ def _names(
 
 
 def _full_rung(
-    weights: Sequence[str], data: Sequence[str], judge_url: str, judge_model: str, device: str, output: Path
+    weights: Sequence[str],
+    data: Sequence[str],
+    model: Sequence[str],
+    pairs: Sequence[str],
+    judge_url: str,
+    judge_model: str,
+    device: str,
+    dtype: str,
+    output: Path,
 ) -> FullRung:
     """Where everything lies.
 
     Raises:
-        ValueError: an option is not NAME=PLACE, names something unknown, or half a judge was given.
+        ValueError: an option is not NAME=PLACE, names something unknown or that is taken, or half a judge was given.
     """
     from grains_ref.datasets.registry import NAMES
     from grains_ref.evaluation.judge import ChatJudge
     from grains_ref.evaluation.verdicts import Cached
     from grains_ref.reproduction.full import LLMS, VLMS, FullRung
+    from grains_ref.reproduction.paper import WORLDS_OF
     from grains_ref.tiny_models.full_size import find_weights
 
     if bool(judge_url) != bool(judge_model):
@@ -176,21 +217,38 @@ def _full_rung(
     if judge_url:
         output.mkdir(parents=True, exist_ok=True)
         judge = Cached(ChatJudge(judge_url, model=judge_model), output / "verdicts.jsonl")
-    found = {name: str(folder) for name in (*LLMS, *VLMS) if (folder := find_weights(name))}
+    of_environment = {name: str(folder) for name in (*LLMS, *VLMS) if (folder := find_weights(name))}
+    taken = {*LLMS, *VLMS, *NAMES, *WORLDS_OF["text"], *WORLDS_OF["visual"], "double"}
     return FullRung(
-        weights=found | _places(weights, "--weights", (*LLMS, *VLMS)),
+        weights=of_environment | _places(weights, "--weights", (*LLMS, *VLMS)) | _own_places(model, "--model", taken),
         data=_places(data, "--data", NAMES),
         judge=judge,
         device=device,
+        dtype=dtype,
+        pairs=_own_places(pairs, "--pairs", taken),
     )
 
 
-def _places(given: Sequence[str], option: str, known: Sequence[str]) -> dict[str, str]:
+def _places(options: Sequence[str], option: str, known: Sequence[str]) -> dict[str, str]:
     places = {}
-    for one in given:
-        name, equals, place = one.partition("=")
+    for text in options:
+        name, equals, place = text.partition("=")
         if not equals or not place or name not in known:
-            raise ValueError(f"{option} {one!r}: expected NAME=FOLDER with one of the names {', '.join(known)}")
+            raise ValueError(f"{option} {text!r}: expected NAME=FOLDER with one of the names {', '.join(known)}")
+        places[name] = place
+    return places
+
+
+def _own_places(options: Sequence[str], option: str, taken: Collection[str]) -> dict[str, str]:
+    """One's own models or pairs by the names that they are given."""
+    from grains_ref.reproduction.local import check_name
+
+    places: dict[str, str] = {}
+    for text in options:
+        name, equals, place = text.partition("=")
+        if not equals or not place:
+            raise ValueError(f"{option} {text!r}: expected NAME=PLACE with a name of your own")
+        check_name(name, taken={*taken, *places})
         places[name] = place
     return places
 
@@ -213,10 +271,14 @@ def _report_inventory(plan: Plan, rung: FullRung) -> int:
 
 def _inputs(rung: FullRung) -> dict[str, str]:
     """What the cells of the full rung depend on beside their names."""
+    from grains_ref.reproduction.local import read_own_pairs
+
     inputs = {"rung": "full", "dtype": rung.dtype, "device": rung.device.partition(":")[0], "pairs": str(rung.n)}
     inputs |= {"dev and test tasks": ", ".join(map(str, rung.n_tasks))}
     inputs |= {f"weights of {name}": place for name, place in rung.weights.items()}
     inputs |= {f"data of {name}": place for name, place in rung.data.items()}
+    for name, place in rung.pairs.items():
+        inputs[f"pairs of {name}"] = f"{place}, {read_own_pairs(place, n=rung.n, seed=0).digest}"
     return inputs | ({"judge": rung.judge.identity} if rung.judge else {})
 
 
@@ -241,13 +303,13 @@ def _carry_out(
         _tell_plan(cells, units)
         if units:
             _run(units, make_lab, output, workers=workers)
-        found: dict[tuple[str, int, str], Cell] = {}
+        finished: dict[tuple[str, int, str], Cell] = {}
         for world, seed, name in cells:
             cell = read_cell(output, world, seed, name)
             if cell is None:
                 raise ValueError(f"cell {name!r} of {world}, seed {seed} was run and is not there; is the disk full?")
-            found[world, seed, name] = cell
-        _write(plan, found, output)
+            finished[world, seed, name] = cell
+        _write(plan, finished, output)
 
 
 def _tell_damage(problem: FileError) -> None:
@@ -285,6 +347,7 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     from grains_ref.reproduction import pages
     from grains_ref.reproduction.curves import CURVES
     from grains_ref.reproduction.kept import read_facts
+    from grains_ref.reproduction.recommended import VERDICTS
     from grains_ref.reproduction.statistics import results
     from grains_ref.reproduction.transfer import without_outcomes
     from grains_ref.vectors import library_versions
@@ -304,11 +367,14 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
         content["figures"][name] = draw(cells, worlds, plan.seeds, output / file)
         parts.append(f"### {name.capitalize()}. {caption}\n\n![{name}]({file})\n")
     for name, worlds in plan.extras.items():
-        parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
+        if name in VERDICTS:
+            parts.append(VERDICTS[name](cells, facts, worlds, plan.seeds))
+        else:
+            parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
         if name in CURVES:
             curves = {world: [cells[world, seed, name]["curve"] for seed in plan.seeds] for world in worlds}
             if name == "transfer":
-                curves = {world: [without_outcomes(one) for one in found] for world, found in curves.items()}
+                curves = {world: [without_outcomes(curve) for curve in of_world] for world, of_world in curves.items()}
             content["curves"][name] = curves
     content["cost"] = pages.cost_record(cells)
     write_whole(output / "tables.md", "\n".join(parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from grains_ref.grains import (
 from grains_ref.methods.core import Setting
 from grains_ref.methods.ict import Boxes
 from grains_ref.models import HuggingFaceModel
+
+Made = TypeVar("Made")
 
 PLAIN = HyperParameters()
 AFTER_ATTRIBUTION = ("k", "mask_baseline", "eligible", "aggregation", "components")  # what scores do not depend on
@@ -56,6 +59,7 @@ class Lab:
     _attributions: dict[tuple[HyperParameters, int], Attribution] = field(default_factory=dict, init=False)
     _shifts: dict[tuple[HyperParameters, int], Shift] = field(default_factory=dict, init=False)
     _grids: dict[tuple[HyperParameters, int], list[Setting]] = field(default_factory=dict, init=False)
+    _made_once: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def is_visual(self) -> bool:
@@ -66,6 +70,13 @@ class Lab:
     def bench(self) -> Bench:
         """Dev and test data, tokenised once."""
         return Bench(self.model, dev=self.dev, test=self.test)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What several rows share under a name: made when it is first asked for."""
+        if name not in self._made_once:
+            self._made_once[name] = make()
+        made: Made = self._made_once[name]
+        return made
 
     # ------------------------------------------------------------------ GrAInS
     @functools.cached_property

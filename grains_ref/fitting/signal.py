@@ -100,6 +100,8 @@ class Signal:
             parts.append(f"f begins to change by {slope.value:+.3g} [{slope.low:+.3g}, {slope.high:+.3g}] nats per lam")
         if self.cosine is not None:
             parts.append(f"cosine with the edit's gradient {_two(self.cosine)} (random: below {_two(self.chance)})")
+        if self.random is not None:
+            parts.append(f"with random tokens' vector {_two(self.random)}")
         if self.halves:
             parts.append(f"halves of the pairs agree {_interval(self.halves)}")
         return f"{opening}. {'; '.join(parts)}".rstrip() + ("." if parts else "")

@@ -112,7 +112,7 @@ def fit(model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, options: Op
         pairs = [_stripped(pair) for pair in pairs]
     after = answer_differences(model, pairs)  # (N, L, d)
     deltas = torch.cat([_embeddings(model, pairs)[:, None], after.double()], dim=1)  # (N, L + 1, d)
-    return ICV(_direction(deltas.flatten(1), options.estimator).view(deltas.shape[1:])[1:], options)
+    return ICV(direction(deltas.flatten(1), options.estimator).view(deltas.shape[1:])[1:], options)
 
 
 def combined(model: HuggingFaceModel, fits: Sequence[ICV], *, lams: Sequence[float]) -> Edit:
@@ -152,8 +152,12 @@ def _move(vectors: Sequence[Tensor], lams: Sequence[float], options: Options) ->
     return change
 
 
-def _direction(rows: Tensor, estimator: Estimator) -> Tensor:
-    """v over embedding and all blocks together, from (N, (L + 1) d) differences."""
+def direction(rows: Tensor, estimator: Estimator) -> Tensor:
+    """v over all blocks together, from differences (N, D) of their states side by side; here D = (L + 1) d.
+
+    Raises:
+        DegenerateShiftsError: the differences are all zero, or equal where a component is asked for.
+    """
     where = "all blocks together"
     if estimator == "mean":
         return mean_difference(rows, where=where)

@@ -109,17 +109,27 @@ def fit(model: HuggingFaceModel, pairs: Sequence[PreferencePair], *, seed: int =
         FloatingPointError: a state is not finite.
     """
     check_pairs(pairs, least=3)
-    differences = answer_differences(model, pairs).double()  # (N, L, d)
-    swapped = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < 0.5
+    p, agreement = directions(answer_differences(model, pairs), seed=seed)
+    return RepE(p, seed, agreement)
+
+
+def directions(differences: Tensor, *, seed: int) -> tuple[Tensor, tuple[float, ...]]:
+    """p of every block from differences (N, L, width) in random order, and the share of pairs in the right order.
+
+    Raises:
+        DegenerateShiftsError: a block's differences are all zero, or do not spread.
+    """
+    n, n_blocks = differences.shape[:2]
+    swapped = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
     order = torch.where(swapped, -1.0, 1.0).double()
-    directions, agreement = [], []
-    for block in range(differences.shape[1]):
-        rows = differences[:, block]
+    components, agreement = [], []
+    for block in range(n_blocks):
+        rows = differences[:, block].double()
         p, _ = first_component(order[:, None] * rows, centred=True, sign="score", where=f"block {block}")
         higher, lower = int((rows @ p > 0).sum()), int((rows @ p < 0).sum())
-        directions.append(p if higher >= lower else -p)
-        agreement.append(max(higher, lower) / len(pairs))
-    return RepE(torch.stack(directions), seed, tuple(agreement))
+        components.append(p if higher >= lower else -p)
+        agreement.append(max(higher, lower) / n)
+    return torch.stack(components), tuple(agreement)
 
 
 def _push(directions: Tensor, block: int, *, c: float, operator: Operator, restore_norm: bool) -> Change:

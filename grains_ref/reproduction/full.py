@@ -16,7 +16,7 @@ most likely next token is the right letter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ from grains_ref.evaluation.metrics import hallucinated
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.vision_families import family_class
+from grains_ref.reproduction.local import (
+    OwnPairs,
+    check_shown_as,
+    differences,
+    own_columns,
+    read_model_config,
+    read_own_pairs,
+    shape_in_words,
+)
 from grains_ref.reproduction.paper import TableSpec
 from grains_ref.tiny_models.full_size import read_config
 
@@ -79,12 +88,25 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # what the paper measures
 }
 
 
+def columns_of(part: str, rung: FullRung) -> tuple[str, ...]:
+    """The columns of a table or figure, with one's own models and pairs in the place of the paper's.
+
+    Nothing where the part is of models that see, and one's own, which are texts, were named.
+    """
+    own_models = [name for name in rung.weights if name not in HUB_IDS]
+    if not own_models and not rung.pairs:
+        return COLUMNS[part]
+    of_texts = [column for column in COLUMNS[part] if column.split(", ")[0] in LLMS]
+    return own_columns(of_texts, own_models, rung.pairs) if of_texts else ()
+
+
 @dataclass(frozen=True)
 class FullRung:
     """Where models and data lie; call it to get the lab of a column (`cells.MakeLab`).
 
     weights: model -> folder or hub id.  data: dataset -> folder or hub id, with "mmlu" and "mmmu" for capability.
     judge: rates MMHal-Bench's answers.  n: steering pairs.  n_tasks: capability tasks in dev and in test.
+    pairs: one's own pairs, name -> file or folder (`local`).  Models with other names than the paper's are one's own.
     """
 
     weights: Mapping[str, str]
@@ -94,26 +116,44 @@ class FullRung:
     dtype: str = "bfloat16"
     n: int = 50
     n_tasks: tuple[int, int] = (N_DEV_TASKS, N_TEST_TASKS)
+    pairs: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, column: str, seed: int, folder: Path) -> Lab:
         """The lab of a column; seed: of the split."""
         model_name, dataset = column.split(", ")
-        model = load(self.weights[model_name], device=self.device, dtype=self.dtype)
-        steer, dev, test, judged = self._pairs(dataset, seed, model)
-        capability = CAPABILITY["visual" if model.family.marker else "text"]
-        tasks = _tasks(capability, self.data[capability], model, n=sum(self.n_tasks))
-        n_dev = min(self.n_tasks[0], len(tasks) // 2)
+        place = self.weights[model_name]
+        model = load(place, device=self.device, dtype=self.dtype)
+        if model_name in HUB_IDS:
+            check_shown_as(model_name, model.hf.config, place=place)
+        own = read_own_pairs(self.pairs[dataset], n=self.n, seed=seed) if dataset in self.pairs else None
+        judged: Callable[[], list[bool]] | None = None
+        if own:
+            steer, dev, test = own.steer, own.dev, own.test
+        else:
+            steer, dev, test, judged = self._pairs(dataset, seed, model)
+        dev_tasks, test_tasks = self._tasks(model, own)
         return Lab(
             model,
             paper=PRESETS[model.family.preset],
             lams=LAMS,
             neutral=neutral_word(model),
             steer=steer,
-            dev=(dev, tasks[:n_dev]),
-            test=(test, tasks[n_dev:]),
+            dev=(dev, dev_tasks),
+            test=(test, test_tasks),
             facts=[pair.id for pair in test],
             judged=judged,
         )
+
+    def _tasks(self, model: HuggingFaceModel, own: OwnPairs | None) -> tuple[Sequence[Task], Sequence[Task]]:
+        """Capability tasks for dev and test: one's own, or a test of general ability; for own pairs also none."""
+        if own and own.dev_tasks:
+            return own.dev_tasks, own.test_tasks
+        capability = CAPABILITY["visual" if model.family.marker else "text"]
+        if own and capability not in self.data:
+            return (), ()
+        tasks = _tasks(capability, self.data[capability], model, n=sum(self.n_tasks))
+        n_dev = min(self.n_tasks[0], len(tasks) // 2)
+        return tasks[:n_dev], tasks[n_dev:]
 
     def _pairs(
         self, dataset: str, seed: int, model: HuggingFaceModel
@@ -212,14 +252,20 @@ class Part:
 def inventory(columns: Sequence[str], rung: FullRung) -> list[Part]:
     """Everything that the columns need; builds every model on the meta device, reads every dataset's miniature."""
     models = dict.fromkeys(column.split(", ")[0] for column in columns)
-    datasets = dict.fromkeys(column.split(", ")[1] for column in columns)
-    datasets |= dict.fromkeys(CAPABILITY["visual" if model in VLMS else "text"] for model in models)
-    parts = [_model_part(name, rung.weights.get(name, "")) for name in models]
+    named = dict.fromkeys(column.split(", ")[1] for column in columns)
+    datasets = dict.fromkeys(name for name in named if name not in rung.pairs)
+    if datasets:  # one's own pairs bring their own tasks, or do without
+        datasets |= dict.fromkeys(CAPABILITY["visual" if model in VLMS else "text"] for model in models)
+    parts = []
+    for name in models:
+        make_part = _model_part if name in HUB_IDS else _own_model_part
+        parts.append(make_part(name, rung.weights.get(name, "")))
+    parts += [_own_pairs_part(name, rung) for name in named if name in rung.pairs]
     parts += [_dataset_part(name, rung.data.get(name, "")) for name in datasets]
     if rung.device.startswith("cuda"):
-        found = torch.cuda.is_available()
-        missing = "" if found else "no CUDA device here; run where there is one, or give --device cpu (very slow)"
-        parts.append(Part("device", rung.device, torch.cuda.get_device_name() if found else "", missing))
+        has_cuda = torch.cuda.is_available()
+        missing = "" if has_cuda else "no CUDA device here; run where there is one, or give --device cpu (very slow)"
+        parts.append(Part("device", rung.device, torch.cuda.get_device_name() if has_cuda else "", missing))
     if any(find(name).judged_question for name in datasets):
         missing = "" if rung.judge else "give --judge-url and --judge-model: any OpenAI-compatible endpoint"
         parts.append(Part("judge", rung.judge.identity if rung.judge else "-", "", missing))
@@ -237,7 +283,26 @@ def _model_part(name: str, weights: str) -> Part:
         return Part("model", name, checked, f"hf download {repository}; then --weights {name}=FOLDER")
     if Path(weights).is_dir() and not (Path(weights) / "config.json").is_file():
         return Part("model", name, checked, f"{weights} holds no config.json; name the folder of the snapshot")
+    if Path(weights).is_dir() and (other := differences(name, read_model_config(weights))):
+        is_other = f"{weights} is not {name}: {'; '.join(other)}; show it as what it is, with --model NAME={weights}"
+        return Part("model", name, checked, is_other)
     return Part("model", name, checked, "")
+
+
+def _own_model_part(name: str, place: str) -> Part:
+    if not (Path(place) / "config.json").is_file():
+        return Part("model", name, "", f"{place} holds no config.json; name the folder of a model")
+    try:
+        return Part("model", name, shape_in_words(read_model_config(place)), "")
+    except (OSError, ValueError) as error:
+        return Part("model", name, "", f"{place}: {error}")
+
+
+def _own_pairs_part(name: str, rung: FullRung) -> Part:
+    try:
+        return Part("pairs", name, read_own_pairs(rung.pairs[name], n=rung.n, seed=0).words, "")
+    except (OSError, ValueError) as error:
+        return Part("pairs", name, "", str(error))
 
 
 def _dataset_part(name: str, source: str) -> Part:

@@ -16,12 +16,16 @@ from torch import Tensor
 from grains_ref.demo import rows as demo_rows
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
+from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
 from grains_ref.methods import caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
+from grains_ref.reproduction.fair_fight import rows_of_the_fight
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
 KS = {"text": (1, 2, 3, 5, 7, 10), "visual": (2, 5, 10, 20, 30)}  # figure 6; the paper's own k is the row "GrAInS"
+RANDOM_DRAWS_LESS = 3  # of random tokens, whose mean shift is subtracted
+LEAST_AGREEMENT = 0.5  # cosine of the vectors of two halves, for a layer to be steered
 N_EXAMPLES = (5, 10, 20, 100, 200)  # 50 is the row "GrAInS"
 
 
@@ -38,6 +42,31 @@ def _ict(lab: Lab) -> Draws:
 
 def _examples(n: int, **changes: Any) -> Row:
     return lambda lab: [lab.grains(f"{n} examples", replace(lab.paper, **changes), n=n)]
+
+
+# ------------------------------------------------------- what might rescue the paper's idea (fitting.additions)
+def _less_random(**changes: Any) -> Row:
+    """GrAInS with these changes, its shifts less those of as many random tokens."""
+
+    def row(lab: Lab) -> Draws:
+        hp = replace(lab.paper, **changes)
+        examples = range(len(lab.steer))
+        shifts = [lab.shift(hp, i) for i in examples]
+        corrected = less_random(lab.model, [lab.example(i) for i in examples], shifts, hp, draws=RANDOM_DRAWS_LESS)
+        return [lab.strengths("less random tokens", lab.stages.vectors(corrected, hp).v)]
+
+    return row
+
+
+def _agreeing_layers(lab: Lab) -> Draws:
+    """GrAInS at the layers whose halves agree; unsteered where none does."""
+    shifts = [lab.shift(lab.paper, i) for i in range(len(lab.steer))]
+    agreement = layer_agreement(shifts, lab.paper)
+    layers = [layer for layer, cosine in enumerate(agreement) if cosine >= LEAST_AGREEMENT]
+    if not layers:
+        return [[]]
+    label = "layers " + ", ".join(str(layer) for layer in layers)
+    return [lab.strengths(label, lab.fit(lab.paper).v, layers=layers)]
 
 
 # ---------------------------------------------------------------- does the direction matter: controls, not methods
@@ -147,6 +176,9 @@ EDITS: dict[str, dict[str, Any]] = {  # where the edit gradient edits; the grid 
     "edit gradient, attention output, after": {"site": "attention_output", "positions": "after_prompt"},
     "edit gradient, heads, after": {"site": "heads", "positions": "after_prompt"},
     "edit gradient, MLP, after": {"site": "mlp", "positions": "after_prompt"},
+    "edit gradient, residual, after": {"site": "residual", "positions": "after_prompt"},
+    "edit gradient, heads, all": {"site": "heads", "positions": "all"},
+    "edit gradient, MLP, all": {"site": "mlp", "positions": "all"},
 }
 
 SHARED: dict[str, Row] = {
@@ -170,6 +202,11 @@ SHARED |= {
     "mean, without its planted part": _without_planted_part(aggregation="mean"),
     "planted tokens, mean, reversed": planted_tokens(sign=-1, aggregation="mean"),
     "Gaussian vectors": _gaussian,
+}
+SHARED |= {
+    "less random tokens": _less_random(),
+    "less random tokens, mean": _less_random(aggregation="mean"),
+    "agreeing layers": _agreeing_layers,
 }
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
 SHARED |= {name: _baseline(edit_gradient, **where) for name, where in EDITS.items()}
@@ -200,6 +237,7 @@ TEXT: dict[str, Row] = SHARED | {
     "layer 3": _layer(3),
     "greedy set of layers": _greedy_layers,
 }
+TEXT |= rows_of_the_fight(is_visual=False)
 TEXT |= {f"k = {k}": grains(k=k) for k in KS["text"] if k != 3}
 TEXT |= {f"{n} examples": _examples(n) for n in N_EXAMPLES}
 TEXT |= {f"{n} examples, mean": _examples(n, aggregation="mean") for n in N_EXAMPLES if n not in (10, 100)}
@@ -212,6 +250,7 @@ VISUAL |= {
     "layer 1": _layer(1),
     "layer 2": _layer(2),
 }
+VISUAL |= rows_of_the_fight(is_visual=True)
 VISUAL |= {f"k = {k}": grains(k=k) for k in KS["visual"] if k != 20}
 
 

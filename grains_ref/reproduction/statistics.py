@@ -93,6 +93,12 @@ def _result(
     )
 
 
+def difference(row: str, reference: str, world: str, cells: Cells, facts: Facts, seeds: Sequence[int]) -> Rate | str:
+    """A row's test accuracy less another's in one world, prompt by prompt, or why there is none."""
+    result = _result(row, reference, world, "right", cells, facts, seeds)
+    return result if isinstance(result, str) else result.versus
+
+
 def _outcomes(cell: Cell, measure: Measure) -> list[float]:
     """Per test prompt, the mean over draws."""
     return mean_over_draws([[bit == "1" for bit in draw[measure]] for draw in cell["draws"]])

@@ -209,6 +209,7 @@ def test_the_line_has_the_figures() -> None:
         "toward the chosen answers. f begins to change by +0.4 [+0.3, +0.5] nats per lam; cosine with the "
         "edit's gradient 0.30 (random: below 0.050); halves of the pairs agree 0.80 [0.70, 0.90]."
     )
+    assert "; with random tokens' vector 0.40; halves" in signal(random=0.4).line()
     assert signal(slope=None, cosine=None, halves=None).line() == "not measured."
 
 

@@ -6,6 +6,7 @@ of the package; `reference` has those of the modules that stand alone.
 
 from planted_bugs import (
     boundary,
+    choice,
     conformance,
     datasets,
     demo,
@@ -28,6 +29,7 @@ ROOMS = (
     datasets,
     boundary,
     evaluation,
+    choice,
     processes,
     demo,
     export,

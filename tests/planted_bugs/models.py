@@ -197,8 +197,8 @@ BUGS = (
     Bug("half_a_batch_taken_up", "fit", "of a batch that is half finished only the rest is computed, in other company",
         FITTING, "scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)",
         """scores = [
-            of_example.tensors["a"] if of_example else engine.scores([example], hp)[0]
-            for of_example, example in zip(finished, batch.examples, strict=True)
+            one.tensors["a"] if one else engine.scores([example], hp)[0]
+            for one, example in zip(batch.kept, batch.examples, strict=True)
         ]""", "test_fitting"),
     Bug("budget_measured_again", "fit", "a fit that is taken up again measures its memory anew",
         FITTING, 'kept=work.recorded_number("pass_tokens")', "kept=0", "test_fitting"),

@@ -24,11 +24,11 @@ from grains_ref.demo.summary import summarise
 from grains_ref.evaluation.measures import margins
 from grains_ref.evaluation.metrics import holm, sign_flip_p
 from grains_ref.grains import PRESETS, Steering, fit, integrated_gradients
-from grains_ref.reproduction import cells, curves, kept, pages, paper, rows, statistics
+from grains_ref.reproduction import cells, curves, kept, pages, paper, questions, rows, statistics
 from grains_ref.reproduction.full import COLUMNS, without_planted_rows
 
 pytestmark = pytest.mark.cpu
-SPECS = (*paper.TABLES, *paper.QUESTIONS)
+SPECS = (*paper.TABLES, *questions.QUESTIONS)
 
 
 # --- the tables as they are written down
@@ -148,7 +148,7 @@ def test_a_demo_says_the_same_of_its_rows_as_a_table_of_their_cells() -> None:
             outcomes[row] = [Outcome("a", 1.0, (), *(tuple(bits.tolist()) for bits in draw)) for draw in draws]
             of_cells["simple", seed, row] = cell(*(as_json(outcome) for outcome in outcomes[row]))
         seeds.append(SimpleNamespace(seed=seed, outcomes=outcomes))
-    (spec,) = [spec for spec in paper.QUESTIONS if spec.name == "demo"]
+    (spec,) = [spec for spec in questions.QUESTIONS if spec.name == "demo"]
     table = statistics.results(spec, ["simple"], of_cells, {("simple", seed): facts for seed in (0, 1, 2)}, [0, 1, 2])
     for of_demo in summarise(seeds, facts):  # type: ignore[arg-type]
         right, rejected, capable = (table[text.ROWS[of_demo.row], "simple", measure] for measure in spec.measures)
@@ -538,7 +538,7 @@ def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:
         ([], "nothing to do: give --all"),
         (["--table", "9"], "there is no 'table 9'; there are 'table 1', "),
         (["--question", "laers"], "there is no 'laers'"),
-        (["--all", "--data", "mmlu=x"], "--data and --judge-... are for --rung full"),
+        (["--all", "--data", "mmlu=x"], "--pairs and --judge-... are for --rung full"),
         (["--rung", "full", "--question", "steps"], "there is no 'steps'; there are 'table 1'"),
         (["--rung", "full", "--all", "--quick"], "--quick is for the tiny rung"),
         (["--rung", "full", "--table", "1", "--weights", "llama"], "expected NAME=FOLDER"),
