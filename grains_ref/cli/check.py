@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from grains_ref.cli import common, console
-from grains_ref.cli.common import DateOption, DeviceMapOption, DeviceOption, DtypeOption, JsonOption
+from grains_ref.cli.common import BaseOption, DateOption, DeviceMapOption, DeviceOption, DtypeOption, JsonOption
 
 if TYPE_CHECKING:
     from grains_ref.models.proof import Proof
@@ -24,6 +24,7 @@ def check(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +34,7 @@ def check(
     refusal = ""
     facts: dict[str, Any] = {}
     try:
-        wrapped = common.load_model(model, dtype, device, device_map, date)
+        wrapped = common.load_model(model, dtype, device, device_map, date, base)
     except ProofFailedError as error:
         proof, refusal = error.proof, str(error)
     else:
@@ -45,6 +46,7 @@ def check(
             "context": wrapped.context,
             "dtype": str(wrapped.hf.dtype).removeprefix("torch."),
             "sees": bool(wrapped.family.marker),
+            "origin": wrapped.origin,
         }
     if as_json:
         console.out.print_json(data={"model": model, **facts, **proof.as_dict(), "refusal": refusal})

@@ -12,6 +12,7 @@ import typer
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    BaseOption,
     DateOption,
     DeviceMapOption,
     DeviceOption,
@@ -96,6 +97,7 @@ def sweep(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     ignore: IgnoreOption = None,
@@ -127,7 +129,7 @@ def sweep(
             lam,
             layer_sets,
             ending,
-            load=lambda: common.load_model(model, dtype, device, device_map, date),
+            load=lambda: common.load_model(model, dtype, device, device_map, date, base),
             dev_pairs=lambda: common.read_pair_file(dev, skip_bad_rows=skip_bad_rows, ignore=ignore).pairs,
             tasks=lambda: common.read_task_file(tasks, ignore=ignore),
             max_loss=max_loss,
@@ -153,7 +155,7 @@ def sweep(
             raise ValueError(f"{shared} prompts are {where}; choosing on them would flatter the vectors")
         task_list = common.read_task_file(tasks, ignore=ignore)
 
-        wrapped = common.load_model(model, dtype, device, device_map, date)
+        wrapped = common.load_model(model, dtype, device, device_map, date, base)
         layer_names = {tuple(layer_set.of(len(wrapped.blocks))): layer_set.text for layer_set in layer_sets}
         grid = Grid(
             lams=tuple(lams), hps=tuple(choose_hp(wrapped) for choose_hp in choose_hps), layer_sets=tuple(layer_names)

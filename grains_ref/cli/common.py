@@ -17,7 +17,7 @@ from rich.text import Text
 
 from grains_ref.cli.console import err
 from grains_ref.cli.lists import Layers, parse_layers, write_layers
-from grains_ref.files.processes import own_device
+from grains_ref.files.processes import model_is_spread, own_device
 
 if TYPE_CHECKING:
     from grains_ref.data import PairFile, Task
@@ -35,7 +35,20 @@ ModelOption = Annotated[
 DtypeOption = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16 or float64.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DeviceMapOption = Annotated[
-    str, typer.Option(help="'auto' spreads the model over several devices (needs accelerate).", show_default=False)
+    str,
+    typer.Option(
+        help="'auto' spreads the model over several devices (needs accelerate), 'tensor_parallel' every matrix over "
+        "torchrun's processes.",
+        show_default=False,
+    ),
+]
+BaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        help="The base of an adapter: folder or hub id. (default: as adapter_config.json names it)",
+        show_default=False,
+    ),
 ]
 DateOption = Annotated[
     str,
@@ -129,7 +142,9 @@ def model_path(model: str) -> str:
     return str(path)
 
 
-def load_model(model: str, dtype: str, device: str, device_map: str, date: str = "") -> HuggingFaceModel:
+def load_model(
+    model: str, dtype: str, device: str, device_map: str, date: str = "", base: str = ""
+) -> HuggingFaceModel:
     """A model by folder, hub id, or the name of an embedded tiny one.
 
     Only a download has a progress bar; the bars of transformers itself are switched off.
@@ -139,6 +154,7 @@ def load_model(model: str, dtype: str, device: str, device_map: str, date: str =
     import transformers
 
     from grains_ref.models import load
+    from grains_ref.models.parallel import is_spread
 
     shows_downloads = not huggingface_hub.utils.are_progress_bars_disabled()
     transformers.utils.logging.disable_progress_bar()  # it switches off the bars of downloads as well
@@ -148,7 +164,17 @@ def load_model(model: str, dtype: str, device: str, device_map: str, date: str =
         err.print(f"loading {model}; what is not in the hub's cache is downloaded")
         waiting = nullcontext()
     with waiting:
-        return load(path, dtype=dtype, device=own_device(device), device_map=device_map or None, date=date or None)
+        wrapped = load(
+            path,
+            dtype=dtype,
+            device=own_device(device),
+            device_map=device_map or None,
+            base=base or None,
+            date=date or None,
+        )
+    if is_spread(wrapped.hf):
+        model_is_spread()
+    return wrapped
 
 
 def as_prompt(text: str, *, chat: bool) -> Prompt:

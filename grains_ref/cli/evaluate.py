@@ -12,6 +12,7 @@ import typer
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    BaseOption,
     DateOption,
     DeviceMapOption,
     DeviceOption,
@@ -49,6 +50,7 @@ def eval_(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     ignore: IgnoreOption = None,
@@ -69,7 +71,7 @@ def eval_(
     file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
-    wrapped = common.load_model(model, dtype, device, device_map, date)
+    wrapped = common.load_model(model, dtype, device, device_map, date, base)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
     if in_use:
         has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)

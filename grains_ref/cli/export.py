@@ -11,6 +11,7 @@ import typer
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    BaseOption,
     DateOption,
     DeviceMapOption,
     DeviceOption,
@@ -69,6 +70,7 @@ def export(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     ignore: IgnoreOption = None,
     as_json: JsonOption = False,
@@ -92,7 +94,7 @@ def export(
         chosen = file.pairs[:MOST_PROMPTS] if file else ()
         on = f"{measure}, {len(chosen)} prompts of {pairs}" if file else f"{measure}, {len(SENTENCES)} sentences"
         in_file = target.read(content, str(output))
-        wrapped = common.load_model(measure, dtype, device, device_map, date)
+        wrapped = common.load_model(measure, dtype, device, device_map, date, base)
         losses = _measured(target, in_file, in_use, wrapped, chosen, force=force)
     write_whole(output, content)
     lost = target.losses(given)
@@ -190,6 +192,7 @@ def import_(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a vectors file of another tool's vectors: GGUF control vectors, {block: tensor}, and the others.
@@ -203,7 +206,7 @@ def import_(
     check_target(output)
     content = read_whole(file)
     directions = target.read(content, str(file))
-    wrapped = common.load_model(model, dtype, device, device_map)
+    wrapped = common.load_model(model, dtype, device, device_map, base=base)
     vectors = imported(
         directions,
         target=source,

@@ -14,6 +14,7 @@ from grains_ref.cli import common, console
 from grains_ref.cli.common import (
     GRAINS,
     BaselineOption,
+    BaseOption,
     DateOption,
     DeviceMapOption,
     DeviceOption,
@@ -93,6 +94,7 @@ def fit(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     skip_bad_rows: SkipOption = False,
     ignore: IgnoreOption = None,
@@ -122,7 +124,7 @@ def fit(
     with held_by_first(only_writer_of(output, what="a fit or a sweep")), open_work_folder(folder) as work_folder:
         first(lambda: check_target(output))  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
-        wrapped = common.load_model(model, dtype, device, device_map, date)
+        wrapped = common.load_model(model, dtype, device, device_map, date, base)
         hp = choose_hp(wrapped)
         fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
         common.report_skipped(skipped)

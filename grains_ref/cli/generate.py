@@ -10,6 +10,7 @@ from rich.table import Table
 
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
+    BaseOption,
     ChatOption,
     DateOption,
     DeviceMapOption,
@@ -42,6 +43,7 @@ def generate(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +55,7 @@ def generate(
         raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
     chosen_engine = common.engine_name(engine)
     in_use = common.read_vectors(vectors, lam, layers)
-    wrapped = common.load_model(model, dtype, device, device_map, date)
+    wrapped = common.load_model(model, dtype, device, device_map, date, base)
     steering = in_use.steering(
         wrapped, force=force, chat=chat, engine=chosen_engine
     )  # refuses other vectors before the work

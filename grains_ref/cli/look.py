@@ -15,6 +15,7 @@ from rich.table import Table
 from grains_ref.cli import common, console
 from grains_ref.cli.common import (
     BaselineOption,
+    BaseOption,
     ChatOption,
     DateOption,
     DeviceMapOption,
@@ -66,6 +67,7 @@ def attribute(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +87,7 @@ def attribute(
     choose_hp = common.hyper_parameters(
         preset, k=k, m=m, attribution=method, path_baseline=path_baseline, eligible=eligible
     )
-    wrapped = common.load_model(model, dtype, device, device_map, date)
+    wrapped = common.load_model(model, dtype, device, device_map, date, base)
     hp = choose_hp(wrapped)
     pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", image)
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)

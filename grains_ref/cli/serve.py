@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grains_ref.cli import common, console
-from grains_ref.cli.common import DateOption, DeviceMapOption, DeviceOption, DtypeOption, ForceOption
+from grains_ref.cli.common import BaseOption, DateOption, DeviceMapOption, DeviceOption, DtypeOption, ForceOption
 
 if TYPE_CHECKING:
     from grains_ref.export.serving.served import ServedVectors
@@ -44,6 +44,7 @@ def serve(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
     device_map: DeviceMapOption = "",
+    base: BaseOption = "",
     date: DateOption = "",
 ) -> None:
     """Serve a model with an OpenAI-compatible interface; vectors, lam and layers by request. See docs/serving.md."""
@@ -63,7 +64,7 @@ def serve(
         )
     loaded = {name: _read(Path(file)) for name, file in files.items()}
     limits = Limits(rows=rows, waiting=waiting, new_tokens=max_new_tokens, body=max_body)
-    wrapped = common.load_model(model, dtype, device, device_map, date)
+    wrapped = common.load_model(model, dtype, device, device_map, date, base)
     from grains_ref.export.serving.served import Served
 
     fitted = {name: _fitted(wrapped, name, one, strengths.get(name), force=force) for name, one in loaded.items()}

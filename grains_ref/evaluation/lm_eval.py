@@ -174,16 +174,22 @@ class HarnessModel(LM):
     # ------------------------------------------------------------------ chat, identity, cache
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as the model's template writes it; without a generation prompt the last message is left open."""
-        return str(
+        """A chat as the model's template writes it; without a generation prompt the last message is left open.
+
+        An answer to a reasoning model's chat stands behind an empty reasoning block, as everywhere.
+        """
+        prompts = self.model.prompts
+        opening = prompts.answer_opening if add_generation_prompt else ""
+        written = str(
             self.model.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
-                **self.model.prompts.template_options,
+                **prompts.template_options,
             )
         )
+        return written + opening
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's own template, for the harness's record; None where none is used.

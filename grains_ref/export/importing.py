@@ -73,6 +73,7 @@ def imported(
         fingerprint=fingerprint,
         data_digest=old.data_digest if old else UNKNOWN,
         tokens_digest=old.tokens_digest if old else UNKNOWN,
+        origin=old.origin if old else {},
         chat_template=old.chat_template if old else "",
         date=old.date if old else "",
         n_examples=old.n_examples if old else 0,

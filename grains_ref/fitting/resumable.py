@@ -278,6 +278,7 @@ def header_of(model: HuggingFaceModel, examples: Sequence[Example], data_digest:
         tokens_digest=tokens_digest(examples),
         n_examples=len(examples),
         versions=library_versions(),
+        origin=model.origin,
         **inputs,
         **of_method,
     )

@@ -3,10 +3,13 @@
 | file | holds |
 |---|---|
 | `loading` | from a folder or the hub, and why not |
+| `sources`, `adapters`, `gguf_files` | what a model is put together from: LoRA on its base, llama.cpp's format |
 | `huggingface` | the model as a whole: embeddings, logits, residual streams |
+| `parallel` | one model over several processes |
 | `weights` | whether the weights are finite, and their fingerprint, wherever they lie |
 | `proof` | where the decoder's blocks are, and the proof at load that hooks on them work |
 | `prompts` | text and pictures in: chat templates, tokens and their kinds |
+| `reasoning` | where an answer begins in a reasoning model's chat |
 | `branches` | several responses behind one prompt, for `grains_ref.fast` |
 | `scoring` | answers out: scores of many responses |
 | `generation` | answers out: generated text |

@@ -14,7 +14,7 @@ import contextlib
 import datetime
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
 from grains_ref.grains import Encoded, Example, Kind
 from grains_ref.models import features, generation, scoring, weights
-from grains_ref.models.blocks import find_decoder, hooked, state_of
+from grains_ref.models.blocks import Decoder, find_decoder, hooked, state_of
 from grains_ref.models.branches import Branches
 from grains_ref.models.families import (
     Family,
@@ -62,6 +62,8 @@ class HuggingFaceModel:
         name: what messages and saved vectors call the model.
         image_processor: a vision-language model's (PIL) image processor.
         date: what chat templates that write today's date write; default: the day on which the model is wrapped.
+        origin: what it was made from besides a folder of plain weights, for the headers of vectors: an adapter and its
+            base, a GGUF file and the types in it, the method by which weights are quantised.
 
     Raises:
         UnsupportedModelError: see `load`.
@@ -76,6 +78,7 @@ class HuggingFaceModel:
         name: str,
         image_processor: Any = None,
         date: str | datetime.date | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         family = family_class(hf.config)
         if not tokenizer.is_fast:
@@ -87,6 +90,7 @@ class HuggingFaceModel:
             raise UnsupportedModelError(f"{name} is a vision-language model; give its image_processor (see `load`)")
         self.hf = hf.eval().requires_grad_(False)
         self.name = name
+        self.origin = dict(origin or {})
         self.text_config = hf.config.get_text_config()
         self.embed: nn.Embedding = hf.get_input_embeddings()  # type: ignore[assignment]
         found = find_decoder(hf, self.text_config.num_hidden_layers)
@@ -100,11 +104,11 @@ class HuggingFaceModel:
         self._features: features.Features = OrderedDict()
         self.branches = Branches(self)
         self.proof = prove(self)
-        if self.prompts.opens_thinking:
+        if block := self.prompts.reasoning_block:
             warnings.warn(
-                f"{name}: the chat template begins every answer with <think>, so that answers are scored and generated "
-                "as the beginning of a thought, not behind it. Begin the answers with the thoughts and </think>, or "
-                "give the prompts as plain text.",
+                f"{name} is a reasoning model: in chats every answer, scored or generated, stands behind an empty "
+                f"reasoning block ({block!r}), so that answers are compared and not thoughts. For thoughts give "
+                "prompts as plain text.",
                 stacklevel=2,
             )
 
@@ -138,7 +142,7 @@ class HuggingFaceModel:
         tell a fine-tune from its base without reading 16 GB.  Weights are rounded to bfloat16 first, so that a model
         loaded as bfloat16, float32 or float64 has one fingerprint.
         """
-        return weights.fingerprint(self)
+        return weights.fingerprint(self.hf, Decoder(self.decoder, list(self.blocks)), sees=bool(self.family.marker))
 
     # ------------------------------------------------------------------ text and picture in
 

@@ -8,17 +8,21 @@ import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 
 from grains_ref.files import printable, some_of
-from grains_ref.models.families import Family
+from grains_ref.models import parallel
+from grains_ref.models.adapters import is_adapter, read_adapter
+from grains_ref.models.families import Family, UnsupportedModelError
+from grains_ref.models.gguf_files import GgufFile, find_gguf, loading_options
 from grains_ref.models.huggingface import HuggingFaceModel
+from grains_ref.models.sources import Parts
 from grains_ref.models.vision_families import family_class
 
 _T = TypeVar("_T")
@@ -33,49 +37,138 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     device_map: str | dict[str, Any] | None = None,
+    base: str | Path | None = None,
     date: str | datetime.date | None = None,
     **options: Any,
 ) -> HuggingFaceModel:
     """Load a model, its tokenizer and its image processor from a folder or the hub; check that it can be steered.
 
-    dtype "auto" is the type the weights are stored in.  device_map spreads a model over several devices (needs the
-    accelerate package) and then `device` is not used.  date: what chat templates that write today's date write, for
-    instance "2024-07-26"; default: the day of loading.  options: more arguments of transformers' `from_pretrained`,
-    such as `offload_folder`.  Weights are read from safetensors only; code from the hub is never run.
+    The folder may be an adapter's, which is put on its base, or hold a GGUF file, which may also be named itself.
+
+    dtype "auto" is the type the weights are stored in; those of a GGUF file become float32.  device_map spreads a model
+    over several devices (needs the accelerate package) and then `device` is not used; "tensor_parallel" spreads every
+    matrix over the processes that torchrun has started.  base: of an adapter, where it is
+    not where its adapter_config.json says.  date: what chat templates that write today's date write, for instance
+    "2024-07-26"; default: the day of loading.  options: more arguments of transformers' `from_pretrained`, such as
+    `offload_folder`.  Weights are read from safetensors or GGUF only; code from the hub is never run.
 
     Raises:
-        UnsupportedModelError: no decoder, or it fails the proof (`proof.prove`).
-        ValueError: a weight is NaN or infinite, or the date is none.
+        UnsupportedModelError: no decoder, it fails the proof (`proof.prove`), a file lacks some of its weights, or an
+            adapter was trained on another base.
+        ValueError: a weight is NaN or infinite, the date is none, or a base is given for what is no adapter.
         OSError: nothing was found there, or something that is missing or no model of transformers.
+        ImportError: a package for adapters or GGUF is missing.
     """
-    _check_place(path_or_hub_id)
-    where = _where(path_or_hub_id)
-    config = _read(where, "configuration", lambda: transformers.AutoConfig.from_pretrained(where, **_SAFE))
+    how = {"dtype": dtype, "device": device, "device_map": device_map, **options}
+    where = os.fspath(path_or_hub_id)
+    if is_adapter(where):
+        parts = _read_adapter(Path(where), base=None if base is None else os.fspath(base), how=how)
+    elif base is not None:
+        raise ValueError(f"base is {base}, but {where} is no adapter (it has no adapter_config.json): leave base out")
+    else:
+        parts = _read_parts(path_or_hub_id, **how)
+    path = Path(path_or_hub_id)
+    name = str(path_or_hub_id)
+    if path.exists():
+        name = path.resolve().name
+    return HuggingFaceModel(
+        parts.hf, parts.tokenizer, name=name, image_processor=parts.image_processor, date=date, origin=parts.origin
+    )
+
+
+def _read_parts(
+    place: str | Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    device_map: str | dict[str, Any] | None,
+    **options: Any,
+) -> Parts:
+    """A model that is no adapter, with what belongs to it."""
+    _check_place(place)
+    where = os.fspath(place)
+    origin: dict[str, str] = {}
+    of_file: dict[str, Any] = {}  # what configuration, tokenizer and weights are read with
+    of_tokenizer: dict[str, Any] = {}
+    of_weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **options}
+    is_parallel = device_map == parallel.TENSOR_PARALLEL
+    of_weights |= parallel.loading_options() if is_parallel else {"device_map": device_map}
+    gguf = find_gguf(where)
+    if gguf:
+        file = GgufFile.read(gguf)
+        where, of_file = str(gguf.parent), {"gguf_file": gguf.name}
+        of_weights |= loading_options(dtype)
+        of_tokenizer |= file.tokenizer_options
+        origin = {"gguf": gguf.name, "gguf_types": file.stored_as}
+    config = _read(where, "configuration", lambda: transformers.AutoConfig.from_pretrained(where, **_SAFE, **of_file))
     family = family_class(config)
-    _check_files(Path(path_or_hub_id), family)
-    tokenizer = _read(where, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(where, **_SAFE))
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _older_chat_template(path_or_hub_id)
+    if not gguf:
+        _check_files(Path(place), family)
+    tokenizer = _read(
+        where,
+        "tokenizer",
+        lambda: transformers.AutoTokenizer.from_pretrained(where, **_SAFE, **of_file, **of_tokenizer),
+    )
+    if tokenizer.chat_template is None and not gguf:
+        tokenizer.chat_template = _older_chat_template(where)
     image_processor = _read(where, "image processor", lambda: family.load_image_processor(where))
-    model = _read(
+    hf = _read_weights(where, family, of_file | of_weights)
+    if gguf:
+        file.check_all_are_used(hf, n_blocks=config.get_text_config().num_hidden_layers)
+    elif getattr(hf, "hf_quantizer", None) is not None:
+        origin["quantisation"] = str(getattr(hf.config.quantization_config.quant_method, "value", "unknown"))
+    if device_map is None and hf.device != torch.device(device):
+        network: nn.Module = hf
+        network.to(device)
+    return Parts(hf, family, tokenizer, image_processor, origin)
+
+
+def _read_weights(where: str, family: type[Family], options: dict[str, Any]) -> transformers.PreTrainedModel:
+    """The model itself.
+
+    Raises:
+        UnsupportedModelError: the files lack weights, for which transformers has drawn random ones.
+    """
+    hf, loading = _read(
         where,
         "weights",
-        lambda: family.auto_class.from_pretrained(
-            where, dtype=dtype, device_map=device_map, use_safetensors=True, **_SAFE, **options
-        ),
+        lambda: family.auto_class.from_pretrained(where, output_loading_info=True, **_SAFE, **options),
     )
-    if device_map is None:
-        model.to(device)
-    folder = Path(path_or_hub_id)
-    name = folder.resolve().name if folder.is_dir() else str(path_or_hub_id)
-    return HuggingFaceModel(model, tokenizer, name=name, image_processor=image_processor, date=date)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            printable(f"{where} lacks {len(missing)} of the model's weights ({some_of(missing)}), for which "
+                      "transformers has put random numbers. Is the download complete, or the architecture in "
+                      "config.json another one?")
+        )  # fmt: skip
+    return hf
+
+
+def _read_adapter(folder: Path, *, base: str | None, how: dict[str, Any]) -> Parts:
+    """An adapter on its base, which may be an adapter itself; its own tokenizer, where it brings one."""
+    adapter = read_adapter(folder, base=base)
+    if how["device_map"] == parallel.TENSOR_PARALLEL:
+        raise UnsupportedModelError(
+            f"{folder} is an adapter, and each process would hold only a share of the matrices that it is merged into. "
+            "Merge it first: load it in one process, and save its model (hf.save_pretrained) and tokenizer"
+        )
+    try:
+        if is_adapter(adapter.base):
+            parts = _read_adapter(Path(adapter.base), base=None, how=how)
+        else:
+            parts = _read_parts(adapter.base, **how)
+    except OSError as error:
+        raise OSError(
+            printable(f"{folder} is an adapter of {adapter.base}, and this base cannot be loaded: {error}. Give the "
+                      "base's folder (base=, --base)")
+        ) from error  # fmt: skip
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        own = str(folder)
+        parts.tokenizer = _read(own, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(own, **_SAFE))
+    return adapter.put_on(parts)
 
 
 _SAFE = {"trust_remote_code": False}
-
-
-def _where(path_or_hub_id: str | Path) -> str:
-    return os.fspath(path_or_hub_id)
 
 
 def _check_place(place: str | Path) -> None:
@@ -87,10 +180,10 @@ def _check_place(place: str | Path) -> None:
     path = Path(place)
     if path.is_file():
         if path.suffix == ".gguf":
-            raise OSError(_no_gguf(path))
+            return
         raise OSError(f"{path} is a file; give the folder that it is in, with config.json and *.safetensors")
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not list(path.glob("*.gguf")):
             raise OSError(_without_config(path))
         return
     written = str(place)
@@ -103,29 +196,10 @@ def _check_place(place: str | Path) -> None:
 
 def _without_config(folder: Path) -> str:
     """Why a folder without config.json is no model."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = "its base model"
-        with suppress(ValueError, KeyError, TypeError):  # no record of PEFT's; the advice holds all the same
-            base = str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        return printable(
-            f"{folder} is an adapter (LoRA), not a model. Merge it into {base}: "
-            "peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW); save the "
-            "tokenizer there too, and load NEW"
-        )
-    if list(folder.glob("*.gguf")):
-        return _no_gguf(folder)
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     inside += sorted(str(path.parent.relative_to(folder)) for path in folder.glob("snapshots/*/config.json"))
     advice = f"did you mean one of the folders in it: {some_of(inside)}?" if inside else "is the download complete?"
     return printable(f"{folder} has no config.json, so it is no model of transformers; {advice}")
-
-
-def _no_gguf(path: Path) -> str:
-    return printable(
-        f"{path} holds a model in the format of llama.cpp (GGUF), of which gradients and hidden states cannot be had. "
-        "Give the model that it was converted from, with config.json and *.safetensors"
-    )
 
 
 def _neighbours(path: Path) -> str:

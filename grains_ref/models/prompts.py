@@ -19,16 +19,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import transformers
+from jinja2 import TemplateError
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from grains_ref.data import PICTURE_MARK, Message, Prompt
 from grains_ref.files import digest_of
 from grains_ref.grains import Kind
+from grains_ref.models import reasoning
 from grains_ref.models.families import Family, Picture, UnsupportedModelError
 
 # In a second rendering of a chat these stand for the messages' contents; private-use characters, so that no template
 # has them in its own words.
 _STAND_IN = "\ue000{}\ue001"
+_ASKED: list[Message] = [{"role": "user", "content": "x"}]
+_ANSWER = _STAND_IN.format(0)
+_ANSWERED: list[Message] = [*_ASKED, {"role": "assistant", "content": _ANSWER}]
 _ANY_STAND_IN = re.compile("(\ue000[0-9]+\ue001)")
 _STRIPPINGS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)  # of a message, by its role
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # in the pieces of byte-level BPE
@@ -86,17 +91,40 @@ class Prompts:
 
     @property
     def template_options(self) -> dict[str, Any]:
-        """Options of `apply_chat_template`: the template with the date in it, if it asks for one."""
-        if "strftime_now" not in str(self.tokenizer.chat_template):
-            return {}
-        return {"chat_template": _strftime_macro(self._date) + str(self.tokenizer.get_chat_template())}
+        """Options of `apply_chat_template`: no thoughts, and the template with the date in it if it asks for one."""
+        template = str(self.tokenizer.chat_template)
+        options: dict[str, Any] = {name: False for name in reasoning.OPTIONS if name in template}
+        if "strftime_now" in template:
+            options["chat_template"] = _strftime_macro(self._date) + str(self.tokenizer.get_chat_template())
+        return options
 
-    @property
-    def opens_thinking(self) -> bool:
-        """Whether the chat template begins the answer with <think>, so that answers are scored as thoughts."""
-        if "<think>" not in str(self.tokenizer.chat_template):
-            return False
-        return self._apply_template([{"role": "user", "content": "x"}], ["x"]).rstrip().endswith("<think>")
+    @functools.cached_property
+    def reasoning_block(self) -> str:
+        """The empty reasoning block that stands in front of every answer to a chat; "" of most models."""
+        template = str(self.tokenizer.chat_template or "")
+        if not reasoning.is_spoken_of(template):
+            return ""
+        try:
+            return reasoning.block_at_the_end(self._written(_ASKED, ["x"]) + self.answer_opening)
+        except ValueError:  # told to whoever gives a chat; plain text is fine
+            return ""
+
+    @functools.cached_property
+    def answer_opening(self) -> str:
+        """What is written behind the template's generation prompt; see `reasoning.opening_of_answer`.
+
+        Raises:
+            UnsupportedModelError: the generation prompt begins a thought, and how it ends is not known.
+        """
+        return reasoning.opening_of_answer(self._written(_ASKED, ["x"]), self._answered, _ANSWER)
+
+    @functools.cached_property
+    def _answered(self) -> str:
+        """A question and its answer as the template writes them; "" if it takes no answers."""
+        try:
+            return self._written(_ANSWERED, ["x", _ANSWER], is_answered=True)
+        except ValueError:
+            return ""
 
     def _count_behind(self) -> int:
         """How many tokens, an end-of-text token for instance, the tokenizer puts behind every text by itself.
@@ -180,15 +208,22 @@ class Prompts:
                     return _Rendered(text, [span for span, role in zip(spans, roles, strict=True) if role == "user"])
         raise ValueError(f"the chat template of {self.name} changed, moved or dropped the words of a message")
 
-    def _apply_template(
+    def _apply_template(self, messages: Sequence[Message], contents: Sequence[str], *, with_picture: bool) -> str:
+        """The chat with other contents, up to where the answer begins."""
+        return self._written(messages, contents, with_picture=with_picture) + self.answer_opening
+
+    def _written(
         self,
         messages: Sequence[Message],
         contents: Sequence[str],
         *,
         with_picture: bool = False,
-        add_generation_prompt: bool = True,
+        is_answered: bool = False,
     ) -> str:
-        """The chat with other contents, as the template writes it; a picture goes into the user's first message."""
+        """The chat with other contents, as the template writes it; a picture goes into the user's first message.
+
+        is_answered: the last message is the answer; otherwise the template's generation prompt ends it.
+        """
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 f"{self.name} has no chat template, so it cannot take chat messages. Give the prompt as plain text "
@@ -202,8 +237,15 @@ class Prompts:
                 parts.insert(0, {"type": "image"})
                 picture_is_placed = True
             chat.append({"role": message["role"], "content": parts if self.family.marker else content})
-        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
-        return str(self.tokenizer.apply_chat_template(chat, **options, **self.template_options))
+        options: dict[str, Any] = {"add_generation_prompt": not is_answered, "tokenize": False}
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, **options, **self.template_options))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"the chat template of {self.name} refuses messages of the roles {roles}: {error}. Where it takes no "
+                "system message, put its words in front of the user's first one"
+            ) from error
 
     def _insert_picture(self, rendered: _Rendered, picture: Picture | None, *, is_plain: bool) -> _Rendered:
         """The placeholder replaced by the picture's tokens; the user's words behind it move along."""
@@ -255,12 +297,24 @@ class Prompts:
         """Token ids of a response that follows `prompt`; see `HuggingFaceModel.response_ids`."""
         if not response:  # before a space is put in front of it
             raise ValueError("the response has no tokens; nothing can be scored")
+        if not isinstance(prompt, str):
+            self._check_no_thoughts(response)
         if response[:1].isspace():
             return self._tokenise_response(response)
         if not isinstance(prompt, str):
             return self._tokenise_response(self.before_answer + response)
         between = "" if prompt[-1:].isspace() else " "
         return self._tokenise_response(between + response)
+
+    def _check_no_thoughts(self, response: str) -> None:
+        """Refuse an answer with thoughts of its own where the prompt ends behind an empty reasoning block."""
+        mark = reasoning.end_of_thought_in(response)
+        if mark and self.reasoning_block:
+            raise ValueError(
+                f"the answer has {mark} in it, but {self.name} is given every chat up to behind an empty reasoning "
+                f"block ({self.reasoning_block!r}). Leave the thoughts out of the answers, or give prompts and answers "
+                "as plain text"
+            )
 
     def _tokenise_response(self, response: str) -> list[int]:
         """Ids of a response by itself.
@@ -281,15 +335,11 @@ class Prompts:
 
     @functools.cached_property
     def before_answer(self) -> str:
-        """What the chat template writes between its generation prompt and an answer: "" or white space."""
-        answer = _STAND_IN.format(0)
-        chat: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-        asked = self._apply_template(chat[:1], ["x"])
-        answered = self._apply_template(chat, ["x", answer], add_generation_prompt=False)
-        if not answered.startswith(asked):
+        """White space that the chat template writes between its generation prompt and an answer; mostly ""."""
+        asked = self._written(_ASKED, ["x"])
+        if self.answer_opening or not self._answered.startswith(asked):
             return ""
-        between = answered[len(asked) :].partition(answer)[0]
-        return between if between.isspace() else ""
+        return self._answered[len(asked) :].partition(_ANSWER)[0]
 
     # ------------------------------------------------------------------ back to text
 
@@ -331,7 +381,7 @@ def _join(template_words: Sequence[str], contents: Sequence[str]) -> tuple[str, 
 def _strftime_macro(date: datetime.date) -> str:
     """Jinja that gives a template a `strftime_now` of its own, since transformers' own always takes today."""
     replaced = ["format"]
-    for directive in "aAbBdefFjmuUVwWyYHIMpScxX":
+    for directive in "aAbBCdDeFfgGhHIjmMpRsSTuUVwWxXyYzZc":
         for code in (f"%{directive}", f"%-{directive}"):  # the second: without a zero in front
             replaced.append(f"replace({code!r}, {date.strftime(code)!r})")
     return "{%- macro strftime_now(format) -%}{{ " + " | ".join(replaced) + " }}{%- endmacro %}{{ '' }}"

@@ -9,6 +9,7 @@ that sees; when two results disagree, a few more that say why.
     wide      one row per block, of which that block alone is steered, from embeddings, the response's logits only
     cached    a short and a long prompt in one padded batch, then three responses behind their cache, as scores are
               made; the long one of a model that sees is a picture, and is also run from pixels
+    gradient  of quantised weights only: one pass back along a path
 
 Distances are `distance`, allowed is `logits_tolerance`.  In float32 a fault is ten thousand times what is allowed.  In
 half precision only gross faults show: what a family does was proven in float32 by the suite.  What twelve tokens cannot
@@ -18,6 +19,7 @@ show is not proven at all: windows and rotary scalings that begin later, samplin
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 N_TOKENS = 12  # more than the windows of tiny models, few enough for the largest one
 N_SHORT, N_LONG = 2, 9  # of them, the two prompts
 N_RESPONSE = 3
+N_NODES = 8  # of the path along which gradients are added up
 STRENGTH = 0.5  # of the trial's edits, in norms of the state: one that is lost to rounding would prove nothing
 SLACK = 4.0  # in float32, times `logits_tolerance`: hybrids came to 0.6 of it where all is well
+LOST_GRADIENT = 0.3  # of the logits' change; eight nodes miss a few hundredths of it, a lost gradient most
 PICTURE_SIZE = (112, 84)  # width and height; no two patches of it are alike
 
 
@@ -115,6 +119,8 @@ def prove(model: HuggingFaceModel) -> Proof:
         "a pass from embeddings, one row per block": _wide,
         "scoring behind a cache": _cached,
     }
+    if getattr(model.hf, "hf_quantizer", None) is not None:
+        steps["a gradient through quantised weights"] = _gradients
     for name, step in steps.items():
         try:
             step(trial)
@@ -122,7 +128,8 @@ def prove(model: HuggingFaceModel) -> Proof:
             raise
         except Exception as error:
             trial.fail(name, "transformers runs it", f"it raises {type(error).__name__}: {error}")
-    trial.expect("hooks are gone", "as many as before", _n_hooks(model.blocks) == before, "others are left")
+    are_gone = _n_hooks(model.blocks) == before
+    trial.expect("hooks are gone", "as many as before", are_gone, "" if are_gone else "others are left")
     return trial.proof
 
 
@@ -300,6 +307,37 @@ def _cached(trial: _Trial) -> None:
         )  # fmt: skip
     trial.near("scores behind a cache are recomputed ones", logits[:1], of_long)
     trial.near("a padded batch gives what single prompts give", logits, torch.cat([of_long, of_short, of_long]))
+
+
+def _gradients(trial: _Trial) -> None:
+    """Gradients along a path add up to the change of the logits from its beginning to its end.
+
+        mean over nodes of  grad <logits, D> . (x - x')  =  <D, D>        D = logits(x) - logits(x')
+
+    x' has other words in front of the last one. Asked of quantised weights only: some of their kernels have no backward
+    pass, or round activations, and the gradient is lost without an error.
+    """
+    model, ids = trial.model, trial.ids
+    prompt, response = ids[:N_LONG], torch.tensor(ids[N_LONG : N_LONG + N_RESPONSE])
+    x = _encoded(model, scoring.TokenPrompt(tuple(prompt), None))
+    other = x.embeds.roll(1, dims=0)
+    other[-1] = x.embeds[-1]
+    begins, ends = model.logits(x, torch.stack([other, x.embeds]), response).float()  # (R, V) each
+    change = ends - begins
+    nodes = (torch.arange(N_NODES, device=other.device) + 0.5) / N_NODES
+    path = torch.lerp(other, x.embeds, nodes.to(other)[:, None, None])  # (nodes, T, d)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")  # found out below
+        path.requires_grad_()
+        along = (model.logits(x, path, response).float() * change).sum() / N_NODES
+        (gradient,) = torch.autograd.grad(along, path)
+    share = float((gradient.float().sum(0) * (x.embeds - other).float()).sum() / change.square().sum())
+    trial.expect(
+        "gradients add up to the change of the logits", f"1, up to {LOST_GRADIENT}", abs(share - 1) <= LOST_GRADIENT,
+        f"{share:.2f} of it" + ("" if abs(share - 1) <= LOST_GRADIENT else
+                                f": on {model.device.type} these weights let no gradient through, or not all of it. "
+                                "Load the model unquantised, or on another device"),
+    )  # fmt: skip
 
 
 def _with_pixels(trial: _Trial, response: Sequence[int]) -> tuple[scoring.TokenPrompt, Tensor]:

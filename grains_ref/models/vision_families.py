@@ -14,6 +14,7 @@ The merging of text and image features is never written anew: it is observed in 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -205,8 +207,10 @@ class Qwen25VL(Family):
         return {"attention_mask": torch.ones(len(is_image)).long(), "position_ids": positions}
 
     def generation(self, is_image: Tensor) -> dict[str, Tensor]:
-        """See `Family`; transformers 5 finds the 3-D positions only if it is told which tokens are images."""
-        return {"mm_token_type_ids": is_image.int()} if _major() >= 5 else {}
+        """See `Family`; newer versions of transformers find 3-D positions only if told which tokens are images."""
+        model_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)]
+        takes = inspect.signature(model_class.forward).parameters
+        return {"mm_token_type_ids": is_image.int()} if "mm_token_type_ids" in takes else {}
 
     @property
     def pixel_layout(self) -> PixelLayout:
@@ -431,7 +435,3 @@ def family_class(config: transformers.PretrainedConfig) -> type[Family]:
 def _pil_class(name: str) -> Any:
     """The PIL version of an image processor; transformers 4 has no other one without torchvision."""
     return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-
-
-def _major() -> int:
-    return int(transformers.__version__.split(".")[0])

@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Set
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
+from grains_ref.models.blocks import Decoder
 from grains_ref.models.families import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from grains_ref.models.huggingface import HuggingFaceModel
 
 
 def check_finite(hf: nn.Module, *, name: str) -> None:
@@ -26,9 +25,12 @@ def check_finite(hf: nn.Module, *, name: str) -> None:
         ValueError: with the name of the parameter.
     """
     for parameter_name, parameter in hf.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point() or torch.isfinite(parameter).all():
+        if parameter.is_meta or not parameter.is_floating_point():
             continue
-        count = int((~torch.isfinite(parameter)).sum())
+        values = _numbers(parameter)
+        if torch.isfinite(values).all():
+            continue
+        count = int((~torch.isfinite(values)).sum())
         raise ValueError(
             f"{name}: {count} of {parameter.numel()} values of the parameter {parameter_name!r} are NaN or infinite. "
             "The file is damaged, the training diverged, or the weights do not fit into "
@@ -36,25 +38,27 @@ def check_finite(hf: nn.Module, *, name: str) -> None:
         )
 
 
-def fingerprint(model: HuggingFaceModel) -> str:
-    """See `HuggingFaceModel.fingerprint`."""
+def fingerprint(hf: transformers.PreTrainedModel, decoder: Decoder, *, sees: bool) -> str:
+    """See `HuggingFaceModel.fingerprint`; sees: whether it has a vision tower, which then counts, too."""
+    config = hf.config.get_text_config()
+    embed: Any = hf.get_input_embeddings()
     shape = {
-        key: getattr(model.text_config, key, None)
+        key: getattr(config, key, None)
         for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     }
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for embeddings in _parameters(model.embed):  # nearly always one
+    for embeddings in _parameters(embed):  # nearly always one
         for rows in embeddings.split(4096):
             digest.update(_bfloat16_bytes(rows))
-    for block in model.blocks:
+    for block in decoder.blocks:
         for parameter in _parameters(block):
             digest.update(_bfloat16_bytes(parameter.flatten()[:4096]))
-    if model.family.marker:
-        decoder = {id(parameter) for parameter in model.decoder.parameters()}
-        decoder.add(id(model.embed.weight))
-        if model.text_config.tie_word_embeddings:  # offloading makes two place-holders of one matrix
-            decoder.add(id(model.hf.get_output_embeddings().weight))
-        others = _parameters(model.hf, but=decoder)
+    if sees:
+        of_text = {id(parameter) for parameter in decoder.module.parameters()}
+        of_text.add(id(embed.weight))
+        if config.tie_word_embeddings:  # offloading makes two place-holders of one matrix
+            of_text.add(id(hf.get_output_embeddings().weight))
+        others = _parameters(hf, but=of_text)
         for start in sorted(_bfloat16_bytes(parameter.flatten()[:4096]) for parameter in others):
             digest.update(start)
     return digest.hexdigest()
@@ -85,7 +89,7 @@ def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
         gathered: Tensor = parameter.full_tensor()
         return gathered
     if not parameter.is_meta:
-        return parameter
+        return _numbers(parameter)
     for hook in _accelerate_hooks(owner):
         stored = getattr(hook, "weights_map", None)
         if stored is not None:
@@ -95,6 +99,15 @@ def _whole(owner: nn.Module, name: str, parameter: Tensor) -> Tensor:
         f"the parameter {name!r} of a {type(owner).__name__} is on the meta device: it has no value. Was the model "
         "built without loading weights, or offloaded by something other than accelerate (device_map)?"
     )
+
+
+def _numbers(parameter: Tensor) -> Tensor:
+    """The numbers that a parameter stands for: of weights that torchao packs, unpacked; of 8-bit floats, as float32."""
+    if hasattr(parameter, "tensor_impl") or "torchao" in type(parameter.data).__module__:
+        return parameter.dequantize()
+    if parameter.is_floating_point() and parameter.itemsize == 1:
+        return parameter.float()
+    return parameter
 
 
 def _accelerate_hooks(module: nn.Module) -> list[object]:

@@ -44,6 +44,8 @@ class Header:
         tokens_digest: of the token ids that the model saw (`grains_ref.fitting.tokens_digest`): the same pairs become
             other tokens where a chat template writes today's date.
         chat_template: digest of the chat template that the pairs went through; "" for plain texts.
+        origin: what the model was made from besides a folder of plain weights (`HuggingFaceModel.origin`): an adapter
+            and its base with their digests, a GGUF file with its types, a method of quantisation; {} for none of them.
         date: that the chat template wrote into the prompts, as 2024-07-26; "" if it writes none.
         n_examples: number of pairs the vectors were made from.
         engine: that computed them (`grains_ref.fast.ENGINES`); "" where neither did.
@@ -75,6 +77,7 @@ class Header:
     diagnostics: dict[str, Any]
     choice: dict[str, Any] = field(default_factory=dict)
     signal: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
     chat_template: str = ""
     date: str = ""
     engine: str = ""
@@ -82,7 +85,7 @@ class Header:
     def __post_init__(self) -> None:
         texts = ("method", "site", "positions", "layer_numbering", "dialect", "model_name", "fingerprint")
         more_texts = ("data_digest", "tokens_digest", "chat_template", "date", "engine")
-        dicts = ("hyper_parameters", "versions", "diagnostics", "choice", "signal")
+        dicts = ("hyper_parameters", "versions", "diagnostics", "choice", "signal", "origin")
         for expected, names in ((str, texts + more_texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:
                 if type(getattr(self, name)) is not expected:
@@ -95,6 +98,8 @@ class Header:
             raise VectorError(f"header: 'scale' must be a positive number, found {self.scale!r:.40}.")
         if not all(type(version) is str for version in self.versions.values()):
             raise VectorError("header: 'versions' must be a text for every package.")
+        if not all(type(value) is str for value in self.origin.values()):
+            raise VectorError("header: 'origin' must be a text for every part.")
         if COMPOSED in self.hyper_parameters:
             _check_composed(self)
         if self.choice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError, load, weights
@@ -36,11 +36,6 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory, llama: HuggingFaceMode
 # --- what cannot be loaded
 
 
-def an_adapter(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "meta/base\x1b[2J"}))
-
-
 def without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -64,7 +59,7 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def llama_cpp(folder: Path) -> None:
+def damaged_gguf(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "model.gguf").write_bytes(b"GGUF")
 
@@ -81,13 +76,12 @@ def no_tokenizer_at_all(folder: Path) -> None:
 SENTENCES = {
     cut_off: r"the weights in .* cannot be read: .*Get the files again",
     no_tokenizer_at_all: r"the tokenizer in .* cannot be read: .*Get the files again",
-    an_adapter: r"is an adapter \(LoRA\), not a model. Merge it into meta/base\\x1b\[2J: .*merge_and_unload",
     without_config: r"has no config\.json, so it is no model of transformers; is the download complete",
     a_level_too_high: r"has no config\.json.*did you mean one of the folders in it: checkpoint-20",
     without_tokenizer: r"has no tokenizer \(none of tokenizer\.json.*tokenizer\.save_pretrained",
     without_weights: r"has no weights \(\*\.safetensors\); is the download complete",
     pickled: r"has its weights in pytorch_model\.bin, which is never read.*writes safetensors",
-    llama_cpp: r"in the format of llama\.cpp \(GGUF\).*Give the model that it was converted from",
+    damaged_gguf: r"model\.gguf cannot be read as GGUF: .*Get the file again",
 }
 
 
@@ -113,9 +107,6 @@ def test_a_vision_model_without_its_processor_is_refused(tmp_path: Path) -> None
 def test_a_file_is_no_folder(text_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"model\.safetensors is a file; give the folder that it is in"):
         load(text_folder / "model.safetensors")
-    (tmp_path / "q4.gguf").write_bytes(b"GGUF")
-    with pytest.raises(OSError, match=r"q4\.gguf holds a model in the format of llama\.cpp"):
-        load(str(tmp_path / "q4.gguf"))
 
 
 def test_a_mistyped_path_is_told_with_what_lies_beside_it(text_folder: Path) -> None:
@@ -141,6 +132,16 @@ def test_a_hub_id_that_cannot_be_had_is_told_with_the_next_step(monkeypatch: pyt
     assert "Check your internet" not in str(error.value)
 
 
+def test_weights_that_no_file_has_are_not_drawn_at_random(llama: HuggingFaceModel, tmp_path: Path) -> None:
+    folder = saved(llama, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    words = r"lacks 1 of the model's weights \(model\.layers\.1\.mlp\.up_proj\.weight\).*random numbers"
+    with pytest.raises(UnsupportedModelError, match=words):
+        load(folder)
+
+
 # --- weights that are not finite
 
 
@@ -158,7 +159,16 @@ def test_a_weight_that_is_not_finite_is_named(name: str, value: float) -> None:
 # --- offloaded and sharded weights
 
 
-@pytest.mark.parametrize("where", ["disk", "cpu", "both"])
+on_disk = pytest.param(
+    "disk",
+    marks=pytest.mark.skipif(
+        transformers.__version__.startswith("5.0."),
+        reason="transformers 5.0 itself runs a model that is on the disk as a whole on the meta device",
+    ),
+)
+
+
+@pytest.mark.parametrize("where", [on_disk, "cpu", "both"])
 def test_an_offloaded_model_has_the_fingerprint_and_the_scores_of_the_whole(
     llama: HuggingFaceModel, tmp_path: Path, where: str
 ) -> None:
@@ -173,7 +183,7 @@ def test_an_offloaded_model_has_the_fingerprint_and_the_scores_of_the_whole(
 
 
 @pytest.mark.skipif(
-    transformers.__version__.startswith("4."), reason="transformers 4 itself cannot run such a model: KeyError"
+    transformers.__version__.startswith(("4.", "5.0.")), reason="transformers itself cannot run such a model: KeyError"
 )
 def test_an_offloaded_vision_model_with_tied_embeddings_has_its_fingerprint(tmp_path: Path) -> None:
     model = random_gemma3()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -92,7 +93,7 @@ def test_the_date_of_a_template_can_be_fixed(llama: HuggingFaceModel) -> None:
     assert with_template(llama, DATED).prompts.date == datetime.date.today().isoformat()
 
 
-@pytest.mark.parametrize("code", ["%d %b %Y", "%-d.%-m.%y", "%A, %B %d, %Y", "%Y-%m-%dT%H:%M:%S", "%j %U %a"])
+@pytest.mark.parametrize("code", ["%d %b %Y", "%-d.%-m.%y", "%A, %B %d, %Y", "%Y-%m-%dT%H:%M:%S", "%j %U %a %D %T %h"])
 def test_the_date_is_written_as_strftime_does(llama: HuggingFaceModel, code: str) -> None:
     model = with_template(llama, DATED.replace("%d %b %Y", code), date="2024-07-05")
     expected = datetime.date(2024, 7, 5).strftime(code)
@@ -138,13 +139,93 @@ def test_a_template_that_drops_words_is_still_refused(llama: HuggingFaceModel) -
         with_template(llama, "{{ messages[0]['content'][:3] }}").encode(CHAT)
 
 
-def test_a_template_that_opens_a_thought_is_told_at_load(llama: HuggingFaceModel) -> None:
-    thinking = LLAMA_TEMPLATE.replace("assistant<|end_header_id|>\n\n", "assistant<|end_header_id|>\n\n<think>\n")
-    with pytest.warns(UserWarning, match=r"changed: the chat template begins every answer with <think>"):
-        with_template(llama, thinking)
+def test_a_template_that_refuses_a_role_is_told_with_the_next_step(llama: HuggingFaceModel) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    model = with_template(llama, template + LLAMA_TEMPLATE)
+    words = r"refuses messages of the roles system, user: System role not supported\. Where it takes no system"
+    with pytest.raises(ValueError, match=words):
+        model.encode([{"role": "system", "content": "Be brief."}, *CHAT])
+    assert model.encode(CHAT).ids.equal(llama.encode(CHAT).ids)
+
+
+# --- where an answer begins
+
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+PLAIN_END = "{%- if add_generation_prompt %}{{- '" + ASSISTANT + "' }}{%- endif %}"
+assert PLAIN_END in LLAMA_TEMPLATE
+
+
+def ending(generation_prompt: str, before_answer: str = "") -> str:
+    """Llama's template with another generation prompt, and other words in front of answers."""
+    template = LLAMA_TEMPLATE.replace(PLAIN_END, "{%- if add_generation_prompt %}" + generation_prompt + "{%- endif %}")
+    assistant = "{%- if message['role'] == 'assistant' %}{{- '" + before_answer + "' }}{%- endif %}"
+    return template.replace("{{- message['content']", assistant + "{{- message['content']")
+
+
+R1 = ending("{{- '" + ASSISTANT + "<think>\n' }}")  # of an answered question only the answer is written
+R1_WITHOUT_LINE_BREAK = ending("{{- '" + ASSISTANT + "<think>' }}")
+QWEN3 = ending(
+    "{{- '" + ASSISTANT + "' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}",
+    before_answer="<think>\n\n</think>\n\n",
+)
+ALWAYS_THOUGHT = ending("{{- '" + ASSISTANT + "' }}", before_answer="<think>\n\n</think>\n\n")
+CLOSED_ONLY = ending("{{- '" + ASSISTANT + "' }}{{- '<think>' if thinking | default(true) else '</think>' }}")
+BLOCK = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "block"),
+    [
+        (R1, BLOCK),
+        (R1_WITHOUT_LINE_BREAK, BLOCK),
+        (QWEN3, BLOCK),
+        (ALWAYS_THOUGHT, BLOCK),
+        (CLOSED_ONLY, "</think>"),
+        (R1.replace("<think>", "[THINK]"), "[THINK]\n\n[/THINK]\n\n"),
+    ],
+    ids=["r1", "r1, no line break", "qwen3", "written with every answer", "deepseek v3.1", "mistral"],
+)
+@pytest.mark.filterwarnings("ignore:changed is a reasoning model")
+def test_an_answer_stands_behind_the_reasoning_block(llama: HuggingFaceModel, template: str, block: str) -> None:
+    model = with_template(llama, template)
+    example = model.example(CHAT, "No.", "Yes.")
+    text = model.tokenizer.decode(torch.cat([example.encoded.ids, example.y_pos]))
+    assert text.endswith(f"Is the earth flat?<|eot_id|>{ASSISTANT}{block}No.")
+    assert text.count("think>") + text.count("THINK]") == block.count("think>") + block.count("THINK]")
+    own = [token for token, kind in zip(example.encoded.ids.tolist(), example.encoded.kinds, strict=True)
+           if kind == "text"]  # fmt: skip
+    assert model.tokenizer.decode(own) == "Is the earth flat?"
+    with pytest.raises(ValueError, match=r"the answer has .* in it, but changed is given every chat up to behind an"):
+        model.example(CHAT, f"Well. {block.strip()[-8:]} No.", "Yes.")
+    model.example("Is the earth flat?", f"Well. {block.strip()[-8:]} No.", "Yes.")  # plain text is the user's
+
+
+def test_a_reasoning_model_is_told_at_load(llama: HuggingFaceModel) -> None:
+    with pytest.warns(UserWarning, match=r"changed is a reasoning model: in chats every answer, .*'<think>.*</think>"):
+        with_template(llama, R1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with_template(llama, LLAMA_TEMPLATE + "{# <think> is only mentioned #}")
+
+
+def test_an_answer_stands_in_the_channel_that_the_template_gives_it(llama: HuggingFaceModel) -> None:
+    template = ending("{{- '<|start_header_id|>assistant' }}", before_answer="<final>")
+    model = with_template(llama, template.replace("+ '<|end_header_id|>\n\n' }}", "+ '' }}"))
+    example = model.example(CHAT, "No.", "Yes.")
+    assert model.tokenizer.decode(torch.cat([example.encoded.ids, example.y_pos])).endswith("assistant<final>No.")
+
+
+def test_a_thought_of_which_the_end_is_not_known_is_refused(llama: HuggingFaceModel) -> None:
+    model = with_template(llama, ending("{{- '" + ASSISTANT + "<|reasoning_of_mine|>' }}"))
+    with pytest.raises(UnsupportedModelError, match=r"ends its prompts with '<\|reasoning_of_mine\|>'.*as plain text"):
+        model.encode(CHAT)
+    assert model.encode("Is it?").ids.equal(llama.encode("Is it?").ids)
+
+
+def test_a_template_that_takes_no_answers_still_takes_questions(llama: HuggingFaceModel) -> None:
+    only_users = "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    assert with_template(llama, only_users + LLAMA_TEMPLATE).encode(CHAT).ids.equal(llama.encode(CHAT).ids)
 
 
 # --- tokens for people

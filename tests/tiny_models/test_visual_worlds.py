@@ -15,6 +15,7 @@ from shared import SHIPPED, first_quick
 
 pytest.importorskip("PIL")
 
+import transformers
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from grains_ref.tiny_models.train_visual_world import (
@@ -70,6 +71,8 @@ def prompts(world: VisualWorld) -> list[VisualPrompt]:
 
 
 def shipped(name: str) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    if transformers.__version__.startswith("5.0."):
+        pytest.skip("transformers 5.0 has no LlavaNextImageProcessorPil, which processor_config.json names")
     return (
         LlavaNextForConditionalGeneration.from_pretrained(SHIPPED / name).eval(),
         LlavaNextProcessor.from_pretrained(SHIPPED / name),

@@ -126,6 +126,7 @@ def page_of(outcomes: Sequence[Outcome], seeing: Sequence[Outcome]) -> str:
     lines += ["", "## Models that see", "", SEEING_WORDS, "| model_type | " + " | ".join(columns) + " |"]
     lines += ["|---" * (len(columns) + 1) + "|"]
     lines += [_row(outcome, columns) for outcome in seeing]
+    lines += ["", BROUGHT.rstrip()]
     lines += ["", "## Refused", "", "| model_type | reason |", "|---|---|"]
     lines += [f"| `{outcome.kind}` | {_cell(outcome.refused)} |" for outcome in refused]
     lines += ["", "## Not tried", "", "| model_type | why no tiny one was built |", "|---|---|"]
@@ -165,6 +166,32 @@ Share. Of 15,736 text-generation models on the hub with 500 downloads or more (a
 the six types that were once listed by name. The types below are some 80 % of them; most of the others are
 encoder-decoders.
 """
+BROUGHT = """## What people bring
+
+| what | how it is loaded | what was run |
+|---|---|---|
+| a LoRA adapter (a folder of peft) | merged into the base that it names, or that `--base` (`base=`) gives, rounded once to the weights' type. Every tensor of the adapter must find its place, and every place its tensor; a base of the same shape that was trained otherwise cannot be told, and its fingerprint stands in the header | tiny Llama, adapters on adapters and on GGUF; the logits are peft's |
+| GGUF, a file or its folder | by transformers' own loader, as float32 unless a type is asked for (`--dtype`). Refused where that loader would pass over something: stretched rotary angles, as Llama 3.1 and newer have them, and tensors without a place. Parts have to be joined first | tiny Llama in F32, F16, Q8_0 and Q4_1 |
+| quantised folders | by transformers, if the proof passes; it then also adds up gradients along a path, because some kernels lose them without an error. `check` and the header name the method | see below |
+| shards, `device_map`, offloading | as transformers does it | tiny Llama and Gemma 3 |
+| tensor parallelism | `torchrun`, `--device-map tensor_parallel`: transformers' own plan; all processes compute the same. FSDP is refused, and an adapter has to be merged first | tiny Llama, two processes on a CPU (gloo); no GPU |
+| weights in a pickle | refused; a folder that lacks some of its weights, too | |
+
+Quantised tiny Llamas, float32, on a CPU, 28 November 2026; on a GPU none was run:
+
+| method | package | outcome |
+|---|---|---|
+| bitsandbytes, 8 bits | 0.50.2 | let in; vectors at a cosine of .9997 to those of the plain model |
+| bitsandbytes, 4 bits | 0.50.2 | refused: its kernel for CPUs lets no gradient through |
+| torchao, 8 bits, weights only | 0.18.0 | let in; cosine .9999 |
+| torchao, 8 bits, activations too | 0.18.0 | refused: rounding lets no gradient through |
+| quanto, 8 bits | 0.2.7 | let in; cosine .9999 |
+| eight-bit floats, AWQ, GPTQ, HQQ, MXFP4, compressed-tensors | | not run |
+
+In the chats of reasoning models (DeepSeek-R1, QwQ, Qwen 3) every answer, scored or generated, stands behind an empty
+reasoning block, as the templates write it where thinking is off: a preference is about answers. An answer that brings
+thoughts of its own is refused there; give such prompts as plain text.
+"""  # noqa: E501
 DISTANCES = """How far two ways to the same thing are apart, relatively: 1e-3 is allowed, what is wrong is 0.01 or more.
 *ids = embeddings*: logits of a prompt longer than every window. *scores behind a cache*: padded batches, whole and in
 slices, against one pass for each row. *steered generation*: 0 if cached, padded generation says what a recomputation
