@@ -90,10 +90,17 @@ def test_the_first_process_alone_does_what_all_need_once() -> None:
 def test_a_model_that_lies_across_all_processes_is_run_by_all() -> None:
     def work(rank: int) -> Any:
         processes.model_is_spread()
-        return list(processes.share(range(3), lambda unit: (unit, rank))), processes.first(lambda: rank)
+        measuring: list[int] = []
+
+        def measure() -> int:
+            measuring.append(rank)
+            return rank
+
+        shared = list(processes.share(range(3), lambda unit: (unit, rank)))
+        return shared, processes.first(lambda: rank), processes.first(measure, runs_model=True), measuring
 
     ended = in_group(2, work)
-    assert [one.result for one in ended] == [([(0, r), (1, r), (2, r)], 0) for r in (0, 1)]
+    assert [one.result for one in ended] == [([(0, r), (1, r), (2, r)], 0, 0, [r]) for r in (0, 1)]
 
 
 def test_an_error_in_a_unit_is_the_error_of_all_after_the_results_before_it() -> None:

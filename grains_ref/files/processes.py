@@ -167,15 +167,19 @@ def share(units: Sequence[Unit], compute: Callable[[Unit], Result]) -> Iterator[
             yield _result_of(outcome)
 
 
-def first(do: Callable[[], Result]) -> Result:
+def first(do: Callable[[], Result], *, runs_model: bool = False) -> Result:
     """What the first process does alone, for instance with a file; the result, or the error, is that of all.
+
+    runs_model: `do` runs the model; where one model lies across all processes, all of them run it, and the result is
+    the first one's all the same.
 
     Raises:
         Exception: what `do` raised.
     """
     if _group.is_alone:
         return do()
-    own = _outcome_of("first", do) if _group.rank == 0 else _Outcome("first")
+    takes_part = _group.rank == 0 or (runs_model and _group.is_whole)
+    own = _outcome_of("first", do) if takes_part else _Outcome("first")
     result: Result = _result_of(_gathered(own)[0])
     return result
 

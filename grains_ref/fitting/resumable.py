@@ -175,7 +175,7 @@ def common_engine(
     def measured() -> int:
         return engine_of(name, model, examples, hp, memory=memory, pass_tokens=kept).pass_tokens
 
-    return engine_of(name, model, examples, hp, memory=memory, pass_tokens=first(measured))
+    return engine_of(name, model, examples, hp, memory=memory, pass_tokens=first(measured, runs_model=True))
 
 
 def claim(

@@ -16,6 +16,7 @@ from gguf_models import wide_llama
 
 from grains_ref.models import UnsupportedModelError, load
 from grains_ref.models.parallel import is_spread
+from grains_ref.vectors import SteeringVectors
 
 pytestmark = pytest.mark.cpu
 
@@ -60,6 +61,19 @@ def test_two_processes_compute_what_one_does(folder: Path, tmp_path: Path) -> No
             one, two = torch.tensor(alone[name]), torch.tensor(found[name])
             assert (one - two).norm() <= 1e-4 * one.norm(), name
     assert both["0"] == both["1"]
+
+
+@pytest.mark.thorough
+def test_a_spread_model_is_run_by_every_process_of_a_command(folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"the word is {word}", "chosen": "yes", "rejected": "no"} for word in ("eel", "leek", "plum")]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["-m", "grains_ref.cli", "fit", "--model", folder, "--pairs", pairs, "--aggregation=mean"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    results(tmp_path, *command, "--out", tmp_path / "one")
+    results(tmp_path, *launcher, *command, "--out", tmp_path / "two", "--device-map=tensor_parallel")
+    one, two = (SteeringVectors.load(tmp_path / name).v for name in ("one", "two"))
+    assert (one - two).norm() <= 1e-4 * one.norm()
 
 
 def test_one_process_alone_is_told_how_to_start_several(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,6 @@ BUGS = (
         FIELDS, "if status.st_size > MAX_PICTURE_BYTES:", "if False:", "test_containers"),
     Bug("columns_without_end", "readers", "a row may have any number of fields",
         SHEETS, "if len(row) > MAX_COLUMNS:", "if False:", "test_containers"),
-    Bug("thoughts_unsaid", "text", "nobody is told that answers are scored as thoughts",
-        MODEL, "if self.prompts.opens_thinking:", "if False:", "test_templates"),
     Bug("shares_hashed_as_they_are", "loading", "of weights spread over devices one device's share is hashed",
         "grains_ref/models/weights.py", 'if hasattr(parameter, "full_tensor"):', "if False:", "test_loading"),
     # --- files

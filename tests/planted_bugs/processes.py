@@ -5,17 +5,19 @@ from planted_bugs.planting import Bug
 PROCESSES = "grains_ref/files/processes.py"
 FITTING = "grains_ref/fitting/resumable.py"
 BUGS = (
+    Bug("shares_wait_for_each_other", "fit", "one process alone runs a model that lies across all of them",
+        PROCESSES, "or (runs_model and _group.is_whole)", "", "test_processes"),
     Bug("last_unit_is_lost", "processes", "a last round that is not full is left out",
         PROCESSES, "range(0, len(units), _group.size)", "range(0, len(units) - _group.size + 1, _group.size)",
         "test_processes"),
     Bug("round_is_put_together_backwards", "processes", "results come in another order than their units",
         PROCESSES, "_gathered(own)[: len(of_round)]", "_gathered(own)[: len(of_round)][::-1]", "test_processes"),
     Bug("every_process_writes", "processes", "what the first process should do alone is done by all",
-        PROCESSES, "if _group.rank == 0 else _Outcome", "if True else _Outcome", "test_processes"),
+        PROCESSES, "if takes_part else _Outcome", "if True else _Outcome", "test_processes"),
     Bug("work_is_split_twice", "processes", "inside a unit its own work is split again",
         PROCESSES, "_group.is_computing = True", "pass", "test_processes"),
     Bug("budget_of_each_process", "processes", "each process measures its own memory, and makes its own batches",
-        FITTING, "pass_tokens=first(measured)", "pass_tokens=measured()", "test_processes"),
+        FITTING, "pass_tokens=first(measured, runs_model=True)", "pass_tokens=measured()", "test_processes"),
     Bug("memory_is_not_shared", "processes", "each process takes all of the machine's memory",
         "grains_ref/fast/memory.py", "room /= on_this_machine()", "room /= 1", "test_processes"),
     Bug("another_model_is_not_noticed", "processes", "processes with other models or pairs work together",
