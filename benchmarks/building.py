@@ -262,10 +262,10 @@ def random_examples(model: HuggingFaceModel, n: int, *, shortest: int, longest: 
         ids = draw(shortest, longest)
         encoded = Encoded(
             ids=ids,
-            embeds=model.embed_prompt(ids, None),
+            embeds=model.embed_prompt(ids, ()),
             tokens=("",) * len(ids),
             kinds=("text",) * len(ids),
-            replay=model.replay(ids, None),
+            replay=model.replay(ids, ()),
         )
         examples.append(Example(encoded, draw(5, 15), draw(5, 15)))
     return examples

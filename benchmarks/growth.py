@@ -81,7 +81,7 @@ def job(size: Size, *, device: str, dtype: torch.dtype) -> tuple[HuggingFaceMode
         ids = torch.randint(3, VOCABULARY, (size.tokens,), generator=generator)
         y_pos, y_neg = torch.randint(3, VOCABULARY, (2, RESPONSE), generator=generator)
         names, kinds = ("",) * len(ids), ("text",) * len(ids)
-        encoded = Encoded(ids, model.embed_prompt(ids, None), names, kinds, model.replay(ids, None))
+        encoded = Encoded(ids, model.embed_prompt(ids, ()), names, kinds, model.replay(ids, ()))
         examples.append(Example(encoded, y_pos, y_neg))
     return model, examples, HyperParameters(m=size.steps)
 

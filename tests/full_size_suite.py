@@ -214,7 +214,7 @@ class SeeingModel(EveryModel):
     def test_a_picture_enters_as_pixel_values_would(self, full: FullSize) -> None:
         with full.within(full.rung.forward_gib):
             for seed, (pair, example) in enumerate(zip(full.pairs, full.examples, strict=True), start=100):
-                other = photo(*example.encoded.size, seed=seed)  # type: ignore[attr-defined]
+                other = photo(*example.encoded.sizes[0], seed=seed)  # type: ignore[attr-defined]
                 print(ladder.check_picture(full.model, example, pair.image, other, at_least=full.rung.image_tokens))
 
     def test_a_left_padded_batch_agrees_with_single_prompts(self, full: FullSize, steering: Steering) -> None:

@@ -344,7 +344,7 @@ def _progress(folder: Path | None) -> Iterator[Callable[[str, int, int], None]]:
             raise KeyboardInterrupt(f"finished and kept in {folder}: {counts}; run the same command to go on") from None
 
 
-def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | None]]:
+def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | tuple[str, ...] | None]]:
     """What is asked in the pairs, word for word and picture by picture."""
     from grains_ref.data import picture_bytes
 

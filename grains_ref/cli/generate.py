@@ -23,6 +23,18 @@ from grains_ref.cli.common import (
     ModelOption,
     SteeringEngineOption,
 )
+from grains_ref.data.pairs import PicturePaths
+
+
+def _of_prompts(images: list[Path], n_prompts: int) -> list[PicturePaths]:
+    """Which pictures belong to which prompt: all to a single one, one to each of several, or one to all of them."""
+    if n_prompts == 1 and len(images) > 1:
+        return [tuple(images)]
+    if len(images) == 1:
+        return [images[0]] * n_prompts
+    if images and len(images) != n_prompts:
+        raise ValueError(f"{n_prompts} prompts and {len(images)} pictures; give one --image per --prompt, or one")
+    return [*images]
 
 
 @console.guarded
@@ -34,7 +46,7 @@ def generate(
     layers: LayersOption = "",
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture for every prompt, or one for all of them.", show_default=False),
+        typer.Option(help="A picture; several are those of one prompt, or one for each.", show_default=False),
     ] = None,
     chat: ChatOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.", min=1)] = 64,
@@ -48,11 +60,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue prompts greedily, unsteered beside steered."""
-    images = list(image or [])
-    if len(images) == 1:
-        images = images * len(prompt)
-    if images and len(images) != len(prompt):
-        raise ValueError(f"{len(prompt)} prompts and {len(images)} pictures; give one --image per --prompt, or one")
+    images = _of_prompts(list(image or []), len(prompt))
     chosen_engine = common.engine_name(engine)
     in_use = common.read_vectors(vectors, lam, layers)
     wrapped = common.load_model(model, dtype, device, device_map, date, base)

@@ -29,6 +29,7 @@ from grains_ref.cli.common import (
     MOption,
     PresetOption,
 )
+from grains_ref.data.pairs import PicturePaths
 from grains_ref.files import check_target
 
 if TYPE_CHECKING:
@@ -51,10 +52,12 @@ def attribute(
     chosen: Annotated[str, typer.Option(help="The preferred response.", show_default=False)],
     rejected: Annotated[str, typer.Option(help="The other response.", show_default=False)],
     image: Annotated[
-        Path | None, typer.Option(help="A picture; write <image> in the prompt where it belongs.", show_default=False)
+        list[Path] | None,
+        typer.Option(help="A picture for each <image> in the prompt; may be given several times.", show_default=False),
     ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Draw the scores on the picture: a PNG to write.", show_default=False)
+        Path | None,
+        typer.Option(help="Draw the scores on the picture: a PNG to write, one for each picture.", show_default=False),
     ] = None,
     chat: ChatOption = False,
     preset: PresetOption = "",
@@ -80,8 +83,10 @@ def attribute(
 
     if overlay and not image:
         raise ValueError("--overlay draws on a picture; give one with --image")
-    if overlay:
-        check_target(overlay)
+    images = list(image or [])
+    targets = _targets(overlay, len(images)) if overlay else []
+    for target in targets:
+        check_target(target)
     check_texts(prompt=prompt, chosen=chosen, rejected=rejected)
     chosen_engine = common.engine_name(engine)
     choose_hp = common.hyper_parameters(
@@ -89,25 +94,20 @@ def attribute(
     )
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
     hp = choose_hp(wrapped)
-    pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", image)
+    pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", _paths(images))
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
+    if overlay:
+        _check_boxes(example.encoded)
     attribution = explained(wrapped, lambda: engine_of(chosen_engine, wrapped).attribute(example, hp))
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
-    if overlay and image:
-        from grains_ref.data.images import read_picture
-        from grains_ref.report.overlay import Panel, overlay_figure
-        from grains_ref.report.tokens import framing_words
-
-        patches = getattr(example.encoded, "patches", ())
-        words = framing_words(example.encoded.kinds, selection)
-        panel = Panel("", patches, attribution.a.tolist(), selection.pos, selection.neg, words=words)
-        overlay_figure(overlay, read_picture(image), [panel], title=f"{chosen}  rather than  {rejected}")
+    if targets:
+        _draw(example.encoded, attribution, selection, images, targets, title=f"{chosen}  rather than  {rejected}")
     if as_json:
         console.out.print_json(data=_record(example.encoded, attribution, selection, hp))
         return
     _print_scores(example.encoded, attribution, selection)
-    if overlay:
-        console.out.print(f"The picture with its scores: {overlay}")
+    for target in targets:
+        console.out.print(f"The picture with its scores: {target}")
     preferred = "neither response"
     if attribution.f_x != 0:
         preferred = "the chosen response" if attribution.f_x > 0 else "the rejected response"
@@ -116,6 +116,57 @@ def attribute(
         gap = f"Completeness gap {attribution.gap:+.2f} nats"
         verdict += f" {gap}: of the quadrature with m = {hp.m}, not an error."
     console.out.print(verdict)
+
+
+def _paths(images: list[Path]) -> PicturePaths:
+    if len(images) > 1:
+        return tuple(images)
+    return images[0] if images else None
+
+
+def _targets(overlay: Path, n_pictures: int) -> list[Path]:
+    """The files to draw: scores.png, or of several pictures scores-1.png, scores-2.png, ..."""
+    if n_pictures == 1:
+        return [overlay]
+    return [overlay.with_name(f"{overlay.stem}-{i + 1}{overlay.suffix}") for i in range(n_pictures)]
+
+
+def _check_boxes(encoded: Encoded) -> None:
+    """Refuse to draw where nothing can be drawn.
+
+    Raises:
+        ValueError: it is not known where this model's image tokens look.
+    """
+    if not any(getattr(encoded, "patches", ())):
+        raise ValueError(
+            "--overlay: where this model's image tokens look is not known, so their scores cannot be drawn; leave "
+            "--overlay out: everything else works"
+        )
+
+
+def _draw(
+    encoded: Encoded,
+    attribution: Attribution,
+    selection: Selection,
+    images: list[Path],
+    targets: list[Path],
+    *,
+    title: str,
+) -> None:
+    """Each picture with the scores of its own tokens."""
+    from grains_ref.data.images import read_picture
+    from grains_ref.report.overlay import Panel, overlay_figure
+    from grains_ref.report.tokens import framing_words
+
+    patches = getattr(encoded, "patches", ())
+    words = framing_words(encoded.kinds, selection)
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        own = [patch if patch and patch.picture == i else None for patch in patches]
+        pos = [j for j in selection.pos if own[j] or not patches[j]]
+        neg = [j for j in selection.neg if own[j] or not patches[j]]
+        name = f"picture {i + 1} of {len(images)}" if len(images) > 1 else ""
+        panel = Panel(name, own, attribution.a.tolist(), pos, neg, words=words)
+        overlay_figure(target, read_picture(image), [panel], title=title)
 
 
 def _record(encoded: Encoded, attribution: Attribution, selection: Selection, hp: HyperParameters) -> dict[str, Any]:

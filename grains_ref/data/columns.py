@@ -32,13 +32,13 @@ OTHER_NAMES = {  # what other datasets call our fields; only used to word a hint
 ADVICE = {  # by the first word of the name that is here
     "system": "A system text is the first turn of a chat: give 'messages' (or 'instruction') instead of plain text.",
     "tools": "Calls of tools are not read.",
-    "videos": "Films are not read; only text and one picture are.",
-    "video": "Films are not read; only text and one picture are.",
-    "audios": "Sound is not read; only text and one picture are.",
-    "audio": "Sound is not read; only text and one picture are.",
+    "videos": "Films are not read; only text and pictures are.",
+    "video": "Films are not read; only text and pictures are.",
+    "audios": "Sound is not read; only text and pictures are.",
+    "audio": "Sound is not read; only text and pictures are.",
     "history": "Earlier turns belong in 'messages'.",
-    "images": "One picture is read, its path in 'image'.",
-    "image": "One picture is read, its path in 'image'.",
+    "images": "Pictures are read from 'image', a path, or 'images', a list of paths.",
+    "image": "Pictures are read from 'image', a path, or 'images', a list of paths.",
     "context": "What the model should read belongs in 'prompt'.",
 }
 

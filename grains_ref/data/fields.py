@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grains_ref.data.columns import hint
-from grains_ref.data.pairs import FieldError, PreferencePair, Task, Where, check_texts, shortened
+from grains_ref.data.pairs import FieldError, PicturePaths, PreferencePair, Task, Where, check_texts, shortened
 from grains_ref.data.shapes import Columns, Taken, take_pair, take_task
 from grains_ref.data.turns import as_text, found
 from grains_ref.files import MAX_PICTURE_BYTES, is_address
@@ -31,7 +31,7 @@ def pair_of(row: dict[str, Any], where: Where) -> tuple[PreferencePair, Taken]:
         chosen=chosen,
         rejected=rejected,
         where=where,
-        image=_image(taken.image, folder=Path(where.path).parent),
+        image=_images(taken.images, folder=Path(where.path).parent),
         choices=choices,
         label=label,
     )
@@ -45,7 +45,7 @@ def task_of(row: dict[str, Any], where: Where) -> tuple[Task, Taken]:
         FieldError: the first thing that is wrong.
     """
     taken = take_task(row)
-    image = _image(taken.image, folder=Path(where.path).parent)
+    image = _images(taken.images, folder=Path(where.path).parent)
     return Task(_id(taken.columns, where), taken.prompt, taken.answers[0], image), taken
 
 
@@ -60,10 +60,16 @@ def _id(columns: Columns, where: Where) -> str:
     return as_text(value, "id")
 
 
-def _image(value: Any, *, folder: Path) -> Path | None:
+def _images(values: list[Any], *, folder: Path) -> PicturePaths:
+    """The path of a picture, or the paths of several."""
+    paths = tuple(_image(value, folder=folder) for value in values)
+    if len(paths) > 1:
+        return paths
+    return paths[0] if paths else None
+
+
+def _image(value: Any, *, folder: Path) -> Path:
     """The path of a picture that is there: a regular file of a size that is read."""
-    if value is None:
-        return None
     if isinstance(value, dict):
         if value.get("bytes"):
             advice = "Save the pictures as files, and give their paths (docs/data.md has the lines to type)."

@@ -26,6 +26,7 @@ class Message(TypedDict):
 
 
 Prompt: TypeAlias = str | Sequence[Message]  # plain text, or the turns of a chat up to a user's
+PicturePaths: TypeAlias = Path | tuple[Path, ...] | None  # a prompt's picture, or its pictures in order
 
 
 class Where(NamedTuple):
@@ -84,7 +85,7 @@ class PreferencePair:
     """A prompt with the answer to move toward and the answer to move away from.
 
     `where` is for messages to people and no part of the content: the row's place in its file, or a word on where else
-    the pair came from.
+    the pair came from.  `image` is the path of a picture, or those of several in order; `images` are always several.
     """
 
     id: str
@@ -92,9 +93,16 @@ class PreferencePair:
     chosen: str
     rejected: str
     where: Where | str
-    image: Path | None = None
+    image: PicturePaths = None
     choices: tuple[str, ...] = ()
     label: int | None = None
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The pictures of the prompt, in order."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
     @property
     def prompt_field(self) -> str:
@@ -114,7 +122,7 @@ class Task:
     id: str
     prompt: Prompt
     answer: str
-    image: Path | None = None
+    image: PicturePaths = None
 
 
 @dataclass(frozen=True)
@@ -194,18 +202,21 @@ def content_digest(pairs: Sequence[PreferencePair]) -> str:
     return digest.hexdigest()
 
 
-def picture_bytes(pair: PreferencePair) -> str | None:
-    """SHA-256 (hex) of the pair's picture file; None without one.
+def picture_bytes(pair: PreferencePair) -> str | tuple[str, ...] | None:
+    """SHA-256 (hex) of the pair's picture file, of several theirs in order; None without one.
 
     Raises:
-        RowError: the picture cannot be read.
+        RowError: a picture cannot be read.
     """
-    if pair.image is None:
-        return None
-    try:
-        return digest_of(read_whole(pair.image, limit=MAX_PICTURE_BYTES))
-    except FileError as error:
-        raise pair.error("image", str(error)) from error
+    digests = []
+    for picture in pair.images:
+        try:
+            digests.append(digest_of(read_whole(picture, limit=MAX_PICTURE_BYTES)))
+        except FileError as error:
+            raise pair.error("image", str(error)) from error
+    if isinstance(pair.image, tuple):
+        return tuple(digests)
+    return digests[0] if digests else None
 
 
 # -------------------------------------------------------------------------------------------- checks

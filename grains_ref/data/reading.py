@@ -136,7 +136,7 @@ class _Rows(Generic[Record]):
                     raise row
                 wanted = {name: value for name, value in row.items() if name not in self._ignore}
                 record, taken = self._build(wanted, where)
-                content, harmless = split_off_content(taken.columns.left, has_picture=taken.image is not None)
+                content, harmless = split_off_content(taken.columns.left, has_picture=bool(taken.images))
                 if content:
                     options = " ".join(f"--ignore {shlex.quote(name)}" for name in content[:3])
                     drop = f"{options} (in Python: ignore={content[:3]!r}), or a copy: {sheet.drop_command(content)}"

@@ -69,7 +69,7 @@ class Taken(NamedTuple):
 
     prompt: Prompt
     answers: tuple[str, ...]
-    image: Any  # as given: a path, or an object
+    images: list[Any]  # as given: paths, or objects
     columns: Columns
 
 
@@ -226,9 +226,9 @@ def _no_prompt(row: dict[str, Any]) -> str:
 
 
 def _complete(columns: Columns, parts: Parts) -> Taken:
-    """The row with its system text, earlier turns and picture, if it has them."""
+    """The row with its system text, earlier turns and pictures, if it has them."""
     if isinstance(parts.prompt, str):
-        return Taken(parts.prompt, parts.answers, _picture(columns, ()), columns)
+        return Taken(parts.prompt, parts.answers, _pictures(columns, ()), columns)
     turns = parts.prompt
     if parts.field in ("instruction", "query"):
         turns = [*_earlier_turns(columns), *turns]
@@ -236,9 +236,9 @@ def _complete(columns: Columns, parts: Parts) -> Taken:
         if turns[0].role == "system":
             raise FieldError("system", f"the first turn of {parts.field!r} is a system text too; keep one of them.")
         turns = [Turn("system", as_string(columns.take("system"), "system")), *turns]
-    image = _picture(columns, tuple(picture for turn in turns for picture in turn.pictures))
-    prompt = as_messages(turns, parts.field, has_picture=image is not None)
-    return Taken(prompt, parts.answers, image, columns)
+    images = _pictures(columns, tuple(picture for turn in turns for picture in turn.pictures))
+    prompt = as_messages(turns, parts.field, n_pictures=len(images))
+    return Taken(prompt, parts.answers, images, columns)
 
 
 def _earlier_turns(columns: Columns) -> list[Turn]:
@@ -258,25 +258,25 @@ def _earlier_turns(columns: Columns) -> list[Turn]:
 
 
 # -------------------------------------------------------------------------------------------- pictures
-def _picture(columns: Columns, in_turns: tuple[Any, ...]) -> Any:
-    """The one picture of a row, from `image`, `images` or a part of a turn; None without one."""
-    given: list[tuple[str, Any]] = []
+def _pictures(columns: Columns, in_turns: tuple[Any, ...]) -> list[Any]:
+    """The pictures of a row in order, from `image`, `images` or the parts of turns; [] without one."""
+    given: list[tuple[str, list[Any]]] = []
     for name in ("image", "images"):
         if is_null(columns.left.get(name)):  # an empty path is no missing picture
             continue
         value = columns.take(name)
-        pictures = value if isinstance(value, list) else [value]
-        if len(pictures) != 1:
-            advice = "A pair has one picture: make a row of each, or paste them into one."
-            raise FieldError(name, f"expected one picture, found {len(pictures):,}. {advice}")
-        given.append((name, pictures[0]))
-    if len(in_turns) > 1:
-        raise FieldError("messages", f"expected one picture, found places for {len(in_turns)}.")
-    if in_turns and in_turns[0] is not None:
-        given.append(("messages", in_turns[0]))
+        given.append((name, value if isinstance(value, list) else [value]))
+    named = [picture for picture in in_turns if picture is not None]
+    if named and len(named) < len(in_turns):
+        raise FieldError("messages", f"{len(named)} of {len(in_turns)} parts name their picture; name all, or none.")
+    if named:
+        given.append(("messages", named))
     if in_turns and not given:
         raise FieldError("image", "missing, though a turn has the place of a picture. Give its path in 'image'.")
-    for name, picture in given[1:]:
-        if picture != given[0][1]:
-            raise FieldError(name, f"another picture than {given[0][0]!r} names; expected one picture.")
-    return given[0][1] if given else None
+    for name, pictures in given[1:]:
+        if pictures != given[0][1]:
+            raise FieldError(name, f"other pictures than {given[0][0]!r} names; give them once.")
+    pictures = given[0][1] if given else []
+    if in_turns and len(in_turns) != len(pictures):
+        raise FieldError("messages", f"places for {len(in_turns)} pictures, and the row has {len(pictures)}.")
+    return pictures

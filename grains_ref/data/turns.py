@@ -156,11 +156,11 @@ def _refuse_lost_keys(item: dict[str, Any], known: tuple[str, ...], place: str, 
         ignored[f"{place.split('[')[0]}[].{key}"[:80]] = None
 
 
-def as_messages(turns: list[Turn], field: str, *, has_picture: bool) -> tuple[Message, ...]:
-    """Turns as the prompt of a pair: the last is a user's, and a picture stands where templates put it.
+def as_messages(turns: list[Turn], field: str, *, n_pictures: int) -> tuple[Message, ...]:
+    """Turns as the prompt of a pair: the last is a user's, and pictures stand where templates put them.
 
-    Templates put the picture into the first turn of the user, before the text; a mark `<image>` that stands right
-    there is taken out, with the white space behind it.
+    Templates put pictures into the first turn of the user, before the text; marks `<image>` that stand right there,
+    one for each picture, are taken out, with the white space behind them.
 
     Raises:
         FieldError: the last turn is of another role or empty, or a picture stands elsewhere.
@@ -172,12 +172,15 @@ def as_messages(turns: list[Turn], field: str, *, has_picture: bool) -> tuple[Me
         raise FieldError(field, problem + (advice if last.role == "assistant" else ""))
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     texts = [turn.text for turn in turns]
-    if has_picture:
+    if n_pictures:
         marks = sum(text.count(PICTURE_MARK) for text in texts)
-        if texts[first].lstrip().startswith(PICTURE_MARK):
+        in_front = 0
+        while texts[first].lstrip().startswith(PICTURE_MARK):
             texts[first] = texts[first].lstrip().removeprefix(PICTURE_MARK).lstrip()
-            marks -= 1
-        if marks:
+            in_front += 1
+        if in_front not in (0, n_pictures):
+            raise FieldError(field, f"{in_front} marks {PICTURE_MARK} for {n_pictures} picture(s); give one for each.")
+        if marks > in_front:
             advice = "Templates put the picture before the first text of the user: move it there, or leave it out."
             raise FieldError(field, f"{PICTURE_MARK} stands where no template puts a picture. {advice}")
     for i, turn in enumerate(turns):

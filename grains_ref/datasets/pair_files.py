@@ -57,9 +57,14 @@ def _json_row(pair: PreferencePair, folder: Path) -> dict[str, Any]:
     else:
         row["messages"] = list(pair.prompt)
     row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-    if pair.image:
-        image = pair.image.absolute()
-        row["image"] = str(image.relative_to(folder)) if image.is_relative_to(folder) else str(image)
+    paths = []
+    for picture in pair.images:
+        path = picture.absolute()
+        paths.append(str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path))
+    if len(paths) == 1:
+        row["image"] = paths[0]
+    elif paths:
+        row["images"] = paths
     if pair.label is not None:
         row |= {"choices": list(pair.choices), "label": pair.label}
     return row

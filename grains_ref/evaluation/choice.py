@@ -380,7 +380,7 @@ def _check_inputs(
 def _check_apart(examples: Sequence[Example], dev_rows: Sequence[TokenRow]) -> None:
     """Refuse to choose on the prompts that made the vectors."""
     fitted = {(tuple(example.encoded.ids.tolist()), example.encoded.picture) for example in examples}
-    asked = {(row.prompt, row.picture.digest if row.picture else "") for row in dev_rows}
+    asked = {(row.prompt, row.picture_digest) for row in dev_rows}
     if shared := len(fitted & asked):
         raise ValueError(f"{shared} prompts are in both the examples and dev; choosing on them flatters the vectors")
 

@@ -35,7 +35,7 @@ Figures = Mapping[str, Any]
 
 def rows_digest(rows: Sequence[TokenRow]) -> str:
     """SHA-256 of what a model is asked: token ids and pictures."""
-    seen = [[row.prompt, row.response, row.picture.digest if row.picture else ""] for row in rows]
+    seen = [[row.prompt, row.response, row.picture_digest] for row in rows]
     return digest_of(json.dumps(seen).encode())
 
 

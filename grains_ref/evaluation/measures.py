@@ -22,7 +22,7 @@ from grains_ref.data import (
 )
 from grains_ref.evaluation.metrics import BleuScores, Normalisation, Rate, bleu_scores, mc1, mc2, mc3, normalised, rate
 from grains_ref.models import HuggingFaceModel, Prompt, TokenRow
-from grains_ref.models.families import PictureSource
+from grains_ref.models.families import PictureSource, PictureSources
 
 
 # ------------------------------------------------------------------------------------- preferences
@@ -86,7 +86,7 @@ def _scores(model: HuggingFaceModel, rows: Sequence[TokenRow], normalise: Normal
 
 # ------------------------------------------------------------------------------------- multiple choice
 class ChoiceRecord(Protocol):
-    """A multiple-choice question: `labels` says of each choice whether it is right; one picture at most."""
+    """A multiple-choice question: `labels` says of each choice whether it is right."""
 
     @property
     def prompt(self) -> Prompt: ...  # noqa: D102
@@ -131,13 +131,13 @@ def multiple_choice(
     """Score every choice of every question as a response to its prompt.
 
     Raises:
-        ValueError: a question with several pictures, or see `HuggingFaceModel.tokenise`.
+        ValueError: see `HuggingFaceModel.tokenise`.
     """
     _refuse_text("records", records)
     questions = []
     for i, record in enumerate(records):
         check_list("choices", record.choices)
-        questions.append(_Question(record.prompt, record.choices, _only_picture(record.images), f"question {i}"))
+        questions.append(_Question(record.prompt, record.choices, record.images, f"question {i}"))
     rows = _question_rows(model, questions)
     return _choice_scores(model, rows, [len(q.choices) for q in questions], [r.labels for r in records], normalise)
 
@@ -192,7 +192,7 @@ def row_choices(
 class _Question(NamedTuple):
     prompt: Prompt
     choices: Sequence[str]
-    image: PictureSource | None
+    image: PictureSources | None
     where: str
 
 
@@ -208,7 +208,7 @@ def _question_rows(model: HuggingFaceModel, questions: Sequence[_Question]) -> l
 
 
 def _named(
-    model: HuggingFaceModel, items: Sequence[tuple[Prompt, str, PictureSource | None]], *, where: str
+    model: HuggingFaceModel, items: Sequence[tuple[Prompt, str, PictureSources | None]], *, where: str
 ) -> list[TokenRow]:
     """`HuggingFaceModel.tokenise`, whose errors say where the items are from."""
     try:
@@ -232,15 +232,9 @@ def _choice_scores(
     )
 
 
-def _only_picture(images: Sequence[PictureSource]) -> PictureSource | None:
-    if len(images) > 1:
-        raise ValueError(f"the question has {len(images)} pictures; one per prompt is supported, so leave it out")
-    return images[0] if images else None
-
-
 # ------------------------------------------------------------------------------------- generation
 class ReferenceRecord(Protocol):
-    """A question to be answered in free words, with right and wrong reference answers; one picture at most."""
+    """A question to be answered in free words, with right and wrong reference answers."""
 
     @property
     def prompt(self) -> Prompt: ...  # noqa: D102
@@ -257,7 +251,7 @@ def generations(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
-    images: Sequence[PictureSource | None] = (),
+    images: Sequence[PictureSources | None] = (),
     batch_size: int = 16,
     **options: Any,
 ) -> list[str]:
@@ -305,7 +299,7 @@ def bleu_accuracy(
     For a preference pair the references are its two responses.
 
     Raises:
-        ValueError: a question with several pictures, or without right or wrong references.
+        ValueError: without right or wrong references.
         ImportError: sacrebleu is not installed.
     """
     _refuse_text("records", records)
@@ -313,7 +307,7 @@ def bleu_accuracy(
         model,
         [r.prompt for r in records],
         max_new_tokens=max_new_tokens,
-        images=[_only_picture(r.images) for r in records],
+        images=[r.images for r in records],
         batch_size=batch_size,
         **options,
     )

@@ -77,7 +77,7 @@ def _score(log_prob: float, row: TokenRow, by: Normalisation) -> float:
 
 def prompts_of(rows: Sequence[TokenRow]) -> list[str]:
     """What each pair of `pair_rows` asks: pairs of one prompt are one cluster of an interval."""
-    return [f"{row.prompt} {row.picture.digest if row.picture else ''}" for row in rows[: len(rows) // 2]]
+    return [f"{row.prompt} {row.picture_digest}" for row in rows[: len(rows) // 2]]
 
 
 def mean_of(values: Sequence[float], clusters: Sequence[str]) -> Mean | None:

@@ -154,9 +154,12 @@ def fit(
         ImportError: the probes need scikit-learn.
     """
     check_pairs(pairs, least=2)
-    without = [pair.where for pair in pairs if pair.image is None]
-    if without:
-        raise ValueError(f"{len(without)} pairs have no picture, the first is {without[0]}; ICT compares pictures")
+    others = [pair for pair in pairs if len(pair.images) != 1]
+    if others:
+        raise ValueError(
+            f"{len(others)} pairs have no picture or several, the first is {others[0].where} with "
+            f"{len(others[0].images)}; ICT compares one picture with a degraded one"
+        )
     weights = noise_weights(noise_step)
     found = [list(boxes(pair)) if boxes else [] for pair in pairs]
     seen = [i for i, one in enumerate(found) if one]
@@ -228,8 +231,7 @@ def _noise(
     where: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """The change of a picture's processed pixels at the tower: noise everywhere, or `where` it is said to be."""
-    assert pair.image is not None
-    digest = Picture.of(pair.image).digest
+    digest = Picture.of(pair.images[0]).digest
     layout = model.family.pixel_layout
     signal, noise = weights
 
@@ -252,8 +254,7 @@ def pixels_inside(model: HuggingFaceModel, pair: PreferencePair, boxes: Sequence
     Raises:
         ValueError: a box is not (left, top, right, bottom) in pixels, or covers none of the picture's.
     """
-    assert pair.image is not None
-    size = read_picture(pair.image).size
+    size = read_picture(pair.images[0]).size
     drawing = Image.new("RGB", size)
     for box in boxes:
         drawing.paste((255, 255, 255), _whole_pixels(box, size, pair))
@@ -341,10 +342,9 @@ def detector(
     grounding = "grounding-dino" in find.model.config.model_type
 
     def boxes(pair: PreferencePair) -> Sequence[Box]:
-        assert pair.image is not None
         text = phrase(pair)
         found = find(
-            read_picture(pair.image),
+            read_picture(pair.images[0]),
             candidate_labels=[text.lower().rstrip(".") + "." if grounding else text],
             threshold=threshold,
         )

@@ -171,7 +171,8 @@ def visual_vectors(
     without = [pair.where for pair in pairs if pair.image is None]
     if without:
         raise ValueError(f"{len(without)} pairs have no picture, the first is {without[0]}; VTI masks pictures")
-    pictures = {picture.digest: picture for pair in pairs if pair.image for picture in [Picture.of(pair.image)]}
+    read = [Picture.of(image) for pair in pairs for image in pair.images]
+    pictures = {picture.digest: picture for picture in read}
     if len(pictures) < 3:
         raise ValueError(f"need at least three different pictures for a principal component; got {len(pictures)}")
     found = [

@@ -70,9 +70,7 @@ class Rows:
         if on_prompt and len(ids) == 1:
             size = min(size, max(1, memory // _bytes_per_token(model)))
         beginnings = [prompt[:size] for prompt in ids]
-        after = run_prompts(
-            model, [TokenPrompt(prompt, None) for prompt in beginnings], logits_to_keep=0 if on_prompt else 1
-        )
+        after = run_prompts(model, [TokenPrompt(prompt) for prompt in beginnings], logits_to_keep=0 if on_prompt else 1)
         rows = cls(
             model,
             logits=after.logits[:, -1],

@@ -6,13 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from grains_ref.models.replay import Entrance
 
 FEATURE_BYTES = 2 << 30  # kept in main memory, so that a sweep runs the vision tower once per picture
 
-Features: TypeAlias = "OrderedDict[str, Tensor]"  # picture digest -> (n, d), least recent first
+Features: TypeAlias = "OrderedDict[str, Entrance]"  # by the digest of a picture, or of a prompt; least recent first
 
 # By the features that a model keeps: those that stand in for them in this thread or task, innermost last.
 _FRESH: ContextVar[tuple[tuple[Features, Features], ...]] = ContextVar("grains_ref: fresh image features", default=())
@@ -32,8 +33,8 @@ def fresh(kept: Features) -> Iterator[None]:
         _FRESH.set(left)
 
 
-def features_of(digest: str, kept: Features, compute: Callable[[], Tensor]) -> Tensor:
-    """The features of one picture: kept up to `FEATURE_BYTES`, or computed."""
+def features_of(digest: str, kept: Features, compute: Callable[[], Entrance]) -> Entrance:
+    """What one picture puts at the decoder's entrance: kept up to `FEATURE_BYTES`, or computed."""
     here = kept
     for replaced, own in _FRESH.get():
         if replaced is kept:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from grains_ref.data import Prompt, check_list, excess_tokens
 from grains_ref.models.diagnosis import explained, only_together
-from grains_ref.models.families import PictureSource
+from grains_ref.models.families import Picture, PictureSources
 from grains_ref.models.replay import left_pad
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
-    images: Sequence[PictureSource | None],
+    images: Sequence[PictureSources | None],
     **options: Any,
 ) -> list[str]:
     """See `HuggingFaceModel.generate`."""
@@ -51,10 +51,12 @@ def generate(
         return []
     if images and len(images) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(images)} images; give one (or None) for every prompt")
-    pictures = [model.checked_picture(image) for image in images or [None] * len(prompts)]
-    rows = []
-    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        ids, _ = model.prompts.encode(prompt, picture)
+    rows: list[Tensor] = []
+    seen: list[Picture] = []
+    for i, (prompt, image) in enumerate(zip(prompts, images or [None] * len(prompts), strict=True)):
+        pictures = model.checked_pictures(image)
+        seen += pictures
+        ids, _ = model.prompts.encode(prompt, pictures)
         if excess_tokens(len(ids), max_new_tokens, model.context) > 0:
             raise ValueError(
                 f"prompt {i}: {len(ids)} tokens + {max_new_tokens} new ones = {len(ids) + max_new_tokens}, but the "
@@ -64,7 +66,6 @@ def generate(
     pad_id = model.prompts.pad_id()
     batch = left_pad(rows, value=pad_id)  # (B, T)
     inputs = {"input_ids": batch, "attention_mask": left_pad([torch.ones_like(row) for row in rows], value=0)}
-    seen = [picture for picture in pictures if picture]
     if seen:
         inputs |= model.family.generation(batch == model.prompts.image_id) | model.family.tensors(seen)
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}

@@ -23,6 +23,7 @@ import transformers
 from torch import Tensor, nn
 
 from grains_ref.data import FieldError, PreferencePair, Prompt, RowError, check_texts, check_tokens, excess_tokens
+from grains_ref.files import digest_of
 from grains_ref.grains import Encoded, Example, Kind
 from grains_ref.models import features, generation, scoring, weights
 from grains_ref.models.blocks import Decoder, find_decoder, hooked, state_of
@@ -31,21 +32,26 @@ from grains_ref.models.families import (
     Family,
     Patch,
     Picture,
-    PictureSource,
+    PictureSources,
+    Size,
     UnsupportedModelError,
+    digest_of_pictures,
 )
 from grains_ref.models.prompts import Prompts
-from grains_ref.models.proof import prove
-from grains_ref.models.replay import DEEP, compute_image_features, deep_features, image_token_id, repeated, run
+from grains_ref.models.proof import prove, prove_several
+from grains_ref.models.replay import Entrance, at_tokens, image_token_id, record, repeated, run
 from grains_ref.models.scoring import LOGIT_MEMORY, Item, Scored, TokenRow
 from grains_ref.models.vision_families import family_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPicture(Encoded):
-    """A prompt with a picture: `patches` says for every image token what it looks at, and is None elsewhere."""
+    """A prompt with pictures: `patches` says for every image token what it looks at, and is None elsewhere.
 
-    size: tuple[int, int]  # of the upright picture, width and height
+    They are all None where a family's boxes are not known.
+    """
+
+    sizes: tuple[Size, ...]  # of the upright pictures, width and height
     patches: tuple[Patch | None, ...]  # T
 
 
@@ -99,9 +105,11 @@ class HuggingFaceModel:
         image_id = image_token_id(hf.config)
         image_token = str(tokenizer.convert_ids_to_tokens(image_id)) if family.marker else ""
         self.family: Family = family(hf.config, image_processor, image_token)
+        self.family.meet(hf)
         self.prompts = Prompts(tokenizer, self.family, image_id=image_id, name=name, date=_as_date(date))
         self.told_of_settings = False  # of stored settings of generation that are not used
         self._features: features.Features = OrderedDict()
+        self._several_are_proven = False  # several pictures in one prompt
         self.branches = Branches(self)
         self.proof = prove(self)
         if block := self.prompts.reasoning_block:
@@ -146,13 +154,14 @@ class HuggingFaceModel:
 
     # ------------------------------------------------------------------ text and picture in
 
-    def encode(self, prompt: Prompt, image: PictureSource | None = None, *, left_padding: int = 0) -> Encoded:
+    def encode(self, prompt: Prompt, image: PictureSources | None = None, *, left_padding: int = 0) -> Encoded:
         """Token ids, embeddings and kinds of a prompt: plain text, or chat messages through the chat template.
 
         Plain text gets the special tokens that the tokenizer adds (usually BOS), and so does the chat of a
         vision-language model; a text model's template brings its own. BOS is never doubled.  In plain text `<image>`
         marks the place of the picture; in messages the template puts it into the first message of the user, before
-        the text.  With a picture the result is an `EncodedPicture`.
+        the text.  image: a picture, or a list of several: one for each mark, in order.  With a picture the result is
+        an `EncodedPicture`.
         left_padding puts that many unattended tokens in front; it changes no result except the noise that SmoothGrad
         and random scores draw.
 
@@ -160,26 +169,34 @@ class HuggingFaceModel:
             ValueError: an empty prompt, a missing chat template, an image for a text model, no image for a place
                 marked for one, or the reverse.
             PictureError: the image cannot be read.
+            UnsupportedModelError: several pictures, and the model was found not to take them.
         """
-        picture = self.checked_picture(image)
-        unpadded_ids, unpadded_kinds = self.prompts.encode(prompt, picture)
-        replay = self.replay(torch.tensor(unpadded_ids), picture)
+        pictures = self.checked_pictures(image)
+        unpadded_ids, unpadded_kinds = self.prompts.encode(prompt, pictures)
+        unpadded = torch.tensor(unpadded_ids)
+        replay = self.replay(unpadded, pictures)
         pads: list[Kind] = ["pad"] * left_padding
         ids = [self.prompts.pad_id()] * left_padding + unpadded_ids
         kinds = pads + unpadded_kinds
+        in_front = self.embed(torch.tensor(ids[:left_padding], dtype=torch.long, device=self.device))
         encoded = Encoded(
             ids=torch.tensor(ids),
-            embeds=self.embed_prompt(torch.tensor(ids), picture),
+            embeds=torch.cat([in_front, self.embed_prompt(unpadded, pictures)]),
             tokens=tuple(self.prompts.token_text(token) for token in ids),
             kinds=tuple(kinds),
             replay={name: nn.functional.pad(tensor, (left_padding, 0)) for name, tensor in replay.items()},
-            picture=picture.digest if picture else "",
+            picture=digest_of_pictures(pictures),
         )
-        if picture is None:
+        if not pictures:
             return encoded
-        patches = iter(self.family.patches(picture.size))
-        of_token = tuple(next(patches) if kind == "image" else None for kind in kinds)
-        return EncodedPicture(**vars(encoded), size=picture.size, patches=of_token)
+        sizes = tuple(picture.size for picture in pictures)
+        places = [j for j, kind in enumerate(kinds) if kind == "image"]
+        of_token: list[Patch | None] = [None] * len(kinds)
+        patches = [patch._replace(picture=i) for i, size in enumerate(sizes) for patch in self.family.patches(size)]
+        if len(patches) == len(places):  # else their boxes are not known
+            for j, patch in zip(places, patches, strict=True):
+                of_token[j] = patch
+        return EncodedPicture(**vars(encoded), sizes=sizes, patches=tuple(of_token))
 
     def response_ids(self, prompt: Prompt, response: str) -> Tensor:
         """Token ids of a response that follows `prompt`, (R,).
@@ -190,7 +207,7 @@ class HuggingFaceModel:
         """
         return torch.tensor(self.prompts.response_ids(prompt, response), dtype=torch.long)
 
-    def example(self, prompt: Prompt, chosen: str, rejected: str, image: PictureSource | None = None) -> Example:
+    def example(self, prompt: Prompt, chosen: str, rejected: str, image: PictureSources | None = None) -> Example:
         """One preference pair, tokenised.
 
         Raises:
@@ -324,12 +341,13 @@ class HuggingFaceModel:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
-        images: Sequence[PictureSource | None] = (),
+        images: Sequence[PictureSources | None] = (),
         **options: Any,
     ) -> list[str]:
         """Continue each prompt with transformers' own `generate` (cached, left-padded); greedy by default.
 
-        images: none at all, or one (or None) per prompt.  options: more arguments of transformers' `generate`.
+        images: none at all, or one (or None, or a list of several) per prompt.  options: more arguments of
+        transformers' `generate`.
 
         Settings that are stored with the weights (`generation_config.json`: a repetition penalty, suppressed tokens,
         ...) are not used, and told in a warning; only the end-of-text ids are.
@@ -343,36 +361,42 @@ class HuggingFaceModel:
 
     # ------------------------------------------------------------------ pictures and what a run needs
 
-    def checked_picture(self, image: PictureSource | None) -> Picture | None:
-        """The picture, read and found good, if this is a model that can see; None for None.
+    def checked_pictures(self, image: PictureSources | None) -> tuple[Picture, ...]:
+        """The picture or pictures of one prompt, read and found good, if this is a model that can see; () for None.
 
         Raises:
             ValueError: an image for a text model.
-            PictureError: the image cannot be read.
+            PictureError: an image cannot be read.
+            UnsupportedModelError: several, and the model was found not to take them (`proof.prove_several`).
         """
-        if image is None:
-            return None
+        sources: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
+        if image is None or not sources:
+            return ()
         if not self.family.marker:
             raise ValueError(f"{self.name} is a text model ({self.text_config.model_type}) and cannot take an image")
-        return Picture.of(image)
+        if len(sources) > 1 and not self._several_are_proven:
+            prove_several(self)
+            self._several_are_proven = True
+        return tuple(Picture.of(source) for source in sources)
 
-    def replay(self, ids: Tensor, picture: Picture | None) -> dict[str, Tensor]:
-        """Masks, positions and whatever else a run needs besides the embeddings of (T,) ids; see `Family.replay`."""
+    def replay(self, ids: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Masks, positions and whatever else a run needs besides the embeddings of (T,) ids; see `replay.py`."""
         is_image = ids == self.prompts.image_id
-        replay = self.family.replay(is_image, picture.size if picture else (0, 0))
-        if self.family.deepens and picture:
-            replay[DEEP] = deep_features(self._image_features(picture), is_image, self.width)
-        return replay
+        replay = self.family.replay(is_image, [picture.size for picture in pictures])
+        if not pictures:
+            return replay
+        entered = self._entered(ids, pictures)
+        return replay | entered.replay | at_tokens(entered.deep, is_image)
 
     @torch.no_grad()
-    def embed_prompt(self, ids: Tensor, picture: Picture | None) -> Tensor:
-        """(T,) -> (T, d), with the picture's features at its tokens."""
+    def embed_prompt(self, ids: Tensor, pictures: Sequence[Picture]) -> Tensor:
+        """(T,) -> (T, d), with the pictures' features at their tokens."""
         ids = ids.to(self.device)
-        if picture is None:
+        if not pictures:
             return self.embed(ids)
         is_image = ids == self.prompts.image_id
         embeds = self.embed(ids.masked_fill(is_image, 0))  # an image token need not have a row of its own
-        embeds[is_image] = self._image_features(picture)[:, : self.width].to(embeds)
+        embeds[is_image] = self._entered(ids, pictures).features.to(embeds)
         return embeds
 
     @contextlib.contextmanager
@@ -384,9 +408,27 @@ class HuggingFaceModel:
         with features.fresh(self._features):
             yield
 
-    def _image_features(self, picture: Picture) -> Tensor:
-        """(n, d): what the model itself puts in the place of the picture's tokens."""
-        return features.features_of(picture.digest, self._features, lambda: compute_image_features(self, picture))
+    def _entered(self, ids: Tensor, pictures: Sequence[Picture]) -> Entrance:
+        """What the model itself puts at the decoder's entrance for a prompt with pictures.
+
+        What a picture puts there is kept by picture, what a prompt does (`Family.records`) by prompt.
+        """
+        if self.family.records:
+            key = digest_of(f"{digest_of_pictures(pictures)} {ids.tolist()}".encode())
+            return features.features_of(key, self._features, lambda: record(self, ids.tolist(), pictures))
+        entered = [
+            features.features_of(picture.digest, self._features, lambda: self._picture_alone(picture))  # noqa: B023
+            for picture in pictures
+        ]
+        deep = {name: torch.cat([each.deep[name] for each in entered]) for name in entered[0].deep}
+        return Entrance(torch.cat([each.features for each in entered]), deep)
+
+    def _picture_alone(self, picture: Picture) -> Entrance:
+        """Seen in a run on the picture's own tokens."""
+        text = self.family.expansion(picture.size)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        alone = record(self, ids, [picture])
+        return Entrance(alone.features, alone.deep)
 
 
 def _as_date(date: str | datetime.date | None) -> datetime.date | None:

@@ -3,7 +3,7 @@
 Three steps, each a method of `Prompts`:
 
 1. `_render`: the prompt as one string, through the chat template if it is a chat, and where the user's words are in it;
-2. `_insert_picture`: the family's image tokens in the place that is marked for the picture;
+2. `_insert_pictures`: the family's image tokens in the places that are marked for pictures;
 3. `_tokenise`: ids and kinds.
 
 Nothing here runs the model.
@@ -151,8 +151,8 @@ class Prompts:
 
     # ------------------------------------------------------------------ prompts
 
-    def encode(self, prompt: Prompt, picture: Picture | None) -> tuple[list[int], list[Kind]]:
-        """Ids and kinds of a prompt's tokens, image tokens included.
+    def encode(self, prompt: Prompt, pictures: Sequence[Picture]) -> tuple[list[int], list[Kind]]:
+        """Ids and kinds of a prompt's tokens, those of its pictures included.
 
         Raises:
             ValueError: an empty prompt, a missing chat template, a picture without a place, or the reverse.
@@ -160,14 +160,14 @@ class Prompts:
         """
         if not (prompt if isinstance(prompt, str) else any(message["content"] for message in prompt)):
             raise ValueError("the prompt has no tokens; give at least one word")
-        rendered = self._render(prompt, with_picture=picture is not None)
-        rendered = self._insert_picture(rendered, picture, is_plain=isinstance(prompt, str))
+        rendered = self._render(prompt, n_pictures=len(pictures))
+        rendered = self._insert_pictures(rendered, pictures, is_plain=isinstance(prompt, str))
         # As transformers does it: tokenizers take a rendered chat as it is, processors add BOS where it is missing.
         adds_special = isinstance(prompt, str) or bool(self.family.marker)
         ids, spans = self._tokenise(rendered.text, add_special_tokens=adds_special)
         kinds: list[Kind] = []
         for token, span in zip(ids, spans, strict=True):
-            if picture and token == self.image_id:
+            if pictures and token == self.image_id:
                 kinds.append("image")
             elif token in self.special_ids:
                 kinds.append("special")
@@ -175,17 +175,33 @@ class Prompts:
                 kinds.append("text")
             else:
                 kinds.append("template")
-        if picture:
-            self._check_image_tokens(kinds.count("image"), picture)
+        if pictures:
+            self._check_image_tokens(kinds.count("image"), pictures)
         return ids, kinds
 
-    def _render(self, prompt: Prompt, *, with_picture: bool) -> _Rendered:
+    def _render(self, prompt: Prompt, *, n_pictures: int) -> _Rendered:
         if isinstance(prompt, str):
-            text = prompt.replace(PICTURE_MARK, self.family.marker) if self.family.marker else prompt
+            text = prompt.replace(PICTURE_MARK, self._marker) if self.family.marker else prompt
             return _Rendered(text, [_Span(0, len(text))])
-        return self._render_chat(prompt, with_picture=with_picture)
+        return self._render_chat(prompt, n_pictures=n_pictures)
 
-    def _render_chat(self, messages: Sequence[Message], *, with_picture: bool) -> _Rendered:
+    @functools.cached_property
+    def _marker(self) -> str:
+        """What stands in a text where a picture belongs: the family's words, or those of the chat template."""
+        placeholder = self.family.placeholder
+        if not self.family.records or self.tokenizer.chat_template is None:
+            return self.family.marker
+        stand_in = _STAND_IN.format(0)
+        chat: list[Message] = [{"role": "user", "content": stand_in}]
+        with_picture = self._apply_template(chat, [stand_in], n_pictures=1).partition(stand_in)[0]
+        without = self._apply_template(chat, [stand_in]).partition(stand_in)[0]
+        start = 0  # of what is written for the picture
+        while with_picture[start : start + 1] == without[start : start + 1] != "":
+            start += 1
+        words = with_picture[start:].strip()
+        return words if words.count(placeholder) == 1 else self.family.marker
+
+    def _render_chat(self, messages: Sequence[Message], *, n_pictures: int) -> _Rendered:
         """The chat up to where the model's answer begins, and where the contents of the user's messages are in it.
 
         A short content ("a", "user") may also occur in the template's own words, so it is not searched for. The chat
@@ -193,12 +209,13 @@ class Prompts:
         and contents put between these must give the first rendering.
         """
         contents = [message["content"] for message in messages]
-        text = self._apply_template(messages, contents, with_picture=with_picture)
+        text = self._apply_template(messages, contents, n_pictures=n_pictures)
         marks = "".join(contents).count(PICTURE_MARK)
-        if with_picture and marks:
-            _refuse_places(1 + marks, has_picture=True, is_plain=False)  # the template has written one more
+        if n_pictures and marks:
+            # The template has written marks of its own.
+            _refuse_places(n_pictures + marks, n_pictures=n_pictures, is_plain=False)
         stand_ins = [_STAND_IN.format(i) for i in range(len(messages))]
-        pieces = _ANY_STAND_IN.split(self._apply_template(messages, stand_ins, with_picture=with_picture))
+        pieces = _ANY_STAND_IN.split(self._apply_template(messages, stand_ins, n_pictures=n_pictures))
         template_words, seen_stand_ins = pieces[0::2], pieces[1::2]  # they alternate, template's words at both ends
         if seen_stand_ins == stand_ins:
             roles = [message["role"] for message in messages]
@@ -208,19 +225,19 @@ class Prompts:
                     return _Rendered(text, [span for span, role in zip(spans, roles, strict=True) if role == "user"])
         raise ValueError(f"the chat template of {self.name} changed, moved or dropped the words of a message")
 
-    def _apply_template(self, messages: Sequence[Message], contents: Sequence[str], *, with_picture: bool) -> str:
+    def _apply_template(self, messages: Sequence[Message], contents: Sequence[str], *, n_pictures: int = 0) -> str:
         """The chat with other contents, up to where the answer begins."""
-        return self._written(messages, contents, with_picture=with_picture) + self.answer_opening
+        return self._written(messages, contents, n_pictures=n_pictures) + self.answer_opening
 
     def _written(
         self,
         messages: Sequence[Message],
         contents: Sequence[str],
         *,
-        with_picture: bool = False,
+        n_pictures: int = 0,
         is_answered: bool = False,
     ) -> str:
-        """The chat with other contents, as the template writes it; a picture goes into the user's first message.
+        """The chat with other contents, as the template writes it; pictures go into the user's first message.
 
         is_answered: the last message is the answer; otherwise the template's generation prompt ends it.
         """
@@ -229,13 +246,13 @@ class Prompts:
                 f"{self.name} has no chat template, so it cannot take chat messages. Give the prompt as plain text "
                 "(field 'prompt'), or use the instruction-tuned variant of the model."
             )
-        picture_is_placed = not with_picture
+        to_place = n_pictures
         chat: list[dict[str, Any]] = []
         for message, content in zip(messages, contents, strict=True):
             parts: list[dict[str, str]] = [{"type": "text", "text": content}]
-            if message["role"] == "user" and not picture_is_placed:
-                parts.insert(0, {"type": "image"})
-                picture_is_placed = True
+            if message["role"] == "user":
+                parts = [{"type": "image"}] * to_place + parts
+                to_place = 0
             chat.append({"role": message["role"], "content": parts if self.family.marker else content})
         options: dict[str, Any] = {"add_generation_prompt": not is_answered, "tokenize": False}
         try:
@@ -247,27 +264,21 @@ class Prompts:
                 "system message, put its words in front of the user's first one"
             ) from error
 
-    def _insert_picture(self, rendered: _Rendered, picture: Picture | None, *, is_plain: bool) -> _Rendered:
-        """The placeholder replaced by the picture's tokens; the user's words behind it move along."""
+    def _insert_pictures(self, rendered: _Rendered, pictures: Sequence[Picture], *, is_plain: bool) -> _Rendered:
+        """Each placeholder replaced by its picture's tokens; the user's words behind it move along."""
         placeholder = self.family.placeholder
         if not placeholder:
             return rendered
         places = rendered.text.count(placeholder)
-        if places != (0 if picture is None else 1):
-            _refuse_places(places, has_picture=picture is not None, is_plain=is_plain)
-        if picture is None:
-            return rendered
-        before, after = rendered.text.split(placeholder)
-        inserted = self.family.expansion(picture.size)
-        start, stop = len(before), len(before) + len(placeholder)
-        growth = len(inserted) - len(placeholder)
-        user = []
-        for span in rendered.user:  # one that holds the placeholder falls apart into what is before and what behind it
-            if span.start < start:
-                user.append(_Span(span.start, min(span.stop, start)))
-            if span.stop > stop:
-                user.append(_Span(max(span.start, stop) + growth, span.stop + growth))
-        return _Rendered(before + inserted + after, user)
+        if places != len(pictures):
+            _refuse_places(places, n_pictures=len(pictures), is_plain=is_plain)
+        start = 0
+        for picture in pictures:  # what has been inserted holds placeholders too, so the search goes on behind it
+            start = rendered.text.index(placeholder, start)
+            inserted = self.family.expansion(picture.size)
+            rendered = _replaced(rendered, _Span(start, start + len(placeholder)), inserted)
+            start += len(inserted)
+        return rendered
 
     def _tokenise(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[_Span]]:
         """Ids and character spans of a rendered prompt; BOS never doubled, nothing behind the text, never empty."""
@@ -283,11 +294,12 @@ class Prompts:
             raise ValueError("the prompt has no tokens; give at least one word")
         return ids, spans
 
-    def _check_image_tokens(self, count: int, picture: Picture) -> None:
-        expected = len(self.family.patches(picture.size))
+    def _check_image_tokens(self, count: int, pictures: Sequence[Picture]) -> None:
+        expected = sum(self.family.n_tokens(picture.size) for picture in pictures)
         if count != expected:
+            sizes = " and of ".join(f"{picture.size}" for picture in pictures)
             raise UnsupportedModelError(
-                f"{self.name}: a picture of {picture.size} should give {expected} image tokens, but its tokenizer "
+                f"{self.name}: a picture of {sizes} should give {expected} image tokens, but its tokenizer "
                 f"made {count}; is {self.family.image_token!r} one token?"
             )
 
@@ -369,6 +381,18 @@ class Prompts:
         raise UnsupportedModelError(f"{self.name}: the tokenizer has neither a padding nor an end-of-text token")
 
 
+def _replaced(rendered: _Rendered, place: _Span, inserted: str) -> _Rendered:
+    """A rendered prompt with other words in one place; a span that holds the place falls apart around it."""
+    growth = len(inserted) - (place.stop - place.start)
+    user = []
+    for span in rendered.user:
+        if span.start < place.start:
+            user.append(_Span(span.start, min(span.stop, place.start)))
+        if span.stop > place.stop:
+            user.append(_Span(max(span.start, place.stop) + growth, span.stop + growth))
+    return _Rendered(rendered.text[: place.start] + inserted + rendered.text[place.stop :], user)
+
+
 def _join(template_words: Sequence[str], contents: Sequence[str]) -> tuple[str, list[_Span]]:
     """template_words[0] + contents[0] + template_words[1] + ... + template_words[n], and where each content is."""
     text, spans = template_words[0], []
@@ -404,9 +428,9 @@ def _bytes_in_words(piece: str) -> str:
     return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
-def _refuse_places(places: int, *, has_picture: bool, is_plain: bool) -> NoReturn:
-    """Why a prompt with this many places for a picture does not go with the picture, or with none."""
-    if not has_picture:
+def _refuse_places(places: int, *, n_pictures: int, is_plain: bool) -> NoReturn:
+    """Why a prompt with this many places for pictures does not go with its pictures, or with none."""
+    if not n_pictures:
         raise ValueError(
             f"the prompt marks {places} place(s) for a picture, but no picture was given; name one in the field "
             "'image' (or --image), or leave the mark out"
@@ -416,10 +440,13 @@ def _refuse_places(places: int, *, has_picture: bool, is_plain: bool) -> NoRetur
             f"the prompt has no place for its picture; write {PICTURE_MARK} in it, for instance at the start"
         )
     if is_plain:
-        raise ValueError(f"the prompt marks {places} places for a picture; exactly one picture per prompt is supported")
+        raise ValueError(
+            f"the prompt marks {places} places for a picture, but {n_pictures} came; give one picture for each "
+            f"{PICTURE_MARK}, in order"
+        )
     if places:
         raise ValueError(
-            f"the rendered chat has {places} places for a picture instead of one. The chat template places it: leave "
-            f"{PICTURE_MARK} out of the messages"
+            f"the rendered chat has {places} places for a picture instead of {n_pictures}. The chat template places "
+            f"them: leave {PICTURE_MARK} out of the messages"
         )
     raise UnsupportedModelError("the chat template has no place for a picture; give the prompt as plain text")

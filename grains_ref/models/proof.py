@@ -231,7 +231,7 @@ def _wide(trial: _Trial) -> None:
     """One row per block, of which that block alone is steered; the last row is steered nowhere."""
     model, n = trial.model, len(trial.model.blocks)
     prompt, response = trial.ids[:N_SHORT], trial.ids[N_SHORT : N_SHORT + N_RESPONSE]
-    x = _encoded(model, scoring.TokenPrompt(tuple(prompt), None))
+    x = _encoded(model, scoring.TokenPrompt(tuple(prompt)))
     left: dict[int, Tensor] = {}  # block -> its steered states
     lost: list[int] = []  # blocks whose steered states are not what the next one gets
 
@@ -284,7 +284,7 @@ def _why_not_embeddings(trial: _Trial) -> None:
     """More passes, which tell embeddings from a model that looks ahead."""
     n = N_SHORT + N_RESPONSE - 1
     trial.near("earlier tokens do not see later ones", trial.logits(trial.ids[:n]), trial.plain[:, :n])
-    embeds = trial.model.embed_prompt(torch.tensor(trial.ids), None)
+    embeds = trial.model.embed_prompt(torch.tensor(trial.ids), ())
     without_ids: Tensor = trial.model.hf(inputs_embeds=embeds[None], use_cache=False).logits
     trial.near("embeddings give what ids give", without_ids, trial.plain)
     apart = "the wrong rows, or positions that are not those given"
@@ -294,7 +294,7 @@ def _why_not_embeddings(trial: _Trial) -> None:
 def _cached(trial: _Trial) -> None:
     """Scores as the package makes them are those of plain passes, a picture's those of its pixels."""
     model, ids = trial.model, trial.ids
-    short, long = (scoring.TokenPrompt(tuple(ids[:n]), None) for n in (N_SHORT, N_LONG))
+    short, long = (scoring.TokenPrompt(tuple(ids[:n])) for n in (N_SHORT, N_LONG))
     behind_short, behind_long = (ids[n : n + N_RESPONSE] for n in (N_SHORT, N_LONG))
     of_short, of_long = (trial.plain[:, n - 1 : n - 1 + N_RESPONSE] for n in (N_SHORT, N_LONG))
     if model.family.marker:
@@ -319,7 +319,7 @@ def _gradients(trial: _Trial) -> None:
     """
     model, ids = trial.model, trial.ids
     prompt, response = ids[:N_LONG], torch.tensor(ids[N_LONG : N_LONG + N_RESPONSE])
-    x = _encoded(model, scoring.TokenPrompt(tuple(prompt), None))
+    x = _encoded(model, scoring.TokenPrompt(tuple(prompt), ()))
     other = x.embeds.roll(1, dims=0)
     other[-1] = x.embeds[-1]
     begins, ends = model.logits(x, torch.stack([other, x.embeds]), response).float()  # (R, V) each
@@ -342,22 +342,71 @@ def _gradients(trial: _Trial) -> None:
 
 def _with_pixels(trial: _Trial, response: Sequence[int]) -> tuple[scoring.TokenPrompt, Tensor]:
     """A prompt that is a picture, and the logits (1, R, V) of a response when the model is given its pixels."""
-    model = trial.model
-    picture = Picture.of(Image.radial_gradient("L").resize(PICTURE_SIZE).convert("RGB"))
-    prompt, _ = model.prompts.encode(PICTURE_MARK, picture)
+    model, picture = trial.model, _picture(PICTURE_SIZE)
+    prompt, _ = model.prompts.encode(PICTURE_MARK, [picture])
+    embeds = model.embed_prompt(torch.tensor(prompt), [picture])
+    of_picture = embeds[torch.tensor(prompt) == model.prompts.image_id]
+    if len(of_picture) > 1:
+        differs = bool((of_picture != of_picture[0]).any())
+        trial.expect(
+            "a picture is in the embeddings", "other embeddings for other parts", differs,
+            "" if differs else f"the same one for each of {len(of_picture)} tokens: the picture enters elsewhere",
+        )  # fmt: skip
+    return scoring.TokenPrompt(tuple(prompt), (picture,)), _logits_from_pixels(model, prompt, [picture], response)
+
+
+def _picture(size: tuple[int, int]) -> Picture:
+    return Picture.of(Image.radial_gradient("L").resize(size).convert("RGB"))
+
+
+def _logits_from_pixels(
+    model: HuggingFaceModel, prompt: Sequence[int], pictures: Sequence[Picture], response: Sequence[int]
+) -> Tensor:
+    """(1, R, V), as transformers computes them from ids and pixels."""
     ids = torch.tensor([[*prompt, *response[:-1]]], device=model.device)
-    pixels = model.family.tensors([picture]) | model.family.generation(ids == model.prompts.image_id)
+    pixels = model.family.tensors(pictures) | model.family.generation(ids == model.prompts.image_id)
     on_device = {name: tensor.to(model.device) for name, tensor in pixels.items()}
-    out = model.hf(
+    logits: Tensor = model.hf(
         input_ids=ids, attention_mask=torch.ones_like(ids), **on_device, use_cache=False, logits_to_keep=len(response)
-    )
-    return scoring.TokenPrompt(tuple(prompt), picture), out.logits
+    ).logits
+    return logits
+
+
+@torch.no_grad()
+def prove_several(model: HuggingFaceModel) -> None:
+    """Two pictures of different shapes in one prompt: replayed behind a cache, and from their pixels.
+
+    It is tried when a prompt first brings several pictures, not at load.
+
+    Raises:
+        UnsupportedModelError: the model does not take them, or not as this package replays them.
+    """
+    pictures = (_picture(PICTURE_SIZE), _picture((PICTURE_SIZE[1], PICTURE_SIZE[0])))
+    trial = _Trial(model)
+    response = trial.ids[:N_RESPONSE]
+    advice = "give one picture per prompt"
+    try:
+        ids, _ = model.prompts.encode(f"{PICTURE_MARK} {PICTURE_MARK}", pictures)
+        expected = _logits_from_pixels(model, ids, pictures, response)
+        got = scoring.cached_logits(model, [scoring.TokenPrompt(tuple(ids), pictures)], [0], [response])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{model.name} does not take several pictures in one prompt: {type(error).__name__}: {error}; {advice}"
+        ) from error
+    apart = distance(got, expected)
+    if apart > trial.allowed:
+        raise UnsupportedModelError(
+            f"{model.name}: two pictures in one prompt give other logits from their embeddings than from their pixels "
+            f"({apart:.1e} apart, allowed are {trial.allowed:.1e}); {advice}"
+        )
 
 
 def _why_not_picture(trial: _Trial, prompt: scoring.TokenPrompt, response: Sequence[int], expected: Tensor) -> None:
     """More passes, which tell the picture from the cache."""
     model, ids = trial.model, trial.ids
-    words = scoring.TokenPrompt(tuple(ids[:N_LONG]), None)
+    words = scoring.TokenPrompt(tuple(ids[:N_LONG]))
     of_words = scoring.cached_logits(model, [words], [0], [ids[N_LONG : N_LONG + N_RESPONSE]])
     plain = trial.plain[:, N_LONG - 1 : N_LONG - 1 + N_RESPONSE]
     trial.near("scores behind a cache are recomputed ones", of_words, plain)
@@ -384,7 +433,7 @@ def _ordinary_tokens(model: HuggingFaceModel) -> list[int]:
 def _encoded(model: HuggingFaceModel, prompt: scoring.TokenPrompt) -> Encoded:
     n, ids = len(prompt.ids), torch.tensor(prompt.ids)
     word: Kind = "text"
-    embeds, replay = model.embed_prompt(ids, prompt.picture), model.replay(ids, prompt.picture)
+    embeds, replay = model.embed_prompt(ids, prompt.pictures), model.replay(ids, prompt.pictures)
     return Encoded(ids=ids, embeds=embeds, tokens=("",) * n, kinds=(word,) * n, replay=replay)
 
 

@@ -24,25 +24,30 @@ from transformers import Cache
 from grains_ref.data import Prompt, check_list, check_prompt, check_visible, excess_tokens
 from grains_ref.files.processes import share
 from grains_ref.models.diagnosis import explained, only_together
-from grains_ref.models.families import Picture, PictureSource
+from grains_ref.models.families import Picture, PictureSources, digest_of_pictures
 from grains_ref.models.replay import padded_replay, run
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
 
-Item: TypeAlias = tuple[Prompt, str] | tuple[Prompt, str, PictureSource | None]  # prompt, response, image
+Item: TypeAlias = tuple[Prompt, str] | tuple[Prompt, str, PictureSources | None]  # prompt, response, image
 BATCH_TOKENS = 1 << 14  # prompt tokens scored at once; with 524 kB of cache per token (LLaVA-1.6-7B) that is 8.6 GB
 LOGIT_MEMORY = 512 << 20  # bytes of logits, and of what is computed from them, that are in memory at once
 _BYTES_PER_LOGIT = 12  # the logit itself, and float32 copies of it and of its log-probability
 
 
 class TokenRow(NamedTuple):
-    """Token ids of one prompt, its picture if it has one, and one response; `where` it is from, for messages."""
+    """Token ids of one prompt, its pictures in order, and one response; `where` it is from, for messages."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
-    picture: Picture | None = None
+    pictures: tuple[Picture, ...] = ()
     where: str = ""
+
+    @property
+    def picture_digest(self) -> str:
+        """See `families.digest_of_pictures`."""
+        return digest_of_pictures(self.pictures)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class TokenPrompt(NamedTuple):
     """What rows must have in common to share a cache."""
 
     ids: tuple[int, ...]
-    picture: Picture | None
+    pictures: tuple[Picture, ...] = ()
 
 
 class PromptPass(NamedTuple):
@@ -83,7 +88,7 @@ def tokenise(model: HuggingFaceModel, items: Iterable[Item]) -> list[TokenRow]:
     """See `HuggingFaceModel.tokenise`."""
     check_list("items", items)
     rows: list[TokenRow] = []
-    pictures: dict[str | None, Picture | None] = {}
+    known: dict[str | None, tuple[Picture, ...]] = {}
     for item in items:
         if isinstance(item, str | bytes | Mapping) or len(item) not in (2, 3):
             raise ValueError(f"expected (prompt, response) or (prompt, response, image); got {item!r:.60}")
@@ -91,12 +96,13 @@ def tokenise(model: HuggingFaceModel, items: Iterable[Item]) -> list[TokenRow]:
         check_prompt(prompt)
         check_visible(response, "response")
         image = rest[0] if rest else None
-        key = None if image is None else str(image)  # a path; for a picture in memory what it is and its address
-        if key not in pictures:
-            pictures[key] = model.checked_picture(image)
-        picture = pictures[key]
-        ids, _ = model.prompts.encode(prompt, picture)
-        rows.append(TokenRow(tuple(ids), tuple(model.prompts.response_ids(prompt, response)), picture))
+        key = (
+            None if image is None else str(image)
+        )  # a path, or several; of a picture in memory what it is and its address
+        if key not in known:
+            known[key] = model.checked_pictures(image)
+        ids, _ = model.prompts.encode(prompt, known[key])
+        rows.append(TokenRow(tuple(ids), tuple(model.prompts.response_ids(prompt, response)), known[key]))
     return rows
 
 
@@ -112,7 +118,7 @@ def check_rows(model: HuggingFaceModel, rows: Sequence[TokenRow]) -> None:
         for what, ids in (("prompt", row.prompt), ("response", row.response)):
             if not ids:
                 raise ValueError(f"{where}: the {what} has no tokens; nothing can be scored")
-            check_ids(model, ids, where=f"{where}: the {what}", also=model.prompts.image_id if row.picture else 0)
+            check_ids(model, ids, where=f"{where}: the {what}", also=model.prompts.image_id if row.pictures else 0)
         if excess_tokens(len(row.prompt), len(row.response), model.context) > 0:
             total = len(row.prompt) + len(row.response)
             raise ValueError(
@@ -147,7 +153,7 @@ def score_rows(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1, the number of prompts scored at once")
     rows_of: dict[TokenPrompt, list[int]] = {}
     for i, row in enumerate(rows):
-        rows_of.setdefault(TokenPrompt(row.prompt, row.picture), []).append(i)
+        rows_of.setdefault(TokenPrompt(row.prompt, row.pictures), []).append(i)
 
     def score(prompts: Sequence[TokenPrompt]) -> dict[int, Scored]:
         numbers: list[int] = []  # of the rows in this batch
@@ -174,7 +180,7 @@ def _refuse_batch(
     """Say which row of a batch is not finite, by scoring each of them alone."""
     for i in numbers:
         row = rows[i]
-        prompt = TokenPrompt(row.prompt, row.picture)
+        prompt = TokenPrompt(row.prompt, row.pictures)
 
         def alone(prompt: TokenPrompt = prompt, row: TokenRow = row) -> list[Scored]:
             return _score_batch(model, [prompt], [0], [row.response], memory)
@@ -311,8 +317,8 @@ def run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt], *, logi
     embeds, replays = [], []
     for prompt in prompts:
         ids = torch.tensor(prompt.ids)
-        embeds.append(model.embed_prompt(ids, prompt.picture))  # (T, d)
-        replays.append(model.replay(ids, prompt.picture))
+        embeds.append(model.embed_prompt(ids, prompt.pictures))  # (T, d)
+        replays.append(model.replay(ids, prompt.pictures))
     longest = max(len(row) for row in embeds)
     padded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embeds])  # (B, T, d)
     replay = padded_replay(replays, device=model.device)

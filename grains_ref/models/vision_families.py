@@ -37,9 +37,11 @@ except ImportError:  # transformers 4
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from grains_ref.data.images import read_picture
-from grains_ref.models.families import Family, Patch, Picture, UnsupportedModelError
+from grains_ref.models.any_vision import AnyVision
+from grains_ref.models.families import Family, Patch, Picture, Size, UnsupportedModelError
 from grains_ref.models.grids import edges, grid
 from grains_ref.models.pixels import PatchRows, PixelLayout
+from grains_ref.models.replay import image_token_id
 
 
 def _check_select_strategy(config: transformers.PretrainedConfig, name: str) -> None:
@@ -68,7 +70,7 @@ class Llava(Family):
         """See `Family`."""
         return _pil_class("CLIPImageProcessor").from_pretrained(path_or_hub_id)
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """What is cut off, left and right or above and below, no token looks at."""
         width, height = size
         n = self.config.vision_config.image_size // self.config.vision_config.patch_size
@@ -96,7 +98,7 @@ class LlavaNext(Family):
         """See `Family`."""
         return _pil_class("LlavaNextImageProcessor").from_pretrained(path_or_hub_id)
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """The base view row by row, then the tiles' rows of patches without padding, each with its newline."""
         n = self._patches_per_side
         return grid("base", n, n, (0, 0, *size)) + self._tile_patches(size)
@@ -106,7 +108,7 @@ class LlavaNext(Family):
         """Of one view: the base view, or a tile."""
         return int(self.config.vision_config.image_size // self.config.vision_config.patch_size)
 
-    def _tile_patches(self, size: tuple[int, int]) -> list[Patch]:
+    def _tile_patches(self, size: Size) -> list[Patch]:
         """What the tiles show, row by row over all of them.
 
         The tiles make up a canvas of one of the sizes in the configuration. The picture is scaled to fit in and
@@ -141,7 +143,7 @@ class LlavaNext(Family):
             tiles.append(Patch("newline", row - skip_rows, columns - 2 * skip_columns, (width, top, width, bottom)))
         return tiles
 
-    def _padding(self, size: tuple[int, int], *, rows: int, columns: int) -> tuple[int, int]:
+    def _padding(self, size: Size, *, rows: int, columns: int) -> tuple[int, int]:
         """How many rows of patches are dropped above and below, and how many columns left and right.
 
         transformers un-pads the features by this rule (unpad_image), which is not quite the rule that padded the
@@ -161,7 +163,7 @@ class LlavaNext(Family):
 
 
 class Qwen25VL(Family):
-    """Qwen2-VL, Qwen2.5-VL, Qwen3.5: pictures of any size, one token per 2 x 2 patches, positions in 3-D."""
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5: pictures of any size, one token per 2 x 2 patches, 3-D positions."""
 
     auto_class = transformers.AutoModelForImageTextToText
     preset = "paper_vlm"
@@ -172,7 +174,7 @@ class Qwen25VL(Family):
         """See `Family`; the full processor would need torchvision for videos."""
         return _pil_class("Qwen2VLImageProcessor").from_pretrained(path_or_hub_id)
 
-    def _rows_columns(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _rows_columns(self, size: Size) -> tuple[int, int]:
         """Rows and columns of image tokens."""
         width, height = size
         edge = self.processor.patch_size * self.processor.merge_size  # pixels per token
@@ -185,25 +187,27 @@ class Qwen25VL(Family):
             ) from error
         return shown_height // edge, shown_width // edge
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """Row by row; the picture is stretched to whole tokens."""
         return grid("whole", *self._rows_columns(size), (0, 0, *size))
 
-    def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    def replay(self, is_image: Tensor, sizes: Sequence[Size]) -> dict[str, Tensor]:
         """See `Family`; positions are (3, T): time, row, column.
 
         A text token has the same position on all three axes.  An image that starts at position p gives its token in
         row r and column c the position (p, p + r, p + c), and the text goes on at p + max(rows, columns).
         """
-        n = int(is_image.sum())
         positions = torch.arange(len(is_image)).expand(3, -1).clone()
-        if n:
+        places = is_image.nonzero().flatten().tolist()  # of all image tokens
+        first = 0  # of the next picture's, among them
+        for size in sizes:
             rows, columns = self._rows_columns(size)
-            start = int(is_image.nonzero()[0])
+            n, start = rows * columns, places[first]
             token = torch.arange(n)
             grid = torch.stack([torch.zeros(n).long(), token // columns, token % columns])
-            positions[:, start : start + n] = start + grid
+            positions[:, start : start + n] = positions[0, start] + grid
             positions[:, start + n :] += max(rows, columns) - n
+            first += n
         return {"attention_mask": torch.ones(len(is_image)).long(), "position_ids": positions}
 
     def generation(self, is_image: Tensor) -> dict[str, Tensor]:
@@ -228,12 +232,6 @@ class Qwen25VL(Family):
         return int(self.config.vision_config.depth)
 
 
-class Qwen3VL(Qwen25VL):
-    """Qwen3-VL: as Qwen2.5-VL, and features of earlier vision blocks are added behind the first decoder blocks."""
-
-    deepens = True
-
-
 class Mistral3(Family):
     """Mistral 3: pictures of any size, one token per merged patch; tokens that are no picture's close each row."""
 
@@ -246,18 +244,18 @@ class Mistral3(Family):
         """See `Family`."""
         return _pil_class("PixtralImageProcessor").from_pretrained(path_or_hub_id)
 
-    def _rows_columns(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _rows_columns(self, size: Size) -> tuple[int, int]:
         """Rows and columns of image tokens, by asking the processor what it makes of a picture of this size."""
         blank = self.processor(images=[Image.new("RGB", size)], return_tensors="pt")
         height, width = blank["image_sizes"][0].tolist()
         edge = self.config.vision_config.patch_size * self.config.spatial_merge_size
         return height // edge, width // edge
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """Row by row; the picture is stretched to whole tokens."""
         return grid("whole", *self._rows_columns(size), (0, 0, *size))
 
-    def expansion(self, size: tuple[int, int]) -> str:
+    def expansion(self, size: Size) -> str:
         """See `Family`; as Mistral's processor words it."""
         rows, columns = self._rows_columns(size)
         return "[IMG_BREAK]".join([self.image_token * columns] * rows) + "[IMG_END]"
@@ -281,7 +279,7 @@ class Idefics3(Family):
         batch = self.processor(images=images, return_tensors="pt")
         return {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
 
-    def _rows_columns(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _rows_columns(self, size: Size) -> tuple[int, int]:
         """Rows and columns of tiles, by asking the processor; 0 and 0 if there are none."""
         blank = self.processor(images=[[Image.new("RGB", size)]], return_row_col_info=True)
         return int(blank["rows"][0][0]), int(blank["cols"][0][0])
@@ -292,7 +290,7 @@ class Idefics3(Family):
         vision = self.config.vision_config
         return int(vision.image_size // vision.patch_size // self.config.scale_factor)
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """The tiles row by row, then the whole picture."""
         (width, height), (rows, columns), n = size, self._rows_columns(size), self._tokens_per_side
         patches: list[Patch] = []
@@ -303,7 +301,7 @@ class Idefics3(Family):
                 patches += grid(f"tile {1 + row * columns + column}", n, n, (left, top, right, bottom))
         return patches + grid("whole", n, n, (0, 0, width, height))
 
-    def expansion(self, size: tuple[int, int]) -> str:
+    def expansion(self, size: Size) -> str:
         """See `Family`; as the processor words it."""
         fake, view = "<fake_token_around_image>", self.image_token * self._tokens_per_side**2
         rows, columns = self._rows_columns(size)
@@ -333,7 +331,7 @@ class Gemma3(Family):
         """See `Family`."""
         return _pil_class("Gemma3ImageProcessor").from_pretrained(path_or_hub_id)
 
-    def _views(self, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    def _views(self, size: Size) -> list[tuple[int, int, int, int]]:
         """Boxes of the whole picture and of its crops."""
         width, height = size
         boxes = [(0, 0, width, height)]
@@ -356,7 +354,7 @@ class Gemma3(Family):
             x, y = (x + across, y) if width >= height else (x, y + down)
         return boxes
 
-    def patches(self, size: tuple[int, int]) -> list[Patch]:
+    def patches(self, size: Size) -> list[Patch]:
         """The whole picture row by row, then each crop; every view is stretched to a square."""
         n = math.isqrt(self.config.mm_tokens_per_image)
         patches: list[Patch] = []
@@ -364,7 +362,7 @@ class Gemma3(Family):
             patches += grid(f"crop {i}" if i else "whole", n, n, box)
         return patches
 
-    def expansion(self, size: tuple[int, int]) -> str:
+    def expansion(self, size: Size) -> str:
         """See `Family`; as Gemma's processor words it."""
         view = f"\n\n<start_of_image>{self.image_token * self.config.mm_tokens_per_image}<end_of_image>\n\n"
         crops = len(self._views(size)) - 1
@@ -373,9 +371,9 @@ class Gemma3(Family):
         introduction = f"Here is the original image {view} and here are some crops to help you see better "
         return introduction + " ".join([view] * crops)
 
-    def replay(self, is_image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    def replay(self, is_image: Tensor, sizes: Sequence[Size]) -> dict[str, Tensor]:
         """See `Family`; token_type_ids are 1 at image tokens."""
-        return super().replay(is_image, size) | {"token_type_ids": is_image.long()}
+        return super().replay(is_image, sizes) | {"token_type_ids": is_image.long()}
 
     def generation(self, is_image: Tensor) -> dict[str, Tensor]:
         """See `Family`."""
@@ -391,8 +389,8 @@ VISION_FAMILIES: dict[str, type[Family]] = {
     "smolvlm": Idefics3,
     "qwen2_vl": Qwen25VL,
     "qwen2_5_vl": Qwen25VL,
-    "qwen3_vl": Qwen3VL,
-    "qwen3_vl_moe": Qwen3VL,
+    "qwen3_vl": Qwen25VL,
+    "qwen3_vl_moe": Qwen25VL,
     "qwen3_5": Qwen25VL,
     "qwen3_5_moe": Qwen25VL,
     "gemma3": Gemma3,
@@ -410,15 +408,24 @@ def family_class(config: transformers.PretrainedConfig) -> type[Family]:
         return VISION_FAMILIES[kind]
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"model type {kind!r} has an encoder beside its decoder; only decoders are steered")
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and image_token_id(config) >= 0:
+        _check_text(config.get_text_config(), kind)
+        return AnyVision
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or hasattr(config, "vision_config"):
         raise UnsupportedModelError(
-            f"model type {kind!r} sees, and how it takes a picture is not known here; known are "
-            f"{', '.join(VISION_FAMILIES)}. Give its text model alone, or write a class for it (CONTRIBUTING.md)"
+            f"model type {kind!r} sees, and not by image tokens: its configuration has no image_token_id. Give its "
+            "text model alone, or write a class for it (CONTRIBUTING.md)"
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
             f"model type {kind!r} is none that transformers {transformers.__version__} loads as a causal language model"
         )
+    _check_text(config, kind)
+    return Family
+
+
+def _check_text(config: transformers.PretrainedConfig, kind: str) -> None:
+    """Refuse what a trial of a few tokens cannot show."""
     if getattr(config, "index_topk", None) is not None:
         raise UnsupportedModelError(
             f"model type {kind!r} attends to the {config.index_topk} tokens that an indexer picks (index_topk); behind "
@@ -429,7 +436,6 @@ def family_class(config: transformers.PretrainedConfig) -> type[Family]:
             f"model type 'moshi' keeps a window of {config.sliding_window} tokens in its cache and attends to all "
             "without one: scores of longer prompts would depend on how they are computed"
         )
-    return Family
 
 
 def _pil_class(name: str) -> Any:

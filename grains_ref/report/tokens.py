@@ -105,12 +105,17 @@ def _check(tokens: Sequence[str], a: Tensor) -> None:
 
 
 def named_tokens(encoded: Encoded) -> tuple[str, ...]:
-    """Tokens for people: an image token is called by its place, "whole(3,5)" for row 3 and column 5 of that view."""
+    """Tokens for people: an image token is called by its place, "whole(3,5)" for row 3 and column 5 of that view.
+
+    Of several pictures the number stands in front, from 1: "2:whole(3,5)".
+    """
     patches = getattr(encoded, "patches", [None] * len(encoded.tokens))
-    return tuple(
-        f"{patch.view.replace(' ', '')}({patch.row},{patch.column})" if patch else token
-        for token, patch in zip(encoded.tokens, patches, strict=True)
-    )
+    has_several = any(patch and patch.picture for patch in patches)
+    names = []
+    for token, patch in zip(encoded.tokens, patches, strict=True):
+        name = f"{patch.view.replace(' ', '')}({patch.row},{patch.column})" if patch else token
+        names.append(f"{patch.picture + 1}:{name}" if patch and has_several else name)
+    return tuple(names)
 
 
 def strongest_tokens(tokens: Sequence[str], a: Tensor, selection: Selection, *, kinds: Sequence[Kind] = ()) -> str:

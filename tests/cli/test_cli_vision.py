@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from grains_ref.vectors import SteeringVectors
 pytestmark = pytest.mark.cpu
 
 PROMPT = "<image> Is the moon made of cheese? A:"
+N_TOKENS = {(112, 84): 37, (84, 112): 39, (101, 75): 37}  # of the pictures of the trial at load, and of 3.png
 
 
 def run(*arguments: str | Path) -> Result:
@@ -105,13 +107,58 @@ def test_attribute_scores_words_and_patches_and_draws_them(
     hp = PRESETS["paper_vlm"]
     assert record["scores_nats"] == pytest.approx(attribute(llava, example, hp).a.tolist(), rel=1e-5, abs=1e-6)
     assert record["kinds"] == list(example.encoded.kinds)
-    where = [patch and [patch.view, patch.row, patch.column, list(patch.box)] for patch in example.encoded.patches]
+    where = [patch and [patch.view, patch.row, patch.column, list(patch.box), 0] for patch in example.encoded.patches]
     assert [patch and list(patch.values()) for patch in record["patches"]] == where
     with Image.open(tmp_path / "overlay.png") as drawn:
         assert drawn.width > 600
     words = run("attribute", *options).output
     assert "image tokens" in words
     assert "base(0,0)" in words
+
+
+def test_two_pictures_are_drawn_each_with_its_own_scores(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, tuple[Any, Any]] = {}
+    monkeypatch.setattr(
+        "grains_ref.report.overlay.overlay_figure",
+        lambda path, picture, panels, title: drawn.update({path.name: (picture.size, panels[0])}),
+    )
+    options = ("--model", folder / "llava", "--prompt", f"<image> {PROMPT}", "--chosen", "No.", "--rejected", "Yes.")
+    options += ("--image", folder / "3.png", "--image", folder / "1.png", "--overlay", tmp_path / "scores.png")
+    record = parsed("attribute", *options)
+    assert list(drawn) == ["scores-1.png", "scores-2.png"]
+    for i, (size, panel) in enumerate(drawn.values()):
+        assert size == Image.open(folder / f"{(3, 1)[i]}.png").size
+        own = [j for j, patch in enumerate(record["patches"]) if patch and patch["picture"] == i]
+        assert [j for j, patch in enumerate(panel.patches) if patch] == own
+        assert all(patch.box[2] <= size[0] and patch.box[3] <= size[1] for patch in panel.patches if patch)
+    assert {"1:", "2:"} == set(re.findall(r"\b(\d:)(?:base|tile\d|newline)\(", run("attribute", *options).output))
+
+
+def test_an_overlay_without_boxes_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grains_ref.models.vision_families.LlavaNext.patches", lambda self, size: [])
+    monkeypatch.setattr("grains_ref.models.vision_families.LlavaNext.n_tokens", lambda self, size: N_TOKENS[size])
+    options = ("--model", folder / "llava", "--prompt", PROMPT, "--chosen", "No.", "--rejected", "Yes.")
+    options += ("--image", folder / "3.png")
+    assert "where this model's image tokens look is not known" in refused(
+        "attribute", *options, "--overlay", tmp_path / "scores.png"
+    )
+    assert not (tmp_path / "scores.png").exists()
+    assert "image tokens" in run("attribute", *options).output  # everything else works
+
+
+def test_all_pictures_of_one_prompt_and_one_of_each(folder: Path, llava: HuggingFaceModel, vectors: Path) -> None:
+    options = ("--model", folder / "llava", "--vectors", vectors, "--lam", "0", "--max-new-tokens", "3")
+    paths = [folder / "1.png", folder / "3.png"]
+    both = (f"<image> {PROMPT}",)
+    images: tuple[Any, ...] = ("--image", paths[0], "--image", paths[1])
+    (row,) = parsed("generate", *options, "--prompt", *both, *images)
+    assert [row["unsteered"]] == llava.generate(both, images=[paths], max_new_tokens=3)
+    rows = parsed("generate", *options, "--prompt", PROMPT, "--prompt", PROMPT, *images)
+    assert [row["unsteered"] for row in rows] == llava.generate([PROMPT] * 2, images=paths, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

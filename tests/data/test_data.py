@@ -276,7 +276,6 @@ ROW_ERRORS = {
     "image a number": (GOOD | {"image": 3}, "image", ["expected a string, found an integer (3)"]),
     "image an address": (GOOD | {"image": "https://a.org/b.png"}, "image", ["is an address", "Download the picture"]),
     "image in the row": (GOOD | {"image": "data:image/png;base64,iVBO"}, "image", ["is an address", "save it"]),
-    "two images": (GOOD | {"images": ["a.png", "b.png"]}, "images", ["expected one picture, found 2", "a row of each"]),
     "choices alone": (GOOD | {"choices": ["a", "b"]}, "label", ["the row has 'choices'"]),
     "one choice": (GOOD | {"choices": ["a"], "label": 0}, "choices", ["at least 2", "a list of 1"]),
     "choices text": (GOOD | {"choices": "ab", "label": 0}, "choices", ["at least 2", "a string ('ab')"]),

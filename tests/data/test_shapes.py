@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grains_ref.data import PreferencePair, RowError, read_pairs
+from grains_ref.data import PreferencePair, RowError, content_digest, read_pairs
 from grains_ref.data.columns import carries_content
 from grains_ref.files import printable
 
@@ -196,22 +196,52 @@ def test_no_picture_is_no_picture(tmp_path: Path, images: Any) -> None:
     assert read(tmp_path, GOOD | {"images": images, "image": images}).image is None
 
 
-# --- what is refused
-
-TWO = ["a.png", "b.png"]
+TWO = ["b.png", "a.png"]
 PART = {"type": "image"}
 TEXT = {"type": "text", "text": "p"}
+SEVERAL: dict[str, dict[str, Any]] = {
+    "a list": GOOD | {"images": TWO},
+    "a list and marks": GOOD | {"prompt": "<image> and <image>", "images": TWO},
+    "a list beside a chat": {"messages": [user("p")], "images": TWO} | ANSWERS,
+    "marks in front of the words": {"messages": [user("<image>\n<image> p")], "images": TWO} | ANSWERS,
+    "parts": {"messages": [user([PART, PART, TEXT])], "images": TWO} | ANSWERS,
+    "parts that name them": {
+        "messages": [user([PART | {"path": "b.png"}, PART | {"path": "a.png"}, TEXT])], **ANSWERS,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_pictures_are_read_in_their_order(pictures: Path, case: str) -> None:
+    pair = read(pictures, SEVERAL[case])
+    assert pair.images == pair.image == (pictures / "b.png", pictures / "a.png")
+    if not isinstance(pair.prompt, str):
+        assert pair.prompt == (user("p"),)
+
+
+def test_the_order_of_pictures_counts_in_the_digest(pictures: Path) -> None:
+    rows = [GOOD | {"id": "0", "images": images} for images in (TWO, TWO[::-1], TWO[:1])]
+    digests = {content_digest([read(pictures, row)]) for row in rows}
+    assert len(digests) == 3
+
+
+# --- what is refused
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "two images": (GOOD | {"images": TWO}, "images", "expected one picture, found 2"),
-    "two images in a chat": (
-        {"messages": [user("p"), assistant("c")], "rejected_response": "r", "images": TWO},
-        "images",
-        "a row of each",
+    "fewer images than places": (
+        {"messages": [{"role": "user", "content": [PART, PART, TEXT]}], "image": "a.png"} | ANSWERS,
+        "messages",
+        "places for 2 pictures, and the row has 1",
+    ),
+    "one part names its image": (
+        {"messages": [{"role": "user", "content": [PART | {"path": "a.png"}, PART, TEXT]}]} | ANSWERS,
+        "messages",
+        "1 of 2 parts name their picture; name all, or none",
     ),
     "image and images differ": (
         GOOD | {"image": "a.png", "images": ["b.png"]},
         "images",
-        "another picture than 'image'",
+        "other pictures than 'image'",
     ),
     "an empty path among images": (GOOD | {"images": [""]}, "image", "empty; expected text"),
     "an address among images": (GOOD | {"images": ["https://a.org/b.png"]}, "image", "is an address, not a file"),
@@ -241,7 +271,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a second mark": (
         {"messages": [user("<image><image>p")], "image": "a.png"} | ANSWERS,
         "messages",
-        "<image> stands",
+        "2 marks <image> for 1 picture",
     ),
     "a mark in the system text": (
         {"messages": [{"role": "system", "content": "<image>"}, user("p")], "image": "a.png"} | ANSWERS,
@@ -328,7 +358,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "films": (GOOD | {"videos": ["a.mp4"]}, "videos", "Films are not read"),
     "another prompt": (GOOD | {"instruction": "Say it in French."}, "instruction", "content that would be lost"),
-    "a name in capitals": (GOOD | {"Images": ["a.png"]}, "Images", "One picture is read, its path in 'image'"),
+    "a name in capitals": (GOOD | {"Images": ["a.png"]}, "Images", "Pictures are read from 'image', a path, or"),
     "a picture under another name": (GOOD | {"file_name": "a.png"}, "file_name", "content that would be lost"),
     "choices under another name": (GOOD | {"options": ["c", "r"], "label": 0}, "options", "Was 'choices' meant?"),
     "a text under a name of our own": (GOOD | {"x": "It was a dark night, and it rained."}, "x", "ignore=['x']"),

@@ -133,7 +133,7 @@ def llava(request: pytest.FixtureRequest, pairs: tuple[PreferencePair, ...]) -> 
 def test_a_picture_enters_as_pixel_values_would(llava: Any) -> None:
     for pair, example, tokens in zip(llava.pairs, llava.examples, (70, 72, 68, 70), strict=True):
         seen = ladder.check_picture(
-            llava.model, example, pair.image, drawn(*example.encoded.size, seed=9), at_least=tokens
+            llava.model, example, pair.image, drawn(*example.encoded.sizes[0], seed=9), at_least=tokens
         )
         assert seen.image_tokens == tokens
         assert 0.3 < seen.features < 3, "features and words are of different size"
@@ -267,7 +267,7 @@ def small_llava(pairs: tuple[PreferencePair, ...]) -> Any:
 @pytest.mark.thorough
 def test_the_picture_check_notices_features_that_are_not_the_pictures(small_llava: Any) -> None:
     model, example, image = small_llava.model, small_llava.examples[0], small_llava.pairs[0].image
-    other = drawn(*example.encoded.size, seed=9)
+    other = drawn(*example.encoded.sizes[0], seed=9)
     with pytest.raises(AssertionError, match="replayed logits"):
         ladder.check_picture(model, example, other, image, at_least=70)
     with pytest.raises(AssertionError, match="another picture"):
@@ -290,7 +290,7 @@ def test_the_cache_check_notices_another_picture(small_llava: Any) -> None:
     model, example = small_llava.model, small_llava.examples[0]
     steering = Steering(model.blocks, small_llava.v, lam=small_llava.lam)
     with pytest.raises(AssertionError, match="distances"):
-        ladder.check_cache(model, example.encoded, steering, n=N, image=drawn(*example.encoded.size, seed=9))
+        ladder.check_cache(model, example.encoded, steering, n=N, image=drawn(*example.encoded.sizes[0], seed=9))
 
 
 @pytest.mark.thorough

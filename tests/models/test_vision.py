@@ -479,7 +479,7 @@ def test_gemmas_crops_are_scored_and_said_as_the_reference_does() -> None:
 
 def test_rows_can_be_tokenised_once_and_scored_under_other_steerings(vision_model: HuggingFaceModel) -> None:
     rows = vision_model.tokenise(ITEMS)
-    assert [row.picture is not None for row in rows] == [len(item) > 2 and item[2] is not None for item in ITEMS]
+    assert [bool(row.pictures) for row in rows] == [len(item) > 2 and item[2] is not None for item in ITEMS]
     plain = vision_model.score_rows(rows)
     with steering(vision_model):
         steered = vision_model.score_rows(rows)

@@ -48,6 +48,7 @@ SEES = {
     "qwen3_vl": "a picture that is also added behind the first blocks",
     "qwen3_5": "positions in three dimensions, linear attention",
 }
+ASKED = ("internvl", "glm4v", "idefics2", "llava_onevision")  # of test_pictures.py
 SHOWN = ("llava, mistral text", "smolvlm")
 REFUSED = {
     "bart": "the configuration has 2 decoder blocks; found BartDecoder.layers with 4",
@@ -73,7 +74,8 @@ def test_the_page_of_all_types_says_the_same() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     let_in, refused = page.split("## Refused")
     assert "| let in, and wrong somewhere | 0 |" in page
-    for kind in (*LET_IN, *SEES):
+    assert "let in, and wrong somewhere | 0 |" in page.partition("## Models that see")[2]
+    for kind in (*LET_IN, *SEES, *ASKED):
         assert f"| `{kind}` |" in let_in
     for kind in REFUSED:
         assert f"| `{kind}` |" in refused

@@ -1,4 +1,4 @@
-"""Try every causal language model type of the installed transformers: `python tests/zoo` writes docs/models.md.
+"""Try every causal language model and image-text type of transformers: `python tests/zoo` writes docs/models.md.
 
 Of each type a tiny random model is built, the proof is run, and what it lets in is checked in what it is for. Takes
 some ten minutes on one core. Exits with 1 if a model was let in that is wrong somewhere.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,8 +22,7 @@ import transformers
 
 from grains_ref.models import HuggingFaceModel, UnsupportedModelError
 from grains_ref.models.vision_families import VISION_FAMILIES, family_class
-from grains_ref.tiny_models.random_models import random_llama
-from zoo import deeper, recipes
+from zoo import deeper, pictures, recipes
 from zoo.seeing import SEEING
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -41,6 +41,8 @@ class Outcome:
     refused: str = ""
     distances: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # checks that raised
+    cannot: dict[str, str] = field(default_factory=dict)  # checks of what the model is found not to do
+    boxes: str = ""
 
     @property
     def is_let_in(self) -> bool:
@@ -56,6 +58,9 @@ class Outcome:
 def outcome_of(kind: str) -> Outcome:
     """Build, prove, check."""
     outcome = Outcome(kind)
+    if kind in pictures.TYPES:
+        outcome.unbuilt = "it sees: tried with the others that do"
+        return outcome
     try:
         family_class(transformers.AutoConfig.for_model(kind))
     except UnsupportedModelError as error:
@@ -63,16 +68,13 @@ def outcome_of(kind: str) -> Outcome:
         return outcome
     except Exception:  # some types have no default configuration; the recipe may
         pass
-    if kind in VISION_FAMILIES:
-        outcome.unbuilt = "it sees: tried with the others that do"
-        return outcome
     try:
         hf = recipes.tiny_network(kind)
     except Exception as error:
         outcome.unbuilt = f"{type(error).__name__}: {error}"
         return outcome
     try:
-        model = HuggingFaceModel(hf, random_llama().tokenizer, name=kind)
+        model = HuggingFaceModel(hf, recipes.shared_tokenizer(), name=kind)
     except UnsupportedModelError as error:
         outcome.refused = str(error)
         return outcome
@@ -91,13 +93,19 @@ def seeing_outcome(name: str) -> Outcome:
     """The same of a model that sees."""
     outcome = Outcome(name)
     try:
-        model = SEEING[name]()
+        model = SEEING[name]() if name in SEEING else pictures.tiny(name)
     except UnsupportedModelError as error:
         outcome.refused = str(error)
         return outcome
+    except Exception as error:
+        outcome.unbuilt = f"{type(error).__name__}: {error}"
+        return outcome
+    outcome.boxes = "exact" if name in SEEING else "regular" if model.family.patches(deeper.SIZE) else "none"
     for check_name, check in deeper.SEEING_CHECKS.items():
         try:
             outcome.distances[check_name] = check(model)
+        except UnsupportedModelError:
+            outcome.cannot[check_name] = "one picture"
         except Exception as error:
             outcome.broken[check_name] = f"{type(error).__name__}: {error}"
     return outcome
@@ -122,10 +130,7 @@ def page_of(outcomes: Sequence[Outcome], seeing: Sequence[Outcome]) -> str:
         "| model_type | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|",
     ]  # fmt: skip
     lines += [_row(outcome, columns) for outcome in let_in]
-    columns = list(deeper.SEEING_CHECKS)
-    lines += ["", "## Models that see", "", SEEING_WORDS, "| model_type | " + " | ".join(columns) + " |"]
-    lines += ["|---" * (len(columns) + 1) + "|"]
-    lines += [_row(outcome, columns) for outcome in seeing]
+    lines += _seeing_lines(seeing)
     lines += ["", BROUGHT.rstrip()]
     lines += ["", "## Refused", "", "| model_type | reason |", "|---|---|"]
     lines += [f"| `{outcome.kind}` | {_cell(outcome.refused)} |" for outcome in refused]
@@ -134,13 +139,33 @@ def page_of(outcomes: Sequence[Outcome], seeing: Sequence[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _seeing_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """The part on models that see: those let in by their figures, the others by their reasons."""
+    columns = list(deeper.SEEING_CHECKS)
+    let_in = [outcome for outcome in outcomes if outcome.is_let_in]
+    types = {outcome.kind.partition(",")[0] for outcome in let_in if not outcome.wrong}
+    wrong = {outcome.kind.partition(",")[0] for outcome in let_in if outcome.wrong}
+    refused = [outcome for outcome in outcomes if outcome.refused]
+    unbuilt = [outcome for outcome in outcomes if outcome.unbuilt]
+    lines = ["", "## Models that see", "", SEEING_WORDS, "| | image-text types |", "|---|---|"]
+    lines += [f"| let in, and right in every deeper check | {len(types - wrong)} |"]
+    lines += [f"| let in, and wrong somewhere | {len(wrong)} |"]
+    lines += [f"| refused, with the reason | {len(refused)} |", f"| not tried | {len(unbuilt)} |", ""]
+    lines += ["| model_type | " + " | ".join(columns) + " | boxes |", "|---" * (len(columns) + 2) + "|"]
+    lines += [f"{_row(outcome, columns)} {outcome.boxes} |" for outcome in let_in]
+    lines += ["", "### Image-text types that are refused", "", "| model_type | reason |", "|---|---|"]
+    lines += [f"| `{outcome.kind}` | {_cell(outcome.refused)} |" for outcome in refused]
+    lines += ["", "### Image-text types not tried", "", "| model_type | why no tiny one was built |", "|---|---|"]
+    return lines + [f"| `{outcome.kind}` | {_cell(outcome.unbuilt)} |" for outcome in unbuilt]
+
+
 def _row(outcome: Outcome, columns: Sequence[str]) -> str:
     """A line of a table of distances; what a check raised in its place."""
     cells = [f"`{outcome.kind}`"]
     for name in columns:
         apart = outcome.distances.get(name)
         if apart is None:
-            cells.append(_cell(outcome.broken.get(name, outcome.refused)))
+            cells.append(_cell(outcome.broken.get(name, outcome.cannot.get(name, ""))))
         else:
             cells.append("0" if apart == 0 else f"{apart:.0e}")
     return "| " + " | ".join(cells) + " |"
@@ -157,7 +182,8 @@ INTRODUCTION = """# Which models work
 There is no list of models. What transformers loads as a decoder is tried whenever it is loaded (`grains-ref check
 MODEL` prints the trial), and let in if it behaves as it is to be used. This page says what comes of that: {types} types
 of causal language models of transformers {version}, a tiny random model of each (4 blocks, width 32), float32, written
-by `python tests/zoo` on {day}. A sample of twenty-six is part of `pytest -m cpu`.
+by `python tests/zoo` on {day}. A sample of thirty is part of `pytest -m cpu`.
+The image-text types are in a part of their own.
 
 A released model of a type can still be refused: for its dtype, its tokenizer, or a setting that its tiny one does not
 have. What begins to act only behind the dozen tokens of the trial at load (windows, chunks) acts in the tiny ones here.
@@ -200,27 +226,50 @@ Captum's.
 """
 
 
-SEEING_WORDS = """Each has a class in `vision_families.py`: how a picture becomes tokens, and where each of them looks,
-cannot be found out by trying. Whether it is right can, and is, at every load. *scores behind a cache*: two pictures and
-a text in one batch. *steered generation*: transformers' own from pixels against a recomputation from embeddings.
-*attribution, fit*: a place for every image token, scores of pictures that are not all zero, lengths of fitted vectors
-against 1.
+SEEING_WORDS = """Thirteen types have a class in `vision_families.py`, with exact boxes. All others are asked
+(`any_vision.py`): nothing is written for them but the sizes of the tiny model. Only PIL image processors are used.
+*scores behind a cache*: two pictures and a text in one batch. *steered generation*: transformers' own from pixels
+against a recomputation from embeddings. *attribution, fit*: scores of pictures that are not all zero, lengths of fitted
+vectors against 1. *two pictures*: in one prompt, scored, exchanged and told from pixels. *boxes*: whether an overlay
+can be drawn. A reason below may be one of the tiny model alone; a released one says its own when it is loaded.
 """
+
+
+def _kept(path: Path | None) -> dict[str, Outcome]:
+    """The outcomes of an earlier run, by place and type."""
+    if path is None or not path.exists():
+        return {}
+    kept = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        place = fields.pop("place")
+        kept[f"{place} {fields['kind']}"] = Outcome(**fields)
+    return kept
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="only these types; prints and writes no page")
-    kinds = parser.parse_args().kinds
+    parser.add_argument("--kept", type=Path, help="JSON lines of what has been tried; the rest is tried and added")
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    kept = _kept(arguments.kept)
     outcomes, seeing = [], []
-    for kind in kinds or [*recipes.TYPES, *SEEING]:
-        sees = kind in SEEING
-        outcome = seeing_outcome(kind) if sees else outcome_of(kind)
-        (seeing if sees else outcomes).append(outcome)
+    others = [kind for kind in pictures.TYPES if kind not in VISION_FAMILIES]
+    kinds = arguments.kinds
+    for place, kind in [("seeing", kind) for kind in [*SEEING, *others]] + [("text", kind) for kind in recipes.TYPES]:
+        if kinds and kind not in kinds:
+            continue
+        outcome = kept.get(f"{place} {kind}")
+        if outcome is None:
+            outcome = seeing_outcome(kind) if place == "seeing" else outcome_of(kind)
+            if arguments.kept:
+                with arguments.kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"place": place, **asdict(outcome)}) + "\n")
+        (seeing if place == "seeing" else outcomes).append(outcome)
         said = outcome.unbuilt or outcome.refused or f"let in {outcome.wrong or ''}"
         print(f"{kind}: {_cell(said)}", flush=True)
     if not kinds:

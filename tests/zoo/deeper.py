@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 from captum.attr import IntegratedGradients
-from PIL import Image
 from torch import Tensor
 
 from grains_ref.grains import HyperParameters, Steering, attribute, fit, generate_greedy
 from grains_ref.models import HuggingFaceModel, Item
+from grains_ref.models.families import PictureSources
 from grains_ref.models.proof import distance
 from grains_ref.tiny_models.random_vision_models import noise_picture
 
@@ -46,8 +46,8 @@ def scores_are_recomputed_ones(model: HuggingFaceModel) -> float:
     return worst
 
 
-def _log_prob(model: HuggingFaceModel, prompt: str, answer: str) -> float:
-    x, y = model.encode(prompt), model.response_ids(prompt, answer)
+def _log_prob(model: HuggingFaceModel, prompt: str, answer: str, image: PictureSources | None = None) -> float:
+    x, y = model.encode(prompt, image), model.response_ids(prompt, answer)
     log_p = model.logits(x, x.embeds[None], y)[0].log_softmax(-1)
     return float(log_p.gather(1, y[:, None]).sum())
 
@@ -68,7 +68,7 @@ def _median_norm(model: HuggingFaceModel) -> float:
     return float(model.residuals(x, x.embeds[None]).float().norm(dim=-1).median())
 
 
-def _greedy_text(model: HuggingFaceModel, prompt: str, picture: Image.Image | None = None) -> str:
+def _greedy_text(model: HuggingFaceModel, prompt: str, picture: PictureSources | None = None) -> str:
     ids: list[int] = []
     for token in generate_greedy(model, model.encode(prompt, picture), n=NEW_TOKENS):
         if token == model.tokenizer.eos_token_id:
@@ -120,9 +120,7 @@ def pictures_are_scored_right(model: HuggingFaceModel) -> float:
     items += [(PICTURE_PROMPT, answer, noise_picture(*SIZE, seed=seed)) for answer in ANSWERS for seed in (0, 1)]
     worst = 0.0
     for item, scored in zip(items, model.score(items), strict=True):
-        x, y = model.encode(item[0], *item[2:]), model.response_ids(item[0], item[1])
-        log_p = model.logits(x, x.embeds[None], y)[0].log_softmax(-1)
-        expected = float(log_p.gather(1, y[:, None]).sum())
+        expected = _log_prob(model, *item)  # type: ignore[arg-type]
         worst = max(worst, abs(scored.log_prob - expected) / abs(expected))
     return worst
 
@@ -140,14 +138,14 @@ def steered_pictures_are_told_alike(model: HuggingFaceModel) -> float:
 
 
 def pictures_are_fitted(model: HuggingFaceModel) -> float:
-    """Attribution with a place for every image token, and a fit on three pairs; how far the lengths are from 1."""
+    """Attribution with a place for every image token or for none, and a fit on three pairs: lengths against 1."""
     examples = []
     for seed, words in enumerate(PROMPTS):
         examples.append(model.example(f"<image> {words}", *ANSWERS, noise_picture(*SIZE, seed=seed)))
     x = examples[0].encoded
     n = x.kinds.count("image")
     placed = [patch for patch in getattr(x, "patches", ()) if patch is not None]
-    if not n or len(placed) != n:
+    if not n or len(placed) not in (0, n):
         return math.inf
     scores = attribute(model, examples[0], HyperParameters(m=2)).a
     of_picture = scores[torch.tensor([kind == "image" for kind in x.kinds])]
@@ -157,10 +155,31 @@ def pictures_are_fitted(model: HuggingFaceModel) -> float:
     return float((result.pos.v.norm(dim=-1) - 1).abs().max())
 
 
+@torch.no_grad()
+def two_pictures_are_told_apart(model: HuggingFaceModel) -> float:
+    """A prompt with two pictures: scores behind a cache, and what is said from pixels, against recomputation.
+
+    Raises:
+        UnsupportedModelError: the model is found not to take two.
+    """
+    prompt, pictures = "<image> Is it like <image> A:", [noise_picture(*SIZE), noise_picture(SIZE[1], SIZE[0], seed=1)]
+    items: list[Item] = [(PROMPTS[1], ANSWERS[0]), (prompt, ANSWERS[0], pictures), (prompt, ANSWERS[0], pictures[::-1])]
+    scored = [each.log_prob for each in model.score(items)]
+    expected = [_log_prob(model, *item) for item in items]
+    worst = max(abs(one - other) / abs(other) for one, other in zip(scored, expected, strict=True))
+    x = model.encode(prompt, pictures)
+    owners = {patch.picture for patch in getattr(x, "patches", ()) if patch}
+    if scored[1] == scored[2] or owners not in (set(), {0, 1}):
+        return math.inf
+    said = model.generate([prompt], images=[pictures], max_new_tokens=NEW_TOKENS)
+    return worst if said == [_greedy_text(model, prompt, pictures)] else math.inf
+
+
 SEEING_CHECKS: dict[str, Callable[[HuggingFaceModel], float]] = {
     "scores behind a cache": pictures_are_scored_right,
     "steered generation": steered_pictures_are_told_alike,
     "attribution, fit": pictures_are_fitted,
+    "two pictures": two_pictures_are_told_apart,
 }
 CHECKS: dict[str, Callable[[HuggingFaceModel], float]] = {
     "ids = embeddings": ids_are_embeddings,

@@ -5,6 +5,7 @@ A type's default configuration is made small by the names of its fields; `EXTRA`
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -103,12 +104,18 @@ EXTRA: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@functools.cache
+def shared_tokenizer() -> Any:
+    """Of all tiny text models."""
+    return random_llama().tokenizer
+
+
 def tiny_config(kind: str) -> transformers.PretrainedConfig:
     """A type's configuration with everything small, and each of its kinds of layers in use."""
     default = transformers.AutoConfig.for_model(kind)
     fields = {name for name in vars(default) if not name.startswith("_")}
     fields |= set(getattr(type(default), "attribute_map", {}).values())
-    tokenizer = random_llama().tokenizer
+    tokenizer = shared_tokenizer()
     sizes: dict[str, Any] = {}
     for name, value in SMALL.items():
         if name in fields and (name in ALSO_UNSET or getattr(default, name, None) is not None):
@@ -144,4 +151,4 @@ def tiny_network(kind: str, dtype: torch.dtype = torch.float32) -> transformers.
 
 def tiny(kind: str, dtype: torch.dtype = torch.float32) -> HuggingFaceModel:
     """The same behind this package's interface: the proof is run."""
-    return HuggingFaceModel(tiny_network(kind, dtype), random_llama().tokenizer, name=f"tiny-{kind}")
+    return HuggingFaceModel(tiny_network(kind, dtype), shared_tokenizer(), name=f"tiny-{kind}")

@@ -157,7 +157,7 @@ class Served:
                 return prompt
             check_prompt(prompt)
             with self._tokenising:
-                ids, _ = self.model.prompts.encode(prompt, None)
+                ids, _ = self.model.prompts.encode(prompt, ())
             return tuple(ids)
         except ValueError as error:
             raise RequestError(str(error), param=param) from error
