@@ -230,12 +230,7 @@ class Prompts:
         return self._written(messages, contents, n_pictures=n_pictures) + self.answer_opening
 
     def _written(
-        self,
-        messages: Sequence[Message],
-        contents: Sequence[str],
-        *,
-        n_pictures: int = 0,
-        is_answered: bool = False,
+        self, messages: Sequence[Message], contents: Sequence[str], *, n_pictures: int = 0, is_answered: bool = False
     ) -> str:
         """The chat with other contents, as the template writes it; pictures go into the user's first message.
 
