@@ -12,21 +12,33 @@ from grains_ref.cli.common import EngineOption, JsonOption
 from grains_ref.cli.lists import parse_whole_numbers
 
 SEEDS = (0, 1, 2)  # of the models that are shipped
+REAL_SPLIT = 0  # of the data that --real shows
 
 
 @console.guarded
 def demo(
     vision: Annotated[bool, typer.Option("--vision", help="Pictures and words instead of words alone.")] = False,
     world: Annotated[str, typer.Option(help="simple: the positive control; graded: harder on purpose.")] = "simple",
+    real: Annotated[bool, typer.Option("--real", help="A released model instead; the first run fetches it.")] = False,
+    behaviour: Annotated[str, typer.Option(help="With --real: lie, prose or caution.")] = "lie",
     seeds: Annotated[str, typer.Option(help="Training seeds of the embedded models, out of 0, 1, 2.")] = "0,1,2",
     output: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for results. (default: demo_out or demo_vision_out)", show_default=False),
+        typer.Option(
+            "--out", help="Folder for results. (default: demo_out, demo_vision_out, demo_real_out)", show_default=False
+        ),
     ] = None,
     engine: EngineOption = "fast",
     as_json: JsonOption = False,
 ) -> None:
-    """Diagnose, steer and measure tiny models with a planted bad habit. A few minutes; nothing is downloaded."""
+    """Diagnose, steer and measure models with a bad habit. A few minutes; without --real nothing is downloaded."""
+    if real:
+        if vision or world != "simple" or seeds != "0,1,2" or engine != "fast":
+            raise ValueError("--real takes --behaviour, --out and --json; the other options are of the planted worlds")
+        _demo_real(behaviour, output or Path("demo_real_out"), as_json=as_json)
+        return
+    if behaviour != "lie":
+        raise ValueError("--behaviour is for --real; the planted worlds have --world")
     from grains_ref.demo.show import Terminal, show_text_demo, show_vision_demo
 
     chosen_engine = common.engine_name(engine)
@@ -42,3 +54,24 @@ def demo(
         show_vision_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
     else:
         show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
+
+
+def _demo_real(name: str, folder: Path, *, as_json: bool) -> None:
+    """The demo on a released model, which is fetched and converted first where it is missing."""
+    from grains_ref.demo.real import BEHAVIOURS
+    from grains_ref.demo.real.packages import prepare
+    from grains_ref.demo.real.show import show_real_demo
+
+    if name not in BEHAVIOURS:
+        raise ValueError(f"--behaviour {name!r}: expected one of {', '.join(BEHAVIOURS)}")
+    place = prepare(console.err.print)
+    folder.mkdir(parents=True, exist_ok=True)
+    show_real_demo(
+        lambda: common.load_model(str(place), "float32", "cpu", ""),
+        BEHAVIOURS[name],
+        REAL_SPLIT,
+        folder,
+        as_json=as_json,
+        out=console.out,
+        progress=console.progress_bar(),
+    )

@@ -1,4 +1,4 @@
-"""`grains-ref reproduce`: the paper's tables and figures, in miniature on the planted worlds or on the full models."""
+"""`grains-ref reproduce`: the paper's tables and figures, in miniature, on a small real model, or on the full ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from grains_ref.cli import reproduce_real
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
 from grains_ref.files import FileError, only_writer, write_whole
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from grains_ref.reproduction.kept import Cell, Unit
     from grains_ref.reproduction.paper import TableSpec
 
-Rung = Literal["tiny", "full"]
+Rung = Literal["tiny", "real", "full"]
 SEEDS = (0, 1, 2)
 FULL_SEEDS = (0,)  # of the splits
 
@@ -61,7 +62,9 @@ class Plan:
 
 @guarded
 def reproduce(
-    rung: Annotated[Rung, typer.Option(help="tiny: planted worlds; full: the paper's models and data.")] = "tiny",
+    rung: Annotated[
+        Rung, typer.Option(help="tiny: planted worlds; real: a released small model; full: the paper's models.")
+    ] = "tiny",
     everything: Annotated[bool, typer.Option("--all", help="Every table, figure and open question.")] = False,
     table: Annotated[list[int] | None, typer.Option(help="A table of the paper, 1 to 8; may be repeated.")] = None,
     figure: Annotated[list[int] | None, typer.Option(help="A figure of the paper: 3, 5 or 6.")] = None,
@@ -93,6 +96,13 @@ def reproduce(
     dtype: Annotated[str, typer.Option(help="Full rung: bfloat16, float16 or float32.")] = "bfloat16",
 ) -> None:
     """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
+    if rung == "real":
+        if table or figure or question or weights or data or judge_url or judge_model:
+            raise ValueError("--rung real has one table: give --all, or --quick for split 0 only")
+        if not everything and not quick:
+            raise ValueError("nothing to do: give --all, or --quick for split 0 only")
+        reproduce_real.carry_out(output, quick=quick, workers=workers, dry_run=dry_run)
+        return
     if rung == "tiny":
         if weights or data or model or pairs or judge_url or judge_model:
             raise ValueError(

@@ -1,0 +1,197 @@
+"""The methods of the real rung, each as one or several ladders of strengths (`trial.Ladder`).
+
+Where a method's own grid has several further choices (which block, how many heads), the one that its authors recommend
+is taken, or all blocks; only the strength is chosen on dev.  That keeps the table within an hour on two cores, and the
+same for all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from grains_ref.demo.real.trial import Ladder, Steered, Trial
+from grains_ref.fitting.signal import Signal, agreement_of_halves, signal_of
+from grains_ref.grains import Fit, HyperParameters, Steering, vectors
+from grains_ref.methods import caa, edit_gradient, icv, iti, lora, repe
+from grains_ref.methods.edit_gradient import EditPositions, EditSite
+
+Row: TypeAlias = Callable[[Trial], list[Ladder]]
+
+CONTENT: dict[str, Any] = {"eligible": ("content",)}
+ITI_HEADS = 48  # its authors' default; of 270 heads here
+GENTLE = 1.0  # the first rung of v = v_pos - v_neg, which is at most 2 long
+
+
+# ------------------------------------------------------------------------------------------- GrAInS and its controls
+def grains_fit(trial: Trial, **changes: Any) -> tuple[HyperParameters, Fit]:
+    """GrAInS with the paper's setting but for the changes."""
+    hp = replace(trial.lab.paper, **changes)
+    return hp, trial.lab.fit(hp)
+
+
+def grains(*, sign: int = 1, **changes: Any) -> Row:
+    """GrAInS with these changes; sign -1 reverses its vectors."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        _, fit = grains_fit(trial, **changes)
+        return [along(trial, "GrAInS" if sign > 0 else "reversed", sign * fit.v)]
+
+    return row
+
+
+def along(trial: Trial, label: str, v: Tensor, *, start: float = GENTLE) -> Ladder:
+    """Equations (7) and (8) with v at every strength."""
+    return Ladder(label, lambda lam: functools.partial(Steering, trial.model.blocks, v, lam=lam), start)
+
+
+def gaussian(trial: Trial) -> list[Ladder]:
+    """A random direction in every block, as long as the paper's setting makes it; drawn anew for every split."""
+    _, fit = grains_fit(trial)
+    noise = torch.randn(fit.v.shape, dtype=fit.v.dtype, generator=torch.Generator().manual_seed(trial.seed))
+    noise *= fit.v.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+    return [along(trial, "Gaussian", noise)]
+
+
+def random_tokens(**changes: Any) -> Row:
+    """Tokens drawn at random, anew for every split, all else as in the paper's setting but for the changes."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        _, fit = grains_fit(trial, attribution="random", seed=trial.seed, **changes)
+        return [along(trial, "random tokens", fit.v)]
+
+    return row
+
+
+def grains_signal(trial: Trial, **changes: Any) -> Signal:
+    """The signal line of GrAInS with these changes; no pass but those of the edit's own gradient."""
+    hp, fit = grains_fit(trial, **changes)
+    shifts = [trial.lab.shift(hp, i) for i in range(len(trial.sets.steer))]
+    kinds = [
+        example.encoded.kinds[j]
+        for example, of_example in zip(trial.examples, shifts, strict=True)
+        for j in (*of_example.selection.pos, *of_example.selection.neg)
+    ]
+    halves, of_layers = agreement_of_halves(len(shifts), lambda pairs: vectors([shifts[i] for i in pairs], hp).v)
+    return signal_of(
+        fit.pos.v,
+        fit.neg.v,
+        trial.derivatives("residual", "all"),
+        halves=halves,
+        halves_of_layers=of_layers,
+        template=sum(kind in ("template", "special") for kind in kinds) / len(kinds) if kinds else None,
+    )
+
+
+# ------------------------------------------------------------------------------------------- the edit gradient
+def edit(*, site: EditSite, positions: EditPositions, sign: int = 1) -> Row:
+    """The edit gradient at one site; sign -1 goes the other way."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        fit = edit_gradient.scaled(trial.derivatives(site, positions), site=site, positions=positions)
+
+        def at(lam: float) -> Steered:
+            return functools.partial(fit.steering, trial.model, lam=sign * lam)
+
+        return [Ladder("edit gradient" if sign > 0 else "reversed", at, start=0.001)]
+
+    return row
+
+
+# ------------------------------------------------------------------------------------------- baselines
+def caa_row(*, read: caa.Read, middle: bool = False) -> Row:
+    """CAA on all blocks together, or on the block in the middle."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        fit = caa.fit(trial.model, trial.sets.steer, read=read)
+        n = len(trial.model.blocks)
+        blocks = [n // 2] if middle else list(range(n))
+
+        def at(c: float) -> Steered:
+            return functools.partial(fit.steering, trial.model, c=c, blocks=blocks)
+
+        return [Ladder(f"block {n // 2}" if middle else "all blocks", at, start=0.25 if middle else 0.03125)]
+
+    return row
+
+
+def icv_row(trial: Trial) -> list[Ladder]:
+    """ICV as its code has it."""
+    fit = icv.fit(trial.model, trial.sets.steer)
+    return [Ladder("ICV", lambda lam: functools.partial(fit.steering, trial.model, lam=lam), start=0.005)]
+
+
+def iti_row(probe: iti.ProbeName) -> Row:
+    """ITI or NL-ITI with the number of heads that its authors recommend."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        fit = iti.fit(trial.model, trial.sets.steer, probe=probe, spread="answers")
+
+        def at(alpha: float) -> Steered:
+            return functools.partial(fit.steering, trial.model, heads=ITI_HEADS, alpha=alpha)
+
+        return [Ladder(f"{ITI_HEADS} heads", at, start=1.0)]
+
+    return row
+
+
+def repe_row(trial: Trial) -> list[Ladder]:
+    """RepE on its range of blocks."""
+    fit = repe.fit(trial.model, trial.sets.steer)
+    blocks = repe.middle(len(trial.model.blocks))
+    return [Ladder("RepE", lambda c: functools.partial(fit.steering, trial.model, c=c, blocks=blocks), start=0.25)]
+
+
+def lora_row(*, start: float, rungs: int) -> Row:
+    """LoRA; its ladder is one of learning rates, an adapter trained for each as soon as it is asked for."""
+
+    def row(trial: Trial) -> list[Ladder]:
+        @functools.cache
+        def trained(rate: float) -> lora.Adapter:
+            trial.note(f"training at rate {rate:g}")
+            (adapter,) = lora.fit(trial.model, trial.sets.steer, learning_rates=(rate,)).adapters
+            return adapter
+
+        def at(rate: float) -> Steered:
+            return lambda: trained(rate).steering(trial.model)
+
+        return [Ladder("learning rate", at, start=start, rungs=rungs)]
+
+    return row
+
+
+ROWS: dict[str, Row] = {
+    "unsteered": lambda trial: [],
+    "GrAInS": grains(),
+    "GrAInS, mean": grains(aggregation="mean"),
+    "GrAInS, content": grains(**CONTENT),
+    "GrAInS, content, mean": grains(aggregation="mean", **CONTENT),
+    "edit gradient, residual": edit(site="residual", positions="all"),
+    "CAA": caa_row(read="last"),
+    "Gaussian": gaussian,
+    "random tokens": random_tokens(),
+    "random content tokens, mean": random_tokens(aggregation="mean", **CONTENT),
+    "GrAInS, reversed": grains(sign=-1),
+    "GrAInS, content, mean, reversed": grains(sign=-1, aggregation="mean", **CONTENT),
+    "edit gradient, attention output": edit(site="attention_output", positions="after_prompt"),
+    "edit gradient, reversed": edit(site="residual", positions="all", sign=-1),
+    "ICV": icv_row,
+    "CAA, one block": caa_row(read="last", middle=True),
+    "CAA, at the difference": caa_row(read="difference"),
+    "ITI": iti_row("linear"),
+    "NL-ITI": iti_row("mlp"),
+    "RepE": repe_row,
+    "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
+    "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
+}
+SIGNALLED: dict[str, dict[str, Any]] = {  # rows whose vectors come of shifts: their signal is measured
+    "GrAInS": {},
+    "GrAInS, mean": {"aggregation": "mean"},
+    "GrAInS, content": CONTENT,
+    "GrAInS, content, mean": {"aggregation": "mean", **CONTENT},
+}

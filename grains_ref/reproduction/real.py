@@ -1,0 +1,145 @@
+"""The real rung: every method of `grains_ref.demo.real.rows` on three behaviours and three splits, and what it says.
+
+A cell is one row on one behaviour and split; what is kept of it is what `kept` says, and more fields in its draw:
+
+| field | meaning |
+|---|---|
+| `rungs` | each strength on dev: label, strength, accuracy, mean margin, controls right, everyday nats, allowed |
+| `margins`, `token_margins` | of the test pairs, nats |
+| `controls`, `everyday`, `greedy` | margins of the controls; nats per token of everyday answers; said word for word |
+| `texts` | what it says to the prompts of the cell `unsteered`, field `asked` |
+| `signal` | figures of the signal line, of rows whose vectors come of shifts |
+
+The cell `unsteered` also holds `asked`, `undisturbed` (accuracy without the cause), `by_words` and `causes`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grains_ref.demo import workers as processes
+from grains_ref.demo.real import BEHAVIOURS
+from grains_ref.demo.real.causes import recall
+from grains_ref.demo.real.rows import ROWS, SIGNALLED, grains_signal
+from grains_ref.demo.real.show import question_of
+from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen, Trial, share_right
+from grains_ref.demo.real.verdict import Gains, gains
+from grains_ref.demo.real.words import accuracy_by_words
+from grains_ref.demo.workers import Tick
+from grains_ref.grains import DegenerateShiftsError
+from grains_ref.reproduction.kept import Cell, Unit, write_cell, write_facts
+
+SPLITS = (0, 1, 2)
+LAST_SPLIT_WITH = {"LoRA, the paper's rate": 0, "LoRA, rate chosen": 0}  # training is slow: on split 0 alone
+
+
+def cells(behaviours: Sequence[str], splits: Sequence[int]) -> list[tuple[str, int, str]]:
+    """Every cell, split 0 of all behaviours first, in the order of the rows."""
+    found = []
+    for split in splits:
+        for behaviour in behaviours:
+            found += [(behaviour, split, row) for row in ROWS if split <= LAST_SPLIT_WITH.get(row, split)]
+    return found
+
+
+def run(folder: Path, model: Path, units: Sequence[Unit], *, workers: int, tick: Tick) -> None:
+    """Fill cells, several behaviours side by side; each cell is written when it is done."""
+    processes.run(functools.partial(_fill_unit, folder, model), units, tick, workers=workers)
+
+
+def _fill_unit(folder: Path, model: Path, unit: Unit, tick: Tick) -> None:
+    import transformers
+
+    from grains_ref.models import load
+
+    transformers.utils.logging.disable_progress_bar()
+    name, split, rows = unit
+    where = f"{name}, split {split}"
+    tick(f"{where}: loading", 0)
+    trial = Trial(load(model, dtype="float32"), BEHAVIOURS[name], split, note=lambda what: tick(f"{where}: {what}", 0))
+    write_facts(folder, name, split, trial.sets.subjects)
+    for row in rows:
+        tick(f"{where}: {row}", 0)
+        write_cell(folder, name, split, row, fill(trial, row))
+        tick(f"{where}: {row}", 1)
+
+
+def fill(trial: Trial, row: str) -> Cell:
+    """One cell's figures."""
+    try:
+        draw = _draw(trial.choose(ROWS[row](trial)))
+        if row in SIGNALLED:
+            draw["signal"] = grains_signal(trial, **SIGNALLED[row]).record()["figures"]
+    except DegenerateShiftsError as error:
+        return {"error": str(error)}
+    if row == "unsteered":
+        undisturbed = trial.undisturbed_margins() if trial.sets.undisturbed else []
+        found = recall(trial)
+        draw |= {
+            "asked": [question_of(asked) for asked in trial.shown],
+            "undisturbed": share_right(undisturbed) if undisturbed else None,
+            "by_words": accuracy_by_words(trial.sets.steer, trial.sets.test),
+            "causes": asdict(found) if found else None,
+        }
+    return {"draws": [draw]}
+
+
+def _draw(chosen: Chosen) -> dict[str, Any]:
+    """A choice in plain values, see `kept`."""
+    seen = chosen.seen
+    return {
+        "label": chosen.best.label,
+        "strength": chosen.best.strength,
+        "tried": [[rung.label, rung.strength, rung.accuracy] for rung in chosen.tried],
+        "rungs": [_rung(rung) for rung in chosen.tried],
+        "right": "".join("1" if margin > 0 else "0" for margin in seen.margins),
+        "capable": "".join("1" if greedy else "0" for greedy in seen.greedy),
+        "margins": _rounded(seen.margins),
+        "token_margins": _rounded(seen.token_margins),
+        "controls": _rounded(seen.controls),
+        "everyday": _rounded(seen.everyday),
+        "texts": list(seen.texts),
+    }
+
+
+def _rung(rung: DevRung) -> list[Any]:
+    right = share_right(rung.controls)
+    return [rung.label, rung.strength, rung.accuracy, rung.margin, right, rung.everyday, rung.admissible]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 5) for value in values]
+
+
+# ------------------------------------------------------------------------------------------- what cells say
+def seen_of(cell: Cell) -> TestSeen:
+    """What a finished cell measured on test."""
+    (draw,) = cell["draws"]
+    return TestSeen(
+        margins=tuple(draw["margins"]),
+        token_margins=tuple(draw["token_margins"]),
+        controls=tuple(draw["controls"]),
+        everyday=tuple(draw["everyday"]),
+        greedy=tuple(bit == "1" for bit in draw["capable"]),
+        texts=tuple(draw["texts"]),
+    )
+
+
+def gains_of(
+    cells: dict[tuple[str, int, str], Cell], subjects: dict[tuple[str, int], Sequence[str]], behaviour: str, row: str
+) -> tuple[Gains, list[int]] | str:
+    """A row on one behaviour over all splits that have it, and those splits; or why there is nothing."""
+    splits = sorted({split for name, split, of_row in cells if (name, of_row) == (behaviour, row)})
+    splits = [split for split in splits if (behaviour, split, "unsteered") in cells]
+    if not splits:
+        return "not run"
+    for split in splits:
+        if "error" in cells[behaviour, split, row]:
+            return str(cells[behaviour, split, row]["error"])
+    steered = [seen_of(cells[behaviour, split, row]) for split in splits]
+    base = [seen_of(cells[behaviour, split, "unsteered"]) for split in splits]
+    return gains(steered, base, [subjects[behaviour, split] for split in splits]), splits

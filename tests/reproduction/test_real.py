@@ -1,0 +1,117 @@
+"""reproduction/real: the order of cells, what is kept, and pages of whatever cells there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grains_ref.demo.real.rows import ROWS, SIGNALLED
+from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen
+from grains_ref.reproduction.kept import Cell, problem_of, read_cell, write_cell
+from grains_ref.reproduction.real import LAST_SPLIT_WITH, _draw, cells, gains_of, seen_of
+from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record
+
+pytestmark = pytest.mark.cpu
+
+SUBJECTS = [f"subject {i // 2}" for i in range(8)]
+
+
+def chosen(*, right: int, strength: float) -> Chosen:
+    margins = tuple(1.0 if i < right else -2.0 for i in range(8))
+    plain = DevRung("unsteered", 0.0, (-1.0, -3.0), (1.0, 1.0), -1.0, True)
+    best = DevRung("row", strength, (1.0, -1.0), (1.0, -1.0), -1.05, True)
+    broken = DevRung("row", 2 * strength, (2.0, 2.0), (-1.0, -1.0), -1.4, False)
+    seen = TestSeen(margins, margins, (1.0, 1.0), (-1.0, -1.2), (True, False), ("one", "two\nlines"))
+    return Chosen(best if strength else plain, (plain, best, broken), seen)
+
+
+def cell(row: str, *, right: int = 6, strength: float = 0.5) -> Cell:
+    draw = _draw(chosen(right=right, strength=0.0 if row == "unsteered" else strength))
+    if row == "unsteered":
+        found = {"among_all": 3, "among_content": 4, "by_chance": 0.2, "n": 5}
+        draw |= {"asked": ["What?", "Where?"], "undisturbed": 0.9, "by_words": 0.5, "causes": found}
+    if row in SIGNALLED:
+        draw["signal"] = {
+            "verdict": "none",
+            "slope": [0.1, -0.1, 0.3],
+            "cosine": 0.01,
+            "chance": 0.02,
+            "halves": [0.1, 0.0, 0.2],
+            "sides": 0.9,
+            "template": 0.6,
+        }
+    return {"draws": [draw]}
+
+
+def some_cells() -> dict[tuple[str, int, str], Cell]:
+    made: dict[tuple[str, int, str], Cell] = {}
+    for split in (0, 1):
+        made["lie", split, "unsteered"] = cell("unsteered", right=2)
+        made["lie", split, "GrAInS"] = cell("GrAInS", right=2)
+    made["lie", 0, "edit gradient, residual"] = cell("edit gradient, residual", right=8)
+    made["lie", 0, "RepE"] = {"error": "block 3: no direction"}
+    return made
+
+
+FACTS: dict[tuple[str, int], Any] = {("lie", 0): SUBJECTS, ("lie", 1): SUBJECTS}
+
+
+def test_split_0_of_all_behaviours_comes_first_and_training_is_on_it_alone() -> None:
+    order = cells(("lie", "prose"), (0, 1))
+    splits = [split for _, split, _ in order]
+    assert splits == sorted(splits)
+    assert {name for name, split, _ in order if split == 0} == {"lie", "prose"}
+    trained = {split for _, split, row in order if row in LAST_SPLIT_WITH}
+    assert trained == {0}
+    assert len(order) == 4 * len(ROWS) - 2 * len(LAST_SPLIT_WITH)
+
+
+def test_a_cell_is_kept_and_gives_back_what_was_seen(tmp_path: Path) -> None:
+    made = cell("unsteered")
+    write_cell(tmp_path, "lie", 0, "unsteered", made)
+    kept = read_cell(tmp_path, "lie", 0, "unsteered")
+    assert kept is not None
+    assert problem_of(kept) == ""
+    assert seen_of(kept) == chosen(right=6, strength=0.0).seen
+
+
+def test_gains_are_over_the_splits_that_there_are() -> None:
+    found = gains_of(some_cells(), FACTS, "lie", "edit gradient, residual")
+    assert not isinstance(found, str)
+    of_row, splits = found
+    assert splits == [0]
+    assert of_row.gain.value == pytest.approx(6 / 8)
+    assert of_row.margin.value == pytest.approx(6 * 3 / 8)
+    assert gains_of(some_cells(), FACTS, "lie", "CAA") == "not run"
+    assert gains_of(some_cells(), FACTS, "lie", "RepE") == "block 3: no direction"
+
+
+def test_the_page_says_what_is_missing_and_how_many_splits_there_are() -> None:
+    text = page(some_cells(), FACTS)
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "works" in lines["edit gradient, residual"]
+    assert "1 of 2 splits" in lines["edit gradient, residual"]
+    assert "block 3: no direction" in lines["RepE"]
+    assert "not run" in lines["CAA"]
+    assert "+75 [" in lines["edit gradient, residual"]
+    assert "6 of 10; of the user's words 8 of 10 (chance 20 %)" in text
+    assert "prose" not in text
+    assert "two / lines" in text
+
+
+def test_the_record_has_every_row_of_every_behaviour_that_was_run() -> None:
+    found = record(some_cells(), FACTS)
+    assert list(found) == ["lie"]
+    assert list(found["lie"]) == list(ROWS)
+    assert found["lie"]["CAA"] == {"missing": "not run"}
+    assert found["lie"]["GrAInS"]["splits"] == [0, 1]
+
+
+def test_curves_begin_unsteered_and_hold_what_was_not_admissible(tmp_path: Path) -> None:
+    curve = curve_of(cell("GrAInS"))
+    assert [x for point in curve for x in point] == pytest.approx([0, 0, 0.05, 2, 0.4, 4])
+    assert curve_of(None) == curve_of({"error": "no direction"}) == []
+    draw_curves(some_cells(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
