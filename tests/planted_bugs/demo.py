@@ -7,6 +7,11 @@ PLANTED = "grains_ref/demo/planted.py"
 DEMO_ROWS = "grains_ref/demo/rows.py"
 SUMMARY = "grains_ref/demo/summary.py"
 BENCH = "grains_ref/demo/bench.py"
+TRIAL = "grains_ref/demo/real/trial.py"
+LIE = "grains_ref/demo/real/lie.py"
+VERDICT = "grains_ref/demo/real/verdict.py"
+PACKAGES = "grains_ref/demo/real/packages.py"
+REAL_ROWS = "grains_ref/demo/real/rows.py"
 BUGS = (
     Bug("attributions_shared", "reproduction", "settings with other path baselines share attributions",
         LAB, 'AFTER_ATTRIBUTION = ("k",', 'AFTER_ATTRIBUTION = ("path_baseline", "k",', "test_reproduction"),
@@ -57,4 +62,24 @@ BUGS = (
         DEMO_ROWS, '"image": ("image",)}', '"image": ("text",)}', "test_vision_demo"),
     Bug("gains_over_zero", "demo", "a demo's gains are its accuracies",
         SUMMARY, "paired_gain(right, base,", "paired_gain(right, [0.0] * len(base),", "test_text_demo"),
+    Bug("real_controls_are_no_limit", "demo", "a strength of the real rung may lose every control",
+        TRIAL, "and lost <= CONTROLS_LOST", "", "test_real_trial"),
+    Bug("real_choice_beyond_the_limit", "demo", "the real rung chooses strengths that are not admissible",
+        TRIAL, "[rung for rung in tried if rung.admissible]", "[rung for rung in tried]", "test_real_trial"),
+    Bug("real_tests_unsteered", "demo", "the real rung measures the plain model on test, whatever was chosen",
+        TRIAL, "with steered(): scored =", "with nullcontext():\n    scored =", "test_real_trial"),
+    Bug("real_verdict_without_price", "demo", "what a vector does to the controls does not count in its verdict",
+        VERDICT, "self.controls_gain.value >= -MATTERS and", "", "test_real_trial"),
+    Bug("true_claims_are_lies", "demo", "the control with a true claim tells a lie",
+        LIE, "claim=_claim(fact.sentence(fact.value)), question=fact.question)",
+        "claim=_claim(fact.sentence(told_value(fact, count_tokens, draw))), question=fact.question)",
+        "test_real_data"),
+    Bug("lies_of_any_length", "demo", "the told value may have another number of tokens than the true one",
+        LIE, 'count_tokens(f" {value}") == length', 'length > 0', "test_real_data"),
+    Bug("any_wheel_will_do", "demo", "files of another version of a package are read",
+        PACKAGES, "digest_of(content) != package.files[name]", "not content", "test_real_data"),
+    Bug("conversion_never_checked", "demo", "a damaged converted model is used",
+        PACKAGES, "or (check_weights and digest_of(path.read_bytes()) != digest)", "", "test_real_data"),
+    Bug("real_reversed_is_forward", "demo", "the reversed edit gradient goes the same way",
+        REAL_ROWS, "lam=sign * lam)", "lam=lam)", "test_real_trial"),
 )  # fmt: skip
