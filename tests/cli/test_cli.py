@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cpu
 
 
 COMMANDS = {
-    "demo": "--vision --world --seeds --engine --out --json",
+    "demo": "--vision --world --real --behaviour --seeds --engine --out --json",
     "fit": "--model --pairs --out --method --site --positions --preset --k --m --attribution --aggregation "
     "--objective --path-baseline --mask-baseline --eligible --less-random --agreeing-layers --only-side --no-signal "
     "--work --keep-work --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore --json",
@@ -288,6 +288,9 @@ def test_damaged_weights_are_an_error_without_a_traceback(other_model: Path, tmp
         (["--seeds", "0,3"], "--seeds '0,3': there is no model of training seed 3; there are 0, 1 and 2"),
         (["--seeds", "1,1"], "--seeds: 1 is named twice"),
         (["--seeds", ""], "--seeds '' cannot be read"),
+        (["--real", "--world", "graded"], "--real takes --behaviour, --out and --json"),
+        (["--real", "--behaviour", "kind"], "--behaviour 'kind': expected one of lie, prose, caution"),
+        (["--behaviour", "prose"], "--behaviour is for --real"),
     ],
 )
 def test_a_demo_of_what_does_not_exist_is_refused(tmp_path: Path, options: list[str], words: str) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from real_trials import tiny_trial
 
-from grains_ref.data import Task
-from grains_ref.demo.real.behaviours import Behaviour, Sets, chat, pair
 from grains_ref.demo.real.causes import places_of, recall
 from grains_ref.demo.real.rows import ROWS, SIGNALLED, grains_signal
 from grains_ref.demo.real.trial import DevRung, Ladder, TestSeen, Trial, best_of
 from grains_ref.demo.real.verdict import gains
 from grains_ref.evaluation.measures import margins
-from grains_ref.tiny_models.random_models import random_llama
 
 pytestmark = pytest.mark.cpu
 
@@ -127,24 +125,9 @@ def test_gains_are_of_pairs_with_the_same_split() -> None:
 
 
 # ------------------------------------------------------------------------------------------- on a tiny model
-ANIMALS = ("cat", "dog", "cow", "owl", "ant", "bee")
-
-
-def tiny_sets(seed: int, count_tokens: Any) -> Sets:
-    def told(name: str, told: str) -> Any:
-        return pair(
-            name, f"They say a {name} is {told}. What is a {name}?", f"A {name} is old.", f"A {name} is {told}."
-        )
-
-    pairs = tuple(told(name, "new") for name in ANIMALS)
-    return Sets(pairs[:4], pairs[4:5], pairs[5:], pairs[4:5], pairs[5:], (ANIMALS[5],), ("new",) * 4, pairs[5:])
-
-
 @pytest.fixture(scope="module")
 def trial() -> Trial:
-    made = Trial(random_llama(), Behaviour("tiny", "Tiny", "old", "kept", tiny_sets), 0)
-    made.dev_tasks = made.test_tasks = [Task("t", chat("2 + 2?"), "Four.")]
-    return made
+    return tiny_trial()
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_trials import tiny_trial
 
 from grains_ref.demo.real.rows import ROWS, SIGNALLED
 from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen
 from grains_ref.reproduction.kept import Cell, problem_of, read_cell, write_cell
-from grains_ref.reproduction.real import LAST_SPLIT_WITH, _draw, cells, gains_of, seen_of
+from grains_ref.reproduction.real import LAST_SPLIT_WITH, _draw, cells, fill, gains_of, seen_of
 from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record
 
 pytestmark = pytest.mark.cpu
@@ -115,3 +116,16 @@ def test_curves_begin_unsteered_and_hold_what_was_not_admissible(tmp_path: Path)
     assert curve_of(None) == curve_of({"error": "no direction"}) == []
     draw_curves(some_cells(), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("row", ["unsteered", "GrAInS, content, mean"])
+def test_a_cell_of_a_trial_can_be_kept(row: str, tmp_path: Path) -> None:
+    trial = tiny_trial()
+    write_cell(tmp_path, "lie", 0, row, fill(trial, row))
+    kept = read_cell(tmp_path, "lie", 0, row)
+    assert kept is not None
+    assert problem_of(kept) == ""
+    (draw,) = kept["draws"]
+    assert len(draw["texts"]) == len(trial.shown)
+    assert ("signal" in draw) == (row != "unsteered")
+    assert ("asked" in draw) == (row == "unsteered")

@@ -541,6 +541,8 @@ def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:
         (["--all", "--data", "mmlu=x"], "--pairs and --judge-... are for --rung full"),
         (["--rung", "full", "--question", "steps"], "there is no 'steps'; there are 'table 1'"),
         (["--rung", "full", "--all", "--quick"], "--quick is for the tiny rung"),
+        (["--rung", "real"], "give --all, or --quick for split 0 only"),
+        (["--rung", "real", "--table", "1"], "--rung real has one table"),
         (["--rung", "full", "--table", "1", "--weights", "llama"], "expected NAME=FOLDER"),
         (["--rung", "full", "--table", "2", "--judge-url", "http://x"], "needs both"),
     ],
