@@ -30,8 +30,8 @@ from grains_ref.report.tokens import coloured_tokens, strongest_tokens
 from grains_ref.vectors import SteeringVectors, library_versions
 
 DEMO_ROWS = {  # row of `rows` -> what the demo calls it
-    "GrAInS": "GrAInS, the paper's setting",
-    "GrAInS, content, mean": "GrAInS, user's words, mean",
+    "GrAInS": "GrAInS, paper's setting",
+    "GrAInS, content, mean": "GrAInS, own words, mean",
     "GrAInS, content, mean, reversed": "  the same, reversed",
     "random tokens": "random tokens",
     "Gaussian": "Gaussian vectors",
@@ -40,6 +40,11 @@ DEMO_ROWS = {  # row of `rows` -> what the demo calls it
     "edit gradient, reversed": "  the same, reversed",
 }
 N_EXHIBITS = 2
+EXPLAINED = (
+    "Right: the chosen answer is the more likely one. Gain: over the model as it is, in points [95 % interval], and of "
+    "the mean margin in nats. Kept: controls that are right. Everyday: what right answers to everyday questions gain "
+    "or lose, nats per token."
+)
 NOT_SAID = (
     "One small model, one split, some dozens of test pairs: this says nothing about a model of 8 billion parameters. "
     "All behaviours, methods and three splits: grains-ref reproduce --rung real --all; what came out: docs/real.md."
@@ -107,12 +112,8 @@ def show_real_demo(
     _print_setting(found, out)
     _print_attribution(found, out)
     out.print(_table(found))
-    out.print(
-        "Right: the chosen answer is the more likely one. Gains over the model as it is, with 95 % intervals. "
-        "Kept: the controls\nthat stay right. Everyday: log-probability of right answers to everyday questions, nats "
-        "per token. Strengths were chosen on\nother pairs, where everyday answers may lose 0.1 and one control of 8.\n",
-        style="dim",
-    )
+    out.print(f"{EXPLAINED}\n", style="dim")
+    _print_chosen(found, out)
     _print_texts(found, out)
     for line in conclusions(found):
         out.print(line)
@@ -168,7 +169,7 @@ def _print_attribution(found: Found, out: Console) -> None:
         r = found.recall
         out.print(
             f"The told value is among the 3 most negative tokens in {r.among_all} of {r.n} steering prompts; among the "
-            f"user's own\nwords in {r.among_content} of {r.n} (at random: {percent(r.by_chance)})."
+            f"user's own words in {r.among_content} of {r.n} (at random: {percent(r.by_chance)})."
         )
     for row, signal in found.signals.items():
         out.print(f"{DEMO_ROWS[row]}.", style="bold", end=" ")
@@ -178,25 +179,34 @@ def _print_attribution(found: Found, out: Console) -> None:
 
 
 def _table(found: Found) -> Table:
-    table = Table(title="What does steering change?", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    """At most 80 columns wide."""
+    table = Table(title="What does steering change?", title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("", no_wrap=True)
-    for name in ("strength", "right", "gain", "nats", "kept", "everyday", "verdict"):
+    for name in ("right", "gain", "nats", "kept", "everyday", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)
     base = found.trial.unsteered_test
-    table.add_row("unsteered", "", percent(share_right(base.margins)), "", "", percent(share_right(base.controls)))
+    table.add_row("unsteered", percent(share_right(base.margins)), "", "", percent(share_right(base.controls)))
     for row, name in DEMO_ROWS.items():
-        of_row, strength = found.gains[row], found.chosen[row].best.strength
+        of_row = found.gains[row]
         table.add_row(
             name,
-            f"{strength:g}",
             percent(of_row.accuracy.value),
             f"{100 * of_row.gain.value:+.0f} [{100 * of_row.gain.low:+.0f}, {100 * of_row.gain.high:+.0f}]",
             f"{of_row.margin.value:+.1f}",
             percent(of_row.controls.value),
             f"{of_row.everyday.value:+.2f}",
-            of_row.verdict if strength else "not used",
+            of_row.verdict if found.chosen[row].best.strength else "not used",
         )
     return table
+
+
+def _print_chosen(found: Found, out: Console) -> None:
+    """The strengths, and by which rule."""
+    strengths = [f"{name.strip()} {found.chosen[row].best.strength:g}" for row, name in DEMO_ROWS.items()]
+    out.print(
+        "Strengths were chosen on other pairs, where everyday answers may lose 0.1 nats per token and one control of "
+        f"8: {'; '.join(strengths)}.\n"
+    )
 
 
 def _print_texts(found: Found, out: Console) -> None:
@@ -221,11 +231,11 @@ def conclusions(found: Found) -> list[str]:
     strength = found.chosen["GrAInS"].best.strength
     lines = ["Verdict"]
     if strength:
-        lines.append(f"- GrAInS in the paper's setting {paper.verdict} here: {in_words(paper)}.")
+        lines.append(f"- GrAInS in the paper's setting: {paper.verdict}. {in_words(paper)}.")
     else:
         lines.append("- GrAInS in the paper's setting: no strength was better on dev than none.")
     of_best = found.gains[best]
-    lines.append(f"- Best on dev, {DEMO_ROWS[best].strip()}: {of_best.verdict}: {in_words(of_best)}.")
+    lines.append(f"- Best on dev, {DEMO_ROWS[best].strip()}: {of_best.verdict}. {in_words(of_best)}.")
     return lines
 
 
