@@ -29,7 +29,7 @@ def carry_out(output: Path, *, quick: bool, workers: int, dry_run: bool) -> None
         units = missing(output, wanted, on_damage=_tell_damage)
         _tell_plan(wanted, units)
         for behaviour, split, rows in units:
-            out.print(f"{behaviour}, split {split}: {', '.join(rows)}")
+            out.print(f"{behaviour}, split {split}: {'; '.join(rows)}")
         if why := why_missing():
             out.print(why)
         return
