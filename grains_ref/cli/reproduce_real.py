@@ -68,8 +68,9 @@ def write_pages(output: Path, wanted: Sequence[Key]) -> None:
 
 def _run(units: Sequence[Unit], model: Path, output: Path, *, workers: int) -> None:
     from grains_ref.reproduction.kept import missing
-    from grains_ref.reproduction.real import run
+    from grains_ref.reproduction.real import main_rows_first, run
 
+    units = main_rows_first(units)
     asked = [(behaviour, split, row) for behaviour, split, rows in units for row in rows]
     with progress_bar() as progress:
         bar = progress.add_task("starting", total=len(asked))

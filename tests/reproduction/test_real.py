@@ -11,7 +11,15 @@ from real_trials import tiny_trial
 from grains_ref.demo.real.rows import ROWS, SIGNALLED
 from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen
 from grains_ref.reproduction.kept import Cell, problem_of, read_cell, write_cell
-from grains_ref.reproduction.real import ON_SPLIT_0_ALONE, _draw, cells, fill, gains_of, seen_of
+from grains_ref.reproduction.real import (
+    ON_SPLIT_0_ALONE,
+    _draw,
+    cells,
+    fill,
+    gains_of,
+    main_rows_first,
+    seen_of,
+)
 from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record
 
 pytestmark = pytest.mark.cpu
@@ -67,6 +75,11 @@ def test_split_0_of_all_behaviours_comes_first_and_training_is_on_it_alone() -> 
     trained = {split for _, split, row in order if row in ON_SPLIT_0_ALONE}
     assert trained == {0}
     assert len(order) == 4 * len(ROWS) - 2 * len(ON_SPLIT_0_ALONE)
+
+
+def test_main_rows_come_before_those_of_split_0_alone() -> None:
+    units = main_rows_first([("lie", 0, ("GrAInS", "GrAInS, mean", "NL-ITI")), ("prose", 0, ("CAA",))])
+    assert units == [("lie", 0, ("GrAInS", "GrAInS, mean")), ("prose", 0, ("CAA",)), ("lie", 0, ("NL-ITI",))]
 
 
 def test_a_cell_is_kept_and_gives_back_what_was_seen(tmp_path: Path) -> None:
