@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,14 @@ def answer_lengths(trial: Trial) -> list[int]:
         assert chosen == rejected
         lengths.append(chosen)
     return lengths
+
+
+def test_a_prompt_with_two_wordings_of_its_answers_is_shown_once(trial: Trial) -> None:
+    once = [asked.prompt for asked in trial.shown]
+    sets = dataclasses.replace(trial.sets, test=trial.sets.test * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "sets", sets)
+        assert [asked.prompt for asked in trial.shown] == once
 
 
 @pytest.mark.parametrize("row", SIGNALLED)

@@ -214,14 +214,14 @@ class Trial:
 
     @property
     def shown(self) -> list[PreferencePair | Task]:
-        """Test prompts whose answers are generated: pairs, controls, everyday questions."""
+        """Different test prompts whose answers are generated: of pairs, of controls, everyday questions."""
+        pairs: list[PreferencePair] = []
+        for pair in self.sets.test:
+            if all(pair.prompt != other.prompt for other in pairs):
+                pairs.append(pair)
         controls = self.sets.test_controls
         step = max(1, len(controls) // SHOWN_CONTROLS)
-        return [
-            *self.sets.test[:SHOWN],
-            *controls[::step][:SHOWN_CONTROLS],
-            *self.test_tasks[:SHOWN_TASKS],
-        ]
+        return [*pairs[:SHOWN], *controls[::step][:SHOWN_CONTROLS], *self.test_tasks[:SHOWN_TASKS]]
 
     @property
     def unsteered_test(self) -> TestSeen:
