@@ -25,7 +25,7 @@ Row: TypeAlias = Callable[[Trial], list[Ladder]]
 
 CONTENT: dict[str, Any] = {"eligible": ("content",)}
 ITI_HEADS = 48  # its authors' default; of 270 heads here
-GENTLE = 1.0  # the first rung of v = v_pos - v_neg, which is at most 2 long
+GENTLE = 0.5  # the first rung of v = v_pos - v_neg, which is at most 2 long
 
 
 # ------------------------------------------------------------------------------------------- GrAInS and its controls
