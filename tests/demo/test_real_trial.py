@@ -80,6 +80,26 @@ def test_a_strength_without_scores_ends_a_ladder(monkeypatch: pytest.MonkeyPatch
     assert [rung.strength for rung in scale.trial.climb(scale.ladder())] == [1, 2]
 
 
+def test_a_ladder_that_begins_too_high_goes_on_downward(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = Scale(monkeypatch, everyday=lambda s: s / 6, controls=lambda s: kept(8), margins=lambda s: [s - 3] * 4)
+    tried = scale.trial.climb(scale.ladder(start=2.0))
+    assert scale.asked == [2, 1, 0.5, 0.25]  # cost .33, .17, .08, .04; at .5 it is the best
+    assert [rung.strength for rung in tried] == [0.25, 0.5, 1, 2]
+    assert best_of([scale.trial.unsteered, *tried]).strength == 0.5
+
+
+def test_a_ladder_does_not_go_down_where_nothing_is_better_than_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = Scale(monkeypatch, everyday=lambda s: s / 50, controls=lambda s: kept(8), margins=lambda s: [-s] * 4)
+    scale.trial.climb(scale.ladder())
+    assert min(scale.asked) == 1
+
+
+def test_a_ladder_goes_down_so_far_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = Scale(monkeypatch, everyday=lambda s: s and 1, controls=lambda s: kept(8), margins=lambda s: [s] * 4)
+    scale.trial.climb(scale.ladder())
+    assert scale.asked == [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64]
+
+
 def rung(strength: float, right: int, margin: float, *, admissible: bool = True) -> DevRung:
     margins = (1.0,) * right + (-1.0,) * (4 - right)
     shift = margin - sum(margins) / 4

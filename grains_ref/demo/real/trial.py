@@ -2,13 +2,15 @@
 
 The rule, the same for every method and fixed before any was run (docs/real.md):
 
-1. A method climbs a ladder of strengths, each twice the one before.
+1. A method climbs a ladder of strengths, each twice the one before; see 5 for its lower end.
 2. A strength is admissible if on dev the right answers to everyday questions lose at most `EVERYDAY_LOSS` nats per
    token, and at most `CONTROLS_LOST` control is lost.
 3. The ladder ends after the first strength that costs more than `EVERYDAY_LOSS`, after two strengths in a row that are
    not admissible, or after its last rung.  No grid ends where a method would still like to go on.
 4. Of the admissible strengths the one with the highest accuracy on dev is chosen; of equals the one with the larger
    mean margin, then the gentler.  Strength 0 is always among them.
+5. A ladder whose gentlest strength is not admissible, or is better than strength 0 and all others by rule 4, goes on
+   downward by halves until that is no longer so, `DOWNWARD` strengths at most.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from grains_ref.models import HuggingFaceModel, TokenRow
 
 EVERYDAY_LOSS = 0.1  # nats per token of the right answer
 CONTROLS_LOST = 1  # of dev
+DOWNWARD = 6  # strengths below the first that a ladder may go
 DEV_TASKS, TEST_TASKS = 12, 20
 SHOWN, SHOWN_CONTROLS, SHOWN_TASKS = 6, 3, 1  # test prompts whose answers are generated and kept
 NEW_TOKENS = 24
@@ -40,7 +43,7 @@ Note: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ladder:
-    """A method's strengths, gentlest first: `start`, then twice as much at every rung.
+    """A method's strengths: `start`, then twice as much at every rung.
 
     at: strength -> the steering.
     """
@@ -176,19 +179,34 @@ class Trial:
         return base.everyday - everyday <= EVERYDAY_LOSS and lost <= CONTROLS_LOST
 
     def climb(self, ladder: Ladder) -> list[DevRung]:
-        """Every strength of a ladder up to its end, see rule 3."""
-        base, tried, in_a_row = self.unsteered, list[DevRung](), 0
-        for rung in range(ladder.rungs):
-            strength = ladder.start * 2**rung
-            try:
-                found = self._on_dev(ladder.label, strength, ladder.at(strength), base)
-            except FloatingPointError:  # so strong that there are no scores: beyond every limit
+        """Every strength of a ladder, gentlest first, by rules 3 and 5."""
+        tried, in_a_row = list[DevRung](), 0
+        for step in range(ladder.rungs):
+            rung = self._rung(ladder, ladder.start * 2**step)
+            if rung is None:
                 break
-            tried.append(found)
-            in_a_row = 0 if found.admissible else in_a_row + 1
-            if base.everyday - found.everyday > EVERYDAY_LOSS or in_a_row == 2:
+            tried.append(rung)
+            in_a_row = 0 if rung.admissible else in_a_row + 1
+            if self.unsteered.everyday - rung.everyday > EVERYDAY_LOSS or in_a_row == 2:
                 break
+        for step in range(1, DOWNWARD + 1):
+            if ladder.rungs == 1 or not self._wants_gentler(tried):
+                break
+            rung = self._rung(ladder, ladder.start / 2**step)
+            if rung is not None:
+                tried.insert(0, rung)
         return tried
+
+    def _rung(self, ladder: Ladder, strength: float) -> DevRung | None:
+        """One strength on dev; None where it is so strong that there are no scores."""
+        try:
+            return self._on_dev(ladder.label, strength, ladder.at(strength), self.unsteered)
+        except FloatingPointError:
+            return None
+
+    def _wants_gentler(self, tried: Sequence[DevRung]) -> bool:
+        """Whether the lower end of what was tried is too strong, or the best."""
+        return not tried or not tried[0].admissible or best_of([self.unsteered, *tried]) is tried[0]
 
     def choose(self, ladders: Sequence[Ladder]) -> Chosen:
         """The best strength of all ladders by rule 4, and what it does on test."""
