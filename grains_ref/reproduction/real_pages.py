@@ -171,23 +171,28 @@ def draw_curves(cells: dict[Key, Cell], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    behaviours = [name for name in BEHAVIOURS if (name, 0, "unsteered") in cells]
+    behaviours = [name for name in BEHAVIOURS if any((name, 0, row) in cells for row in DRAWN)]
+    if not behaviours:
+        return
     figure, axes = plt.subplots(1, len(behaviours), figsize=(5 * len(behaviours), 4.6), squeeze=False)
     for axis, name in zip(axes[0], behaviours, strict=True):
         for row, (colour, line) in DRAWN.items():
             curve = curve_of(cells.get((name, 0, row)))
             if curve:
                 losses, nats = zip(*curve, strict=True)
-                axis.plot(losses, nats, line, color=colour, marker="o", markersize=3, label=row)
+                axis.plot(losses, nats, line, color=colour, marker="o", markersize=4, label=row)
         axis.axvline(EVERYDAY_LOSS, color="#888888", linewidth=0.8)
         axis.axhline(0, color="#888888", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=0.02)
-        axis.set_xlim(-0.03, 3)
+        axis.set_xlim(-0.1, 3)
         axis.set_title(name)
         axis.set_xlabel("what everyday answers lose on dev, nats per token")
     axes[0][0].set_ylabel("gain of the mean margin on dev, nats")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    lines = {}
+    for axis in axes[0]:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle("Every strength of every ladder, split 0; right of the grey line a strength is not admissible")
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=130)
