@@ -173,7 +173,7 @@ def _print_attribution(found: Found, out: Console) -> None:
         )
     for row, signal in found.signals.items():
         out.print(f"{DEMO_ROWS[row]}.", style="bold", end=" ")
-        out.print(signal.line())
+        out.print(f"Signal: {signal.line()}")
         for warning in signal.warnings():
             out.print(f"  {warning}", style="yellow")
 
