@@ -188,11 +188,11 @@ def draw_curves(cells: dict[Key, Cell], path: Path) -> None:
         axis.set_title(name)
         axis.set_xlabel("what everyday answers lose on dev, nats per token")
     axes[0][0].set_ylabel("gain of the mean margin on dev, nats")
-    lines = {}
+    lines: dict[str, Any] = {}
     for axis in axes[0]:
         handles, labels = axis.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle("Every strength of every ladder, split 0; right of the grey line a strength is not admissible")
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=130)
