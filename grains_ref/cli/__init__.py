@@ -5,6 +5,7 @@
 | `commands` | the list of all commands, `--version`, `--debug` |
 | `demo`, `look`, `fit`, `choose`, `evaluate`, `generate` | demo; attribute and inspect; fit; sweep; eval; generate |
 | `serve` | serve |
+| `report` | report, and the option `--report` of the others |
 | `export` | export and import |
 | `datasets`, `reproduce`, `conform` | the paper's datasets; its tables and figures; is a port right? |
 | `conform_results` | what the JSON of a run says: a summary for a README, the difference of two |

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grains_ref.cli import common, console
+from grains_ref.cli.choice_tables import LayerNames, choice_record, print_choice
 from grains_ref.cli.common import (
     BaseOption,
     DateOption,
@@ -27,6 +29,7 @@ from grains_ref.cli.common import (
     SkipOption,
 )
 from grains_ref.cli.lists import check_each_once, parse_layers, parse_strengths, parse_whole_numbers
+from grains_ref.cli.report import ReportOption, check_page, model_facts, write_report
 from grains_ref.files import check_target, only_writer_of, some_of
 from grains_ref.files.processes import first, held_by_first
 
@@ -35,16 +38,13 @@ if TYPE_CHECKING:
 
     from grains_ref.cli.lists import Layers
     from grains_ref.data import PreferencePair, Task
-    from grains_ref.evaluation import Candidate
     from grains_ref.evaluation.choice import LimitedChoice
-    from grains_ref.evaluation.given import GivenCandidate
     from grains_ref.fitting import FitRecord, WorkFolder
     from grains_ref.grains import Example, Hooks, HyperParameters
     from grains_ref.models import HuggingFaceModel
     from grains_ref.vectors import SteeringVectors
 
 STRENGTHS = "0.4,0.63,1,1.6,2.5,4,6.3,10"  # what is tried of GrAInS
-LayerNames = dict[tuple[int, ...], str]  # numbers of layers -> how they were written
 
 
 # ------------------------------------------------------------------------------------- sweep
@@ -92,6 +92,7 @@ def sweep(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Leave that folder: another grid then costs what is new in it.")
     ] = False,
+    report: ReportOption = None,
     engine: EngineOption = "fast",
     memory: MemoryOption = "80%",
     dtype: DtypeOption = "auto",
@@ -117,9 +118,10 @@ def sweep(
     folder = work or (output.with_name(output.name + ".work") if output else None)
     if keep_work and not folder:
         raise ValueError("--keep-work keeps the work folder: name one with --work, or a file with --out")
+    check_page(report)
     chosen_engine = common.engine_name(engine, memory)
     layer_sets = [parse_layers(text) for text in layers or ["all"]]
-    ending = _Ending(model, dev, output, folder, keep_work, as_json)
+    ending = _Ending(model, dev, output, folder, keep_work, as_json, report)
     if vectors:
         of_pairs = {"--k": ks, "--aggregation": aggregation, "--eligible": eligible, "--preset": preset}
         if named := [option for option, value in of_pairs.items() if value]:
@@ -176,6 +178,7 @@ def sweep(
                 memory=memory,
             )
 
+        @functools.cache
         def made() -> SteeringVectors:
             best = choice.best
             digest = content_digest(fitted_pairs)
@@ -185,6 +188,8 @@ def sweep(
             return _with_signal(wrapped, examples, FitRecord(vectors, best.fit, best.shifts, 0), best.hp, work_folder)
 
         ending.finish(choice, made, layer_names, work_folder)
+        has_chats = _has_chats([*fitted_pairs, *dev_file.pairs])
+        ending.write_report(choice, made() if report else None, layer_names, wrapped, has_chats=has_chats)
 
 
 def _with_signal(
@@ -233,7 +238,7 @@ def _sweep_given(
 
         def steer(strength: float, layers: tuple[int, ...]) -> Hooks:
             in_use = common.VectorsInUse(vectors, strength, parse_layers(layer_names[layers]))
-            return in_use.steering(wrapped, force=False, chat=any(not isinstance(p.prompt, str) for p in pairs))
+            return in_use.steering(wrapped, force=False, chat=_has_chats(pairs))
 
         steer(0.0, next(iter(layer_names)))  # refuses vectors of another model before the work
         with _progress(ending.folder) as show:
@@ -250,6 +255,7 @@ def _sweep_given(
                 work=work_folder,
             )
         ending.finish(choice, lambda: vectors, layer_names, work_folder)
+        ending.write_report(choice, vectors, layer_names, wrapped, has_chats=_has_chats(pairs))
 
 
 @dataclass(frozen=True)
@@ -262,6 +268,7 @@ class _Ending:
     folder: Path | None
     keep_work: bool
     as_json: bool
+    report: Path | None = None
 
     @contextmanager
     def hold(self) -> Iterator[WorkFolder | None]:
@@ -301,12 +308,12 @@ class _Ending:
             for left_out in choice.left_out:
                 console.err.print(f"left out: {left_out.what}: {left_out.why}", style="yellow")
             if self.as_json:
-                record = _record(choice, layer_names) | {"vectors": str(written) if written else None}
+                record = choice_record(choice, layer_names) | {"vectors": str(written) if written else None}
                 record["signal"] = signal
                 console.out.print_json(data=record)
             else:
                 title = f"Accuracy on {self.dev} ({choice.n_dev} pairs); * is chosen"
-                _print_choice(choice, layer_names, title=title)
+                print_choice(choice, layer_names, title=title)
                 console.print_signal(signal)
         strangers = [path.name for path in left if not output or path.resolve() != output.resolve()]
         if strangers:
@@ -320,6 +327,29 @@ class _Ending:
             )
         else:
             console.out.print(f"Nothing was written to {output}.", style="yellow")
+
+    def write_report(
+        self,
+        choice: LimitedChoice[Any],
+        vectors: SteeringVectors | None,
+        layer_names: LayerNames,
+        model: HuggingFaceModel,
+        *,
+        has_chats: bool,
+    ) -> None:
+        """The page that --report asks for.  vectors: what was chosen, with its layers; None: there is no page."""
+        if not self.report or not vectors:
+            return
+        from grains_ref.report.folder import of_sweep
+        from grains_ref.report.layers import Layers
+        from grains_ref.report.provenance import facts_of
+
+        header = replace(vectors.header, choice=choice.record())
+        sections = [of_sweep(choice_record(choice, layer_names)), Layers(replace(vectors, header=header))]
+        facts = model_facts(model, chat=has_chats)
+        known = {name for name, _ in facts}
+        facts += [("dev pairs", str(self.dev)), *(fact for fact in facts_of(vectors) if fact[0] not in known)]
+        write_report(self.report, f"Strengths on {self.dev.name}", sections, facts)
 
 
 @contextmanager
@@ -344,87 +374,12 @@ def _progress(folder: Path | None) -> Iterator[Callable[[str, int, int], None]]:
             raise KeyboardInterrupt(f"finished and kept in {folder}: {counts}; run the same command to go on") from None
 
 
+def _has_chats(pairs: Sequence[PreferencePair]) -> bool:
+    return any(not isinstance(pair.prompt, str) for pair in pairs)
+
+
 def _prompts(pairs: Sequence[PreferencePair]) -> set[tuple[str, str | tuple[str, ...] | None]]:
     """What is asked in the pairs, word for word and picture by picture."""
     from grains_ref.data import picture_bytes
 
     return {(repr(pair.prompt), picture_bytes(pair)) for pair in pairs}
-
-
-def _words(candidate: Candidate | GivenCandidate, layer_names: LayerNames) -> str:
-    if candidate.lam == 0:
-        return "unsteered"
-    layers = f"layers {layer_names[candidate.layers]}"
-    hp = getattr(candidate, "hp", None)  # vectors that were given are made already
-    return f"k {hp.k}, {hp.aggregation}, {layers}" if hp else layers
-
-
-def _setting(candidate: Candidate | GivenCandidate, layer_names: LayerNames) -> dict[str, Any]:
-    """A candidate as JSON; at strength 0 no vectors are in use."""
-    if candidate.lam == 0:
-        return {"lam": 0.0, "k": None, "aggregation": None, "layers": None}
-    hp = getattr(candidate, "hp", None)
-    made = {"k": hp.k if hp else None, "aggregation": hp.aggregation if hp else None}
-    return {"lam": candidate.lam, **made, "layers": layer_names[candidate.layers]}
-
-
-def _record(choice: LimitedChoice[Any], layer_names: LayerNames) -> dict[str, Any]:
-    costs = choice.record()
-    return {
-        "best": _setting(choice.best, layer_names)
-        | {name: costs[name] for name in costs if name not in ("lam", "layers")},
-        "tried": [
-            _setting(tried.setting, layer_names) | {"dev_accuracy": tried.accuracy} | choice.dev_figures(number)
-            for number, tried in enumerate(choice.tried)
-        ],
-        "left_out": [asdict(left_out) for left_out in choice.left_out],
-    }
-
-
-def _change(change: Sequence[float] | None) -> str:
-    """The change of the mean margin with its interval; nothing where there are too few prompts for one."""
-    if not change:
-        return "-"
-    value, low, high = change
-    return f"{value:+.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _print_choice(choice: LimitedChoice[Any], layer_names: LayerNames, *, title: str) -> None:
-    """Everything that was tried, setting by setting, and what the chosen one costs."""
-    names = list(dict.fromkeys(_words(tried.setting, layer_names) for tried in choice.tried))
-    numbered = sorted(
-        enumerate(choice.tried),
-        key=lambda item: (names.index(_words(item[1].setting, layer_names)), item[1].setting.lam),
-    )
-    rows = []
-    for number, tried in numbered:
-        mark = "* " if tried.setting is choice.best else "  "
-        figures = choice.dev_figures(number)
-        if tried.setting.lam == 0:
-            margin = f"margin {figures['dev_margin']:+.2f}"
-        else:
-            margin = _change(figures.get("dev_margin_change"))
-        rows.append(
-            (
-                mark + _words(tried.setting, layer_names),
-                f"{tried.setting.lam:g}",
-                f"{100 * tried.accuracy:.1f} %",
-                f"{100 * figures['dev_accuracy_per_token']:.1f} %",
-                margin,
-            )
-        )
-    head = ("setting", "lam", "accuracy", "per token", "change of margin, nats")
-    console.out.print(console.table_of(title, head, rows))
-    if choice.tasks:
-        cost = choice.tasks
-        console.out.print(
-            f"Tasks ({cost.n}): {100 * cost.accuracy:.1f} % with the chosen setting, "
-            f"{100 * cost.accuracy_unsteered:.1f} % unsteered; {cost.max_loss:g} points may be lost."
-        )
-    else:
-        warning = "No --tasks were given, so nothing stops a strength that ruins other skills."
-        console.out.print(warning, style="yellow")
-    if choice.best.lam == 0:
-        console.out.print(
-            "No steered setting beat the unsteered model within the limit: lam = 0 was chosen.", style="yellow"
-        )

@@ -25,13 +25,14 @@ from grains_ref.cli import (
     fit,
     generate,
     look,
+    report,
     reproduce,
     serve,
 )
 
 ORDER = (  # in which people need them
-    "demo", "check", "attribute", "fit", "inspect", "sweep", "eval", "generate", "serve", "export", "import",
-    "datasets", "reproduce", "conform",
+    "demo", "check", "attribute", "fit", "inspect", "sweep", "eval", "generate", "report", "serve", "export",
+    "import", "datasets", "reproduce", "conform",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ app.command("inspect")(look.inspect)
 app.command("sweep")(choose.sweep)
 app.command("eval")(evaluate.eval_)
 app.command("generate")(generate.generate)
+app.command("report")(report.report)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(export.import_)

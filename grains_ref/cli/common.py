@@ -253,6 +253,11 @@ class VectorsInUse:
     lam: float
     layers: Layers
 
+    @property
+    def words(self) -> str:
+        """Strength and layers, for people."""
+        return f"lam {self.lam:g}, layers {self.layers.text}"
+
     def steering(self, model: HuggingFaceModel, *, force: bool, chat: bool, engine: EngineName = "fast") -> Hooks:
         """The edit that the file stands for, at its site and positions, for this model.
 

@@ -10,6 +10,7 @@ import typer
 from grains_ref.cli import common, console
 from grains_ref.cli.common import EngineOption, JsonOption
 from grains_ref.cli.lists import parse_whole_numbers
+from grains_ref.cli.report import check_page, typed_command
 
 SEEDS = (0, 1, 2)  # of the models that are shipped
 REAL_SPLIT = 0  # of the data that --real shows
@@ -28,18 +29,23 @@ def demo(
             "--out", help="Folder for results. (default: demo_out, demo_vision_out, demo_real_out)", show_default=False
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="The page to look at. (default: report.html in the folder)", show_default=False),
+    ] = None,
     engine: EngineOption = "fast",
     as_json: JsonOption = False,
 ) -> None:
     """Diagnose, steer and measure models with a bad habit. A few minutes; without --real nothing is downloaded."""
     if real:
-        if vision or world != "simple" or seeds != "0,1,2" or engine != "fast":
+        if vision or report or world != "simple" or seeds != "0,1,2" or engine != "fast":
             raise ValueError("--real takes --behaviour, --out and --json; the other options are of the planted worlds")
         _demo_real(behaviour, output or Path("demo_real_out"), as_json=as_json)
         return
     if behaviour != "lie":
         raise ValueError("--behaviour is for --real; the planted worlds have --world")
     from grains_ref.demo.show import Terminal, show_text_demo, show_vision_demo
+    from grains_ref.report.folder import folder_report
 
     chosen_engine = common.engine_name(engine)
     numbers = parse_whole_numbers(seeds, "--seeds", least=0)
@@ -49,11 +55,18 @@ def demo(
         raise ValueError(f"world {world!r} does not exist; the planted worlds are simple, graded")
     folder = output or Path("demo_vision_out" if vision else "demo_out")
     folder.mkdir(parents=True, exist_ok=True)
+    page = report or folder / "report.html"
+    check_page(page)
     terminal = Terminal(console.out, console.progress_bar())
     if vision:
         show_vision_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
     else:
         show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
+    title = "Why does the model name a colour that is not there?" if vision else "What makes the model say the myth?"
+    lead = f"Tiny models of the planted world '{world}', diagnosed, steered and measured."
+    made, _ = folder_report(folder, command=typed_command(), title=title, lead=lead)
+    made.write(page)
+    console.err.print(f"the report: {page}")
 
 
 def _demo_real(name: str, folder: Path, *, as_json: bool) -> None:

@@ -26,12 +26,17 @@ from grains_ref.cli.common import (
     SkipOption,
     SteeringEngineOption,
 )
+from grains_ref.cli.report import ReportOption, check_page, model_facts, write_report
 
 if TYPE_CHECKING:
+    from grains_ref.data import PreferencePair
     from grains_ref.evaluation.metrics import McNemar, Mean, Rate
+    from grains_ref.models import HuggingFaceModel
+    from grains_ref.report.page import Section
 
 ACCURACY, PER_TOKEN = "preference accuracy", "preference accuracy, per token"
 MARGIN, MARGIN_PER_TOKEN = "mean margin, nats", "mean margin per token, nats"
+LONGEST_ANSWER = 48  # tokens of an answer in a report
 
 
 @console.guarded
@@ -45,6 +50,8 @@ def eval_(
     lam: LamOption = None,
     layers: LayersOption = "",
     tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
+    report: ReportOption = None,
+    answers: Annotated[int, typer.Option(help="How many greedy answers of either model the report shows.", min=0)] = 8,
     force: ForceOption = False,
     engine: SteeringEngineOption = "fast",
     dtype: DtypeOption = "auto",
@@ -67,14 +74,15 @@ def eval_(
 
     if vectors is None and (lam is not None or layers):
         raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
+    check_page(report)
     chosen_engine = common.engine_name(engine)
     file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
+    has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
     if in_use:
-        has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
         ways["steered"] = in_use.steering(wrapped, force=force, chat=has_chats, engine=chosen_engine)
 
     rows, rows_of_tasks = pair_rows(wrapped, file.pairs), task_rows(wrapped, task_list)
@@ -83,6 +91,8 @@ def eval_(
     check_same_rows(wrapped, [*rows, *rows_of_tasks, *rows_of_choices])
     outcomes: dict[str, dict[str, Sequence[bool]]] = {}
     margins: dict[str, dict[str, Sequence[float]]] = {}
+    texts: dict[str, list[str]] = {}
+    answered = file.pairs[:answers] if report and in_use else ()
     for way, steering in ways.items():
         with console.err.status(f"scoring, {way}"), steering:
             scores = score_pairs(wrapped, rows)
@@ -92,6 +102,7 @@ def eval_(
                 outcomes[way]["multiple-choice accuracy"] = row_choices(wrapped, rows_of_choices, file.pairs).mc1
             if task_list:
                 outcomes[way]["task accuracy"] = exact_matches(wrapped, rows_of_tasks)
+            texts[way] = _generated(wrapped, answered)
 
     prompts = prompts_of(rows)
     values: dict[str, dict[str, Rate | None]] = {}
@@ -108,8 +119,62 @@ def eval_(
             changes[name] = change_of(of_pairs, margins["unsteered"][name], prompts)
     if as_json:
         console.out.print_json(data=_record(values, tests, changes))
-        return
-    _print(values, tests, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
+    else:
+        _print(values, tests, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
+    if report:
+        rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}
+        sections = _sections(file.pairs, rates, tests, margins, texts, how=in_use.words if in_use else "")
+        facts = [*model_facts(wrapped, chat=has_chats), ("pairs", str(pairs)), ("pairs digest", file.digest)]
+        if in_use:
+            from grains_ref.report.layers import Layers
+            from grains_ref.report.provenance import facts_of
+
+            sections.append(Layers(in_use.vectors, lam=in_use.lam))
+            known = {name for name, _ in facts}
+            of_file = [fact for fact in facts_of(in_use.vectors) if fact[0] not in known]
+            facts += [("vectors", str(vectors)), ("steered with", in_use.words), *of_file]
+        write_report(report, f"Steering on {pairs.name}", sections, facts)
+
+
+def _generated(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[str]:
+    """Greedy answers to the prompts of these pairs, as long as the model's context allows."""
+    if not pairs:
+        return []
+    longest = max(len(model.encode(pair.prompt, pair.image).tokens) for pair in pairs)
+    room = min(LONGEST_ANSWER, model.context - longest) if model.context else LONGEST_ANSWER
+    images = [pair.image for pair in pairs]
+    prompts = [pair.prompt for pair in pairs]
+    return model.generate(prompts, images=images if any(images) else [], max_new_tokens=max(room, 1))
+
+
+def _sections(
+    pairs: Sequence[PreferencePair],
+    rates: dict[str, dict[str, Rate]],
+    tests: dict[str, McNemar],
+    margins: dict[str, dict[str, Sequence[float]]],
+    texts: dict[str, list[str]],
+    *,
+    how: str,
+) -> list[Section]:
+    """Rates, and of steering also margins and answers."""
+    from grains_ref.report.answers import Answer, Answers, Margin, Margins
+    from grains_ref.report.fitted import prompt_words
+    from grains_ref.report.strengths import Measure, Rates
+
+    steered = rates.get("steered", {})
+    measures = [Measure(name, rate, steered.get(name), tests.get(name)) for name, rate in rates["unsteered"].items()]
+    sections: list[Section] = [Rates(measures, how=f"{len(pairs)} held-out pairs.")]
+    if steered:
+        names = [pair.id or " ".join(prompt_words(pair.prompt).split())[:80] for pair in pairs]
+        moved = zip(names, margins["unsteered"][MARGIN], margins["steered"][MARGIN], strict=True)
+        sections.append(Margins([Margin(*margin) for margin in moved], how=how))
+    if texts.get("steered"):
+        answers = [
+            Answer(prompt_words(pair.prompt), base, after, pair.chosen, pair.rejected)
+            for pair, base, after in zip(pairs, texts["unsteered"], texts["steered"], strict=False)
+        ]
+        sections.append(Answers(answers, how=how))
+    return sections
 
 
 def _record(

@@ -33,6 +33,7 @@ from grains_ref.cli.common import (
     SiteOption,
     SkipOption,
 )
+from grains_ref.cli.report import ReportOption, check_page, model_facts, settings_fact, write_report
 from grains_ref.files import check_target, only_writer_of, some_of
 from grains_ref.files.processes import first, held_by_first
 
@@ -89,6 +90,7 @@ def fit(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Leave that folder: another aggregation or k then takes seconds.")
     ] = False,
+    report: ReportOption = None,
     engine: EngineOption = "fast",
     memory: MemoryOption = "80%",
     dtype: DtypeOption = "auto",
@@ -119,6 +121,7 @@ def fit(
     edit = common.edit_of(method, site, positions, of_grains | beyond | {"preset": preset})
     additions = Additions(less_random, agreeing_layers, only_side)
     choose_hp = common.hyper_parameters(preset, **of_grains)
+    check_page(report)
     by_engine: dict[str, Any] = {"engine": common.engine_name(engine, memory), "memory": memory}
     folder = work or output.with_name(output.name + ".work")
     with held_by_first(only_writer_of(output, what="a fit or a sweep")), open_work_folder(folder) as work_folder:
@@ -166,15 +169,51 @@ def fit(
     if as_json:
         places = {"vectors": str(output), "skipped": len(file.skipped) + len(skipped)}
         console.out.print_json(data=made.facts | {"signal": made.signal.record()} | places)
-        return
+    else:
+        _print_fit(made, len(examples), output)
+    if report:
+        facts = model_facts(wrapped, chat=any(not isinstance(pair.prompt, str) for pair in fitted_pairs))
+        if made.record:
+            facts.append(settings_fact(hp))
+        facts += [(name, words) for name, words in made.facts["words"].items()]
+        _write_report(report, output, made, wrapped, fitted_pairs, examples, hp, facts)
+
+
+def _print_fit(made: _Made, n: int, output: Path) -> None:
+    """What was fitted, whether it means anything, and what to do next."""
     if made.facts["resumed"]:
-        count = f"{made.facts['resumed']} of {len(examples)} examples"
+        count = f"{made.facts['resumed']} of {n} examples"
         console.err.print(f"{count} had been finished earlier and were not computed again")
-    title = f"{len(examples)} examples -> {output}"
+    title = f"{n} examples -> {output}"
     console.out.print(console.table_of(title, ("", ""), list(made.facts["words"].items())))
     console.print_signal(made.signal.record())
     console.out.print(f"Next: choose a strength with 'grains-ref sweep --vectors {output}',")
     console.out.print(f"or look with 'grains-ref inspect {output}'.")
+
+
+def _write_report(
+    path: Path,
+    output: Path,
+    made: _Made,
+    model: HuggingFaceModel,
+    pairs: Sequence[PreferencePair],
+    examples: Sequence[Example],
+    hp: HyperParameters,
+    facts: Sequence[tuple[str, str]],
+) -> None:
+    """The layers and what was attributed in every pair."""
+    from grains_ref.report.attributions import Attributions
+    from grains_ref.report.fitted import fitted_examples
+    from grains_ref.report.layers import Layers
+    from grains_ref.report.page import Section
+    from grains_ref.report.provenance import facts_of
+
+    sections: list[Section] = [Layers(made.vectors)]
+    if made.record:
+        sections.append(Attributions(fitted_examples(model, pairs, examples, made.record.shifts, hp)))
+    known = {name for name, _ in facts}
+    of_file = [fact for fact in facts_of(made.vectors) if fact[0] not in known]
+    write_report(path, f"Vectors of {len(examples)} pairs: {output.name}", sections, [*facts, *of_file])
 
 
 class _Made(NamedTuple):
@@ -183,6 +222,7 @@ class _Made(NamedTuple):
     vectors: SteeringVectors
     signal: Signal
     facts: dict[str, Any]  # for JSON; "words" is for people
+    record: FitRecord | None = None  # of GrAInS
 
 
 def _fit_grains(
@@ -209,7 +249,7 @@ def _fit_grains(
     except ArithmeticError as error:  # the vectors are finished, and are not lost over it
         console.err.print(f"the signal's slope was not measured: {error}", style="yellow")
         signal = measure(on_pair=show, with_gradient=False)
-    return _Made(with_signal(record.vectors, signal), signal, _facts(examples, record, hp, additions))
+    return _Made(with_signal(record.vectors, signal), signal, _facts(examples, record, hp, additions), record)
 
 
 def _fit_edit_gradient(

@@ -23,6 +23,7 @@ from grains_ref.cli.common import (
     ModelOption,
     SteeringEngineOption,
 )
+from grains_ref.cli.report import HtmlOption, check_page, model_facts, write_report
 from grains_ref.data.pairs import PicturePaths
 
 
@@ -50,6 +51,7 @@ def generate(
     ] = None,
     chat: ChatOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.", min=1)] = 64,
+    html: HtmlOption = None,
     force: ForceOption = False,
     engine: SteeringEngineOption = "fast",
     dtype: DtypeOption = "auto",
@@ -60,6 +62,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue prompts greedily, unsteered beside steered."""
+    check_page(html)
     images = _of_prompts(list(image or []), len(prompt))
     chosen_engine = common.engine_name(engine)
     in_use = common.read_vectors(vectors, lam, layers)
@@ -75,10 +78,17 @@ def generate(
     if as_json:
         columns = ("prompt", "unsteered", "steered")
         console.out.print_json(data=[dict(zip(columns, row, strict=True)) for row in rows])
-        return
-    table = Table(show_lines=True)
-    for name in ("prompt", "unsteered", f"steered, lam {in_use.lam:g}"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(console.plain(cell) for cell in row))
-    console.out.print(table)
+    else:
+        table = Table(show_lines=True)
+        for name in ("prompt", "unsteered", f"steered, lam {in_use.lam:g}"):
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*(console.plain(cell) for cell in row))
+        console.out.print(table)
+    if html:
+        from grains_ref.report.answers import Answer, Answers
+        from grains_ref.report.provenance import facts_of
+
+        answers = Answers([Answer(*row) for row in rows], how=in_use.words)
+        facts = [*model_facts(wrapped, chat=chat), ("vectors", str(vectors)), *facts_of(in_use.vectors)]
+        write_report(html, f"{len(rows)} prompts, plain and steered", [answers], facts)

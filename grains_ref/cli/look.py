@@ -29,6 +29,7 @@ from grains_ref.cli.common import (
     MOption,
     PresetOption,
 )
+from grains_ref.cli.report import HtmlOption, check_page, model_facts, settings_fact, write_report
 from grains_ref.data.pairs import PicturePaths
 from grains_ref.files import check_target
 
@@ -59,6 +60,7 @@ def attribute(
         Path | None,
         typer.Option(help="Draw the scores on the picture: a PNG to write, one for each picture.", show_default=False),
     ] = None,
+    html: HtmlOption = None,
     chat: ChatOption = False,
     preset: PresetOption = "",
     k: KOption = None,
@@ -76,17 +78,22 @@ def attribute(
 ) -> None:
     """Which tokens of one prompt, words or image patches, push the model toward the chosen or the rejected response?"""
     from grains_ref.data import PreferencePair, check_texts
+    from grains_ref.data.images import read_picture
     from grains_ref.fast import engine_of
     from grains_ref.fitting import checked_examples
     from grains_ref.grains import eligible_tokens, select
     from grains_ref.models.diagnosis import explained
+    from grains_ref.report.attributions import Attributed, Attributions
 
     if overlay and not image:
         raise ValueError("--overlay draws on a picture; give one with --image")
     images = list(image or [])
+    if html and len(images) > 1:
+        raise ValueError(f"--html shows one picture, and {len(images)} were given; --overlay draws on each of them")
     targets = _targets(overlay, len(images)) if overlay else []
     for target in targets:
         check_target(target)
+    check_page(html)
     check_texts(prompt=prompt, chosen=chosen, rejected=rejected)
     chosen_engine = common.engine_name(engine)
     choose_hp = common.hyper_parameters(
@@ -102,8 +109,23 @@ def attribute(
     selection = select(attribution.a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
     if targets:
         _draw(example.encoded, attribution, selection, images, targets, title=f"{chosen}  rather than  {rejected}")
+    if html:
+        shown = Attributed.of(
+            prompt,
+            chosen,
+            rejected,
+            encoded=example.encoded,
+            attribution=attribution,
+            selection=selection,
+            is_complete=hp.attribution == "integrated_gradients",
+            picture=read_picture(images[0]) if images else None,
+        )
+        facts = [*model_facts(wrapped, chat=chat), settings_fact(hp)]
+        write_report(html, f"{chosen} rather than {rejected}", [Attributions([shown])], facts)
     if as_json:
-        console.out.print_json(data=_record(example.encoded, attribution, selection, hp))
+        inputs = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        inputs["image"] = str(images[0].resolve()) if len(images) == 1 else ""
+        console.out.print_json(data=inputs | _record(example.encoded, attribution, selection, hp))
         return
     _print_scores(example.encoded, attribution, selection)
     for target in targets:

@@ -13,6 +13,7 @@ import typer
 
 from grains_ref.cli import reproduce_real
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
+from grains_ref.cli.report import ReportOption, check_page, write_report
 from grains_ref.files import FileError, only_writer, write_whole
 
 if TYPE_CHECKING:
@@ -94,9 +95,15 @@ def reproduce(
     judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
     device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="Full rung: bfloat16, float16 or float32.")] = "bfloat16",
+    report: ReportOption = None,
 ) -> None:
     """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
+    check_page(report)
+    if report and dry_run:
+        raise ValueError("--dry-run runs nothing, so that there is nothing to --report")
     if rung == "real":
+        if report:
+            raise ValueError("--report is for the tiny and the full rung; the real one writes tables.md and curves.png")
         if table or figure or question or weights or data or judge_url or judge_model:
             raise ValueError("--rung real has one table: give --all, or --quick for split 0 only")
         if not everything and not quick:
@@ -112,7 +119,9 @@ def reproduce(
         from grains_ref.reproduction.cells import tiny_lab
 
         workers = workers or os.cpu_count() or 1
-        _carry_out(plan, tiny_lab, {"rung": "tiny"}, output, workers=workers, dry_run=dry_run)
+        inputs = {"rung": "tiny"}
+        _carry_out(plan, tiny_lab, inputs, output, workers=workers, dry_run=dry_run)
+        _write_report(report, output, inputs)
         return
     if quick:
         raise ValueError("--quick is for the tiny rung")
@@ -124,6 +133,7 @@ def reproduce(
         raise ValueError("something is missing (see above); nothing was run")
     if not dry_run:
         _carry_out(plan, full_rung, _inputs(full_rung), output, workers=workers or 1, dry_run=False)
+        _write_report(report, output, _inputs(full_rung))
 
 
 # ---------------------------------------------------------------------------------------------- what to run
@@ -392,3 +402,12 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     out.print("\n".join(parts), soft_wrap=True)
     drawn = "".join(f", {name.replace(' ', '-')}.png and .svg" for name in plan.figures)
     err.print(f"written to {output}/: tables.md, record.json{drawn}")
+
+
+def _write_report(path: Path | None, output: Path, inputs: dict[str, str]) -> None:
+    """The page that --report asks for: the tables and figures."""
+    if path is None:
+        return
+    from grains_ref.report.folder import tables_of
+
+    write_report(path, "The paper's tables and figures", [tables_of(output)], list(inputs.items()))

@@ -11,6 +11,7 @@
 | `summary` | what the seeds say together: the table and the record |
 | `text`, `vision` | the two demos: which rows they show, how well the planted causes are found |
 | `centring` | the figure that explains centring |
+| `exhibits` | what a demo keeps to look at, for its report |
 | `show` | both demos on the screen and in files |
 
 A demo is a view on the same rows as the paper's tables (`grains-ref reproduce`): the same settings, the same rule of

@@ -15,11 +15,15 @@ from grains_ref.demo.lab import Lab
 from grains_ref.demo.planted import planted_lab
 from grains_ref.demo.rows import TEXT, VISUAL, attribution_settings
 from grains_ref.demo.workers import Tick
+from grains_ref.evaluation.measures import row_margins
 from grains_ref.fast import EngineName
 from grains_ref.fitting import steering_vectors
-from grains_ref.grains import Encoded, Selection
+from grains_ref.grains import Attribution, Encoded, Selection
+from grains_ref.methods.core import Setting
 from grains_ref.vectors import SteeringVectors
 
+N_ANSWERS = 8  # test prompts whose answers are shown
+LONGEST_ANSWER = 12  # tokens; the worlds' answers are shorter
 Detection = Callable[[Encoded, Tensor, Selection], dict[str, float]]
 
 
@@ -40,8 +44,26 @@ class Exhibit:
 
     pair: PreferencePair
     encoded: Encoded
-    a: Tensor  # (T,)
+    attribution: Attribution
     causes: Selection
+
+    @property
+    def a(self) -> Tensor:
+        """Its scores, (T,)."""
+        return self.attribution.a
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What the paper's setting, as chosen on dev, does to test prompts: to look at.
+
+    margins: pair, log P(chosen) - log P(rejected) before and after, in nats.
+    answers: pair, the plain model's greedy answer, the steered one's.
+    """
+
+    strength: float
+    margins: tuple[tuple[PreferencePair, float, float], ...]
+    answers: tuple[tuple[PreferencePair, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,7 @@ class SeedResult:
     exhibits: tuple[Exhibit, ...]
     vectors: SteeringVectors  # by the paper's setting
     further: Any
+    steered: Steered | None = None  # None where the unsteered model was chosen
 
 
 def run_seed(demo: Demo, world: str, folder: Path, seed: int, tick: Tick) -> SeedResult:
@@ -79,19 +102,46 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
         detection[method] = _means(of_examples)
     rows = VISUAL if lab.is_visual else TEXT
     outcomes = {}
+    steered: Steered | None = None
     for row in demo.rows:
-        outcomes[row] = tuple(lab.bench.test(lab.bench.choose(settings)) for settings in rows[row](lab))
+        choices = [lab.bench.choose(settings) for settings in rows[row](lab)]
+        outcomes[row] = tuple(lab.bench.test(choice) for choice in choices)
+        if row == "GrAInS":
+            steered = _steered(lab, choices[0].best)
         tick(f"seed {seed}: {row}", 1)
     return SeedResult(
         seed=seed,
         outcomes=outcomes,
         detection=detection,
         exhibits=tuple(
-            Exhibit(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i).a, lab.causes[i])
+            Exhibit(lab.steer[i], lab.example(i).encoded, lab.attribution(lab.paper, i), lab.causes[i])
             for i in examples[: demo.n_exhibits]
         ),
         vectors=_vectors(lab),
         further=demo.further(lab),
+        steered=steered,
+    )
+
+
+def _steered(lab: Lab, setting: Setting) -> Steered | None:
+    """Margins of all test pairs and a few greedy answers, without and with a setting; None at strength 0."""
+    if not setting.strength:
+        return None
+    pairs = lab.test[0]
+    few = pairs[:N_ANSWERS]
+    images = [pair.image for pair in few] if lab.is_visual else []
+
+    def measured() -> tuple[list[float], list[str]]:
+        answers = lab.model.generate([pair.prompt for pair in few], images=images, max_new_tokens=LONGEST_ANSWER)
+        return row_margins(lab.model, lab.bench.test_rows), answers
+
+    before, plain = measured()
+    with setting.steering():
+        after, steered = measured()
+    return Steered(
+        strength=setting.strength,
+        margins=tuple(zip(pairs, before, after, strict=True)),
+        answers=tuple(zip(few, plain, steered, strict=True)),
     )
 
 

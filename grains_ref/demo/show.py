@@ -17,6 +17,7 @@ from rich.table import Table
 from grains_ref.data.images import read_picture
 from grains_ref.demo import text, vision, workers
 from grains_ref.demo.centring import centring_figure
+from grains_ref.demo.exhibits import marks_of, write_examples
 from grains_ref.demo.experiment import Demo, Exhibit, SeedResult, run_seed
 from grains_ref.demo.planted import PICTURES, build, facts, write_data
 from grains_ref.demo.summary import SummaryRow, detection_means, record, summarise
@@ -47,6 +48,9 @@ def show_text_demo(
     of_prompts, out = _facts(world), terminal.out
     content = record(world, results, of_prompts)
     _write(content, results, output)
+    write_examples(
+        output, results[0], [_selection(exhibit, k=TEXT_K) for exhibit in results[0].exhibits], is_visual=False
+    )
     centring_figure(output / "centring.png", world=world, k=TEXT_K, centring=results[0].further)
     if as_json:
         out.print_json(data=content)
@@ -57,7 +61,7 @@ def show_text_demo(
     out.print("The planted words are marked: [R] rumour, [T] trust.  Scores in nats.\n")
     for exhibit in results[0].exhibits:
         selection, tokens = _selection(exhibit, k=TEXT_K), exhibit.encoded.tokens
-        marks = dict.fromkeys(exhibit.causes.neg, "R") | dict.fromkeys(exhibit.causes.pos, "T")
+        marks = marks_of(exhibit, is_visual=False)
         out.print(coloured_tokens(tokens, exhibit.a, selection, marks))
         out.print(strongest_tokens(tokens, exhibit.a, selection) + "\n")
     title = f"Are the planted rumour words found?  ({_seeds(results)})"
@@ -67,7 +71,8 @@ def show_text_demo(
     summary = summarise(results, of_prompts)
     out.print(demo_table(summary, title=title, names=text.ROWS, rejected="says myth"))
     _print_chosen(summary, text.ROWS, out)
-    files = "report.json, vectors.safetensors, centring.png; the data: {steer,dev,test,dev_tasks,tasks}.jsonl"
+    files = "report.json, examples.json, vectors.safetensors, centring.png; the data: "
+    files += "{steer,dev,test,dev_tasks,tasks}.jsonl"
     out.print(f"\nWritten to {output}/: {files}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 
@@ -80,6 +85,9 @@ def show_vision_demo(
     of_prompts, out = _facts(world), terminal.out
     content = record(world, results, of_prompts) | {"embedding_norms": [result.further for result in results]}
     _write(content, results, output)
+    write_examples(
+        output, results[0], [_selection(exhibit, k=VISION_K) for exhibit in results[0].exhibits], is_visual=True
+    )
     overlays = [_overlay(exhibit, output) for exhibit in results[0].exhibits]
     if as_json:
         out.print_json(data=content)
@@ -99,8 +107,7 @@ def show_vision_demo(
         out.print(f"In the picture: {seen}.", style="dim")
         selection, tokens = _selection(exhibit, k=VISION_K), named_tokens(exhibit.encoded)
         patches = vision.object_patches(exhibit.encoded, exhibit.causes)
-        marks = dict.fromkeys(exhibit.causes.neg, "L") | dict.fromkeys(exhibit.causes.pos, "G")
-        marks |= dict.fromkeys(patches, "O")
+        marks = marks_of(exhibit, is_visual=True)
         image = {j for j, kind in enumerate(exhibit.encoded.kinds) if kind == "image"}
         hidden = image - patches - {*selection.pos, *selection.neg}
         out.print(coloured_tokens(tokens, exhibit.a, selection, marks, hidden=hidden))
@@ -113,7 +120,8 @@ def show_vision_demo(
     out.print(demo_table(summary, title=title, names=vision.ROWS, rejected="hallucin."))
     _print_chosen(summary, vision.ROWS, out)
     out.print(f"\nThe scores on the pictures: {', '.join(str(path) for path in overlays)}")
-    files = f"report.json, vectors.safetensors; the data: {{steer,dev,test,dev_tasks,tasks}}.jsonl and {PICTURES}/"
+    files = "report.json, examples.json, vectors.safetensors; the data: "
+    files += f"{{steer,dev,test,dev_tasks,tasks}}.jsonl and {PICTURES}/"
     out.print(f"Written to {output}/: {files}\nNext: grains-ref inspect {output}/vectors.safetensors")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grains_ref.demo.bench import Outcome
+from grains_ref.demo.bench import MAX_LOSS, Outcome
 from grains_ref.demo.experiment import SeedResult
 from grains_ref.evaluation.metrics import Rate, clustered_mean, paired_gain
 from grains_ref.vectors import library_versions
@@ -90,6 +90,7 @@ def record(world: str, results: Sequence[SeedResult], facts: Sequence[str]) -> d
         "base_accuracy": base.accuracy.value,
         "steered_accuracy": paper.accuracy.value,
         "capability_loss": paper.capability_loss,
+        "max_capability_loss": MAX_LOSS,
         "rows": [asdict(row) for row in rows.values()],
         "attribution": [{"method": method, **figures} for method, figures in detection_means(results).items()],
         "per_seed": [

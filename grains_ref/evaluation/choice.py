@@ -175,6 +175,7 @@ class LimitedChoice(Choice[OfAnyMethod]):
         left_out: what could not be measured.
         dev: the dev pairs' scores of every setting in `tried`, in its order; the first is the unsteered model.
         dev_prompts: which of them ask the same: clusters of the intervals.
+        counted: settings whose errors on the tasks were counted, with their number; the count stops above the limit.
     """
 
     accuracy_unsteered: float
@@ -183,6 +184,7 @@ class LimitedChoice(Choice[OfAnyMethod]):
     left_out: tuple[LeftOut, ...]
     dev: tuple[PairScores, ...]
     dev_prompts: tuple[str, ...]
+    counted: tuple[tuple[OfAnyMethod, int], ...] = ()
 
     def dev_figures(self, number: int) -> dict[str, Any]:
         """What setting `number` of `tried` does on dev beside its accuracy, in plain numbers.
@@ -356,6 +358,7 @@ def choose_under_limit(
         left_out=tuple(left_out),
         dev=tuple(scores[tried.setting] for tried in choice.tried),
         dev_prompts=tuple(prompts_of(dev_rows)),
+        counted=tuple(wrong.items()),
     )
 
 

@@ -46,7 +46,7 @@ def test_sweep_chooses_a_strength_under_the_limit_of_the_tasks(
     options = ["--lam", "16,2,5", "--aggregation", "mean", "--out", out]
     free = sweep(data, *options)
     limited = sweep(data, *options, "--tasks", data / "dev_tasks.jsonl", "--max-loss", "90")
-    assert limited["tried"] == free["tried"]
+    assert [row["dev_accuracy"] for row in limited["tried"]] == [row["dev_accuracy"] for row in free["tried"]]
     assert free["vectors"] == str(out)
     assert [row["lam"] for row in free["tried"]] == [0, 2, 5, 16]  # the unsteered model is always among them
 
@@ -61,6 +61,13 @@ def test_sweep_chooses_a_strength_under_the_limit_of_the_tasks(
     allowed = {lam: value for lam, value in right.items() if answered[0] - answered[lam] <= 0.9}
     assert limited["best"]["lam"] == max(allowed, key=allowed.__getitem__)
     assert limited["best"]["lam"] != free["best"]["lam"]
+    for row in limited["tried"]:  # of what was asked, the share; of what broke the limit, the most that it can be
+        if "task_accuracy" in row:
+            shown, true = row["task_accuracy"], answered[row["lam"]]
+            assert shown >= true - 1e-9 if row["task_accuracy_is_at_most"] else shown == pytest.approx(true)
+    asked = {row["lam"]: row["task_accuracy_is_at_most"] for row in limited["tried"] if "task_accuracy" in row}
+    assert asked[free["best"]["lam"]] is True
+    assert asked[limited["best"]["lam"]] is asked[0] is False
     assert right[0] < right[limited["best"]["lam"]] < right[free["best"]["lam"]]
     best = limited["best"]
     assert (best["dev_accuracy"], best["dev_accuracy_unsteered"]) == (right[best["lam"]], right[0])

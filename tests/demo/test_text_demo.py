@@ -327,6 +327,25 @@ def test_the_figure_is_a_picture_of_the_fits(small: Small, tmp_path: Path) -> No
     assert not np.array_equal(image, exchanged)
 
 
+# --- what is kept to look at
+
+
+def test_margins_and_answers_are_of_the_setting_that_was_chosen(small: Small) -> None:
+    (before,), (after,) = (small.result.outcomes[row] for row in ("unsteered", "GrAInS"))
+    steered = small.result.steered
+    if after.strength == 0:
+        assert steered is None
+        return
+    assert steered is not None
+    assert steered.strength == after.strength
+    assert [margin > 0 for _, margin, _ in steered.margins] == [*before.right]
+    assert [margin > 0 for _, _, margin in steered.margins] == [*after.right]
+    for i, (pair, base, answer) in enumerate(steered.answers):
+        assert pair == small.lab.test[0][i]
+        assert base.startswith(pair.rejected) == before.rejected[i]
+        assert answer.startswith(pair.rejected) == after.rejected[i]
+
+
 # --- files
 
 
@@ -348,12 +367,20 @@ def test_the_command_shows_and_writes_what_was_measured(
     result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert asked == [(text.DEMO, "graded", folder, [0])]
-    names = {"report.json", "vectors.safetensors", "centring.png"}
+    names = {"report.json", "examples.json", "report.html", "vectors.safetensors", "centring.png"}
     names |= {f"{name}.jsonl" for name in ("steer", "dev", "test", "dev_tasks", "tasks")}
     assert {path.name for path in folder.iterdir()} == names
     content = json.loads((folder / "report.json").read_text())
     assert content == json.loads(json.dumps(record("graded", [small.result], small.lab.facts)))
     assert torch.equal(SteeringVectors.load(folder / "vectors.safetensors").v, small.result.vectors.v)
+    kept = json.loads((folder / "examples.json").read_text())
+    assert [one["scores_nats"] for one in kept["attributions"]] == [x.a.tolist() for x in small.result.exhibits]
+    assert [one["marks"] for one in kept["attributions"]] == [
+        {str(j): "R" for j in x.causes.neg} | {str(j): "T" for j in x.causes.pos} for x in small.result.exhibits
+    ]
+    page = (folder / "report.html").read_text()
+    for example in small.result.exhibits:
+        assert str(example.pair.prompt) in page
 
     assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
     words = " ".join(result.stdout.split())

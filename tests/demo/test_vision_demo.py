@@ -180,6 +180,11 @@ def test_the_command_shows_and_writes_what_was_measured(
     for row in content["rows"]:
         assert vision.ROWS[row["row"]] in done.output
         assert f"{100 * row['accuracy']['value']:.1f} %" in done.output
+    kept = json.loads((tmp_path / "examples.json").read_text())["attributions"]
+    assert [one["image"] for one in kept] == [f"pictures/{one.pair.id}.png" for one in result.exhibits]
+    assert all((tmp_path / one["image"]).is_file() for one in kept)
+    assert {"O", "L", "G"} == {mark for one in kept for mark in one["marks"].values()}
+    assert '<h2 id="attribution-title">' in (tmp_path / "report.html").read_text()
     overlays = sorted(tmp_path.glob("overlay-*.png"))
     assert len(overlays) == vision.DEMO.n_exhibits
     for path in overlays:

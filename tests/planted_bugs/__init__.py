@@ -17,6 +17,7 @@ from planted_bugs import (
     models,
     processes,
     reference,
+    report,
     reproduction,
     serving,
 )
@@ -33,6 +34,7 @@ ROOMS = (
     processes,
     demo,
     export,
+    report,
     reproduction,
     serving,
     conformance,

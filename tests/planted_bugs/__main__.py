@@ -3,8 +3,8 @@
 Each bug goes into a temporary copy of the checkout, never into the checkout itself. First the test file that its entry
 names is run on it, up to the first failure, and if that passes, all files that any entry names. The unchanged copy is
 run, too: tests that are red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
-cannot be planted. Bugs of the adapter for lm-evaluation-harness are left out where that is not installed, since their
-tests are skipped then.
+cannot be planted. Bugs of the adapter for lm-evaluation-harness are left out where that is not installed, and those of
+a report's script where there is no browser, since their tests are skipped then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import queue
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from planted_bugs import BUGS
 from planted_bugs.evaluation import HARNESS
 from planted_bugs.planting import ROOT, Bug, Copy, PlantingError, planted
+from planted_bugs.report import SCRIPT
 
 SUITE = tuple(dict.fromkeys(bug.tests for bug in BUGS))
 
@@ -97,6 +99,8 @@ def main() -> int:
     bugs = [bug for bug in BUGS if not arguments.only or bug.name in arguments.only]
     if importlib.util.find_spec("lm_eval") is None:
         bugs = [bug for bug in bugs if bug.file != HARNESS]
+    if importlib.util.find_spec("playwright") is None or shutil.which("chromium") is None:
+        bugs = [bug for bug in bugs if bug.file != SCRIPT]
     if arguments.list:
         for bug in bugs:
             print(f"{bug.name:32} {bug.stage:12} {bug.what}")

@@ -109,7 +109,8 @@ def planted(code: str, bug: Bug) -> str:
     """The code with the bug in it.
 
     Raises:
-        PlantingError: the snippet is not there exactly once, or the result is not Python, which any test would notice.
+        PlantingError: the snippet is not there exactly once, or the result is not Python where it should be, which any
+            test would notice.
     """
     found = places(code, bug.snippet)
     if bug.within:
@@ -125,6 +126,8 @@ def planted(code: str, bug: Bug) -> str:
     line = code[code.rfind("\n", 0, start) + 1 :]
     indentation = line[: len(line) - len(line.lstrip(" "))]
     result = code[:start] + bug.replacement.replace("\n", "\n" + indentation) + code[stop:]
+    if not bug.file.endswith(".py"):
+        return result
     try:
         ast.parse(result)
     except SyntaxError as error:

@@ -515,9 +515,12 @@ def test_the_command_writes_page_record_and_figures_and_writes_them_again_from_f
 
     drawn: list[Path] = []
     monkeypatch.setattr(pages, "_save", lambda figure, path: drawn.append(path))  # drawing takes longer than the rest
-    again = CliRunner().invoke(app, command)
+    again = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "r.html")])
     assert again.exit_code == 0, again.output
     assert len(ran) == 4
+    report = (tmp_path / "r.html").read_text()
+    assert "<h3>Table 8. Objectives: preference win rate" in report
+    assert report.count('src="data:image/svg+xml') == 3
     assert [path.stem for path in drawn] == ["figure-3", "figure-5", "figure-6"]
     assert (tmp_path / "tables.md").read_text() == page
     assert json.loads((tmp_path / "record.json").read_text()) == record

@@ -1,0 +1,163 @@
+"""Small charts as SVG by matplotlib, in the colours of the page that they stand on, light or dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from grains_ref.files import printable
+
+# Colours that stand for the page's own: matplotlib writes them, and `_themed` puts the page's variables in their place.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+POSITIVE, NEGATIVE, LIMIT = "#040404", "#050505", "#060606"
+SERIES = ("#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", POSITIVE: "--pos", NEGATIVE: "--neg", LIMIT: "--limit"}
+VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SERIES, 1)}
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+SIZE = (4.7, 3.0)  # inches: a chart is as wide as a phone
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of a chart: its name, and where it goes; dashed lines and markers tell series apart without colour."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    marker: str = "o"
+    style: str = "-"
+    low: Sequence[float] = ()  # of an interval around y
+    high: Sequence[float] = ()
+    is_strong: bool = True  # others step back
+
+
+def chart(title: str, description: str, draw: Callable[[Axes], None], *, size: tuple[float, float] = SIZE) -> Markup:
+    """What `draw` draws, as an SVG element without colours, fonts or styles of its own.
+
+    description: what the chart says in words, for people who do not see it.
+    """
+    settings: Any = SETTINGS | {"svg.hashsalt": title}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        axes.set_title(printable(title))
+        draw(axes)
+        content = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+    return _themed(content.getvalue(), f"{title}. {description}")
+
+
+def _themed(svg: str, label: str) -> Markup:
+    """The element alone, in the page's colours."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    view = re.search(r'viewBox="([^"]*)"', body)
+    assert view
+    opening = f'<svg class="chart" role="img" aria-label="{escape(printable(label))}" viewBox="{view[1]}">'
+    return Markup(opening + body[body.index(">") + 1 :].strip())
+
+
+def lines_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    limit: float | None = None,
+    limit_name: str = "",
+    is_percent: bool = False,
+    is_log: bool = False,
+    zero: bool = False,
+    star: tuple[float, float] | None = None,
+) -> Markup:
+    """Series over one axis, with their intervals, a horizontal limit and one point with a star.
+
+    is_percent: the values are shares.  is_log: x are strengths, in equal ratios, 0 set apart on the left; otherwise x
+    are whole numbers.
+    zero: draw where y is 0.
+    """
+
+    def draw(axes: Axes) -> None:
+        for line in lines:
+            options: dict[str, Any] = {"color": line.colour, "marker": line.marker, "linestyle": line.style}
+            if not line.is_strong:
+                options |= {"linewidth": 1.0, "markersize": 3, "alpha": 0.75}
+            axes.plot(line.x, line.y, label=printable(line.name), clip_on=False, **options)
+            if line.low and line.high:
+                axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
+        if limit is not None:
+            axes.axhline(limit, color=LIMIT, linestyle=(0, (5, 3)), linewidth=1.2, label=limit_name)
+        if zero:
+            axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if star:
+            axes.scatter(*star, marker="*", s=110, color=SERIES[1], label="chosen", zorder=4, clip_on=False)
+        if is_log:
+            strengths_axis(axes, [value for line in lines for value in line.x])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if is_percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        if len(lines) > 1 or limit is not None:
+            axes.legend(loc="best")
+
+    names = ", ".join(line.name for line in lines)
+    return chart(title, f"{y} over {x}: {names}", draw)
+
+
+def strengths_axis(axes: Axes, strengths: Sequence[float]) -> None:
+    """Strengths in equal ratios, labelled where they were tried; 0 is set apart."""
+    values = sorted(set(strengths))
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.6)
+    kept: list[float] = []
+    for value in values:  # labels that would run into each other are left out
+        has_room = not kept or value * kept[-1] <= 0 or abs(math.log(value / kept[-1])) > 0.4
+        if has_room:
+            kept.append(value)
+    axes.set_xticks(kept, [f"{value:g}" for value in kept])
+    axes.minorticks_off()
