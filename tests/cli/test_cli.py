@@ -42,6 +42,8 @@ COMMANDS = {
     "check": "model --dtype --device --device-map --date --json",
     "inspect": "vectors --json",
     "report": "folder --out",
+    "serve": "--vectors --lam --host --port --allow-remote --rows --waiting --max-new-tokens --max-body "
+    "--force --dtype --device --device-map --date",
     "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "
     "--date --ignore --json",
     "import": "file --from --model --out --lam --force --dtype --device --device-map --json",
