@@ -154,7 +154,7 @@ def load_model(
     import transformers
 
     from grains_ref.models import load
-    from grains_ref.models.parallel import is_spread
+    from grains_ref.models.parallel import TENSOR_PARALLEL
 
     shows_downloads = not huggingface_hub.utils.are_progress_bars_disabled()
     transformers.utils.logging.disable_progress_bar()  # it switches off the bars of downloads as well
@@ -172,7 +172,7 @@ def load_model(
             base=base or None,
             date=date or None,
         )
-    if is_spread(wrapped.hf):
+    if device_map == TENSOR_PARALLEL:
         model_is_spread()
     return wrapped
 

@@ -27,26 +27,26 @@ pytestmark = pytest.mark.cpu
 COMMANDS = {
     "demo": "--vision --world --real --behaviour --seeds --engine --out --report --json",
     "fit": "--model --pairs --out --method --site --positions --preset --k --m --attribution --aggregation "
-    "--objective --path-baseline --mask-baseline --eligible --less-random --agreeing-layers --only-side --no-signal "
-    "--work --keep-work --report --engine --memory --dtype --device --device-map --date --skip-bad-rows --ignore "
-    "--json",
-    "attribute": "--model --prompt --chosen --rejected --image --overlay --html --chat --preset --k --m --method "
-    "--path-baseline --eligible --engine --dtype --device --device-map --date --json",
-    "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset "
-    "--out --no-signal --work --keep-work --report --engine --memory --dtype --device --device-map --date "
+    "--objective --path-baseline --mask-baseline --eligible --less-random --agreeing-layers --only-side "
+    "--no-signal --work --keep-work --report --engine --memory --dtype --device --device-map --base --date "
     "--skip-bad-rows --ignore --json",
+    "attribute": "--model --prompt --chosen --rejected --image --overlay --html --chat --preset --k --m --method "
+    "--path-baseline --eligible --engine --dtype --device --device-map --base --date --json",
+    "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset "
+    "--out --no-signal --work --keep-work --report --engine --memory --dtype --device --device-map --base "
+    "--date --skip-bad-rows --ignore --json",
     "eval": "--model --pairs --vectors --lam --layers --tasks --report --answers --force --engine --dtype --device "
-    "--device-map --date --skip-bad-rows --ignore --json",
+    "--device-map --base --date --skip-bad-rows --ignore --json",
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --html --force --engine "
-    "--dtype --device --device-map --date --json",
-    "check": "model --dtype --device --device-map --date --json",
+    "--dtype --device --device-map --base --date --json",
+    "check": "model --dtype --device --device-map --base --date --json",
     "inspect": "vectors --json",
     "report": "folder --out",
-    "serve": "--vectors --lam --host --port --allow-remote --rows --waiting --max-new-tokens --max-body "
-    "--force --dtype --device --device-map --date",
+    "serve": "--vectors --lam --host --port --allow-remote --rows --waiting --max-new-tokens --max-body --force "
+    "--dtype --device --device-map --base --date",
     "export": "vectors --to --out --lam --layers --blocks --measure --pairs --force --dtype --device --device-map "
-    "--date --ignore --json",
-    "import": "file --from --model --out --lam --force --dtype --device --device-map --json",
+    "--base --date --ignore --json",
+    "import": "file --from --model --out --lam --force --dtype --device --device-map --base --json",
 }
 
 
