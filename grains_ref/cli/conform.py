@@ -20,6 +20,7 @@ from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
 from grains_ref.files import check_target, write_whole
 
 if TYPE_CHECKING:
+    from grains_ref.conformance.alone import Start
     from grains_ref.conformance.dialects import Dialect
     from grains_ref.conformance.live import LiveResult
     from grains_ref.conformance.ports import Port, PythonPort
@@ -69,16 +70,19 @@ def run(
     timeout: TimeoutOption = 20.0,
 ) -> None:
     """Run a port on all cases of the stages it claims. Exit code 0: conformant; 1: not, or nothing claimed."""
+    from grains_ref.conformance.module_process import anew
+
     again = _again("run", port, cmd, dialect)
+    start = anew(port, cmd, timeout=timeout)
     if seed is not None:
         if xfails or mode != "all":
             raise ValueError("--xfails and --mode are about cases; leave them out with --seed")
         seeds = range(seed, seed + (count or 10))
-        _check_fresh(_port(port, cmd, timeout), seeds, dtype, only, json_file, junit, again, dialect)
+        _check_fresh(_port(port, cmd, timeout), seeds, dtype, only, json_file, junit, again, dialect, start)
         return
     if count is not None:
         raise ValueError("--count is the number of random inputs; say with --seed where they begin")
-    _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect)
+    _check(_port(port, cmd, timeout), dtype, only, mode, xfails, json_file, junit, again, dialect, start)
 
 
 @conform.command()
@@ -272,14 +276,16 @@ def _check_open(
     junit: Path | None,
     repeat: str,
     dialect: str,
+    start: Start | None = None,
 ) -> None:
     import fnmatch
 
     import torch
 
+    from grains_ref.conformance.alone import ask_alone
     from grains_ref.conformance.budgets import load_budgets, root
     from grains_ref.conformance.report import print_run, write_json, write_junit
-    from grains_ref.conformance.runner import number_of_cases, read_xfails, run_port
+    from grains_ref.conformance.runner import ask_case, number_of_cases, read_xfails, run_port
     from grains_ref.conformance.vectors import check_complete
 
     for file in (json_file, junit):
@@ -314,6 +320,8 @@ def _check_open(
             expected_failures=known,
             on_case=lambda: progress.advance(bar),
         )
+        if start:
+            result = ask_alone(result, start, ask_case(budgets, spoken))
     print_run(result, budgets, out, repeat=repeat)
     if json_file:
         write_json(result, json_file)
@@ -347,12 +355,14 @@ def _check_fresh(
     junit: Path | None,
     repeat: str,
     dialect: str,
+    start: Start,
 ) -> None:
     """Run a port on random inputs and say what came of it; it is closed whatever comes."""
     import torch
 
+    from grains_ref.conformance.alone import ask_alone
     from grains_ref.conformance.budgets import load_budgets
-    from grains_ref.conformance.fresh import run_fresh
+    from grains_ref.conformance.fresh import ask_seed, run_fresh
     from grains_ref.conformance.report import print_run, write_json, write_junit
 
     try:
@@ -375,6 +385,7 @@ def _check_fresh(
                 dtypes=dtypes or (),
                 on_case=lambda: progress.advance(bar),
             )
+            result = ask_alone(result, start, ask_seed(budgets, spoken))
     finally:
         port.close()
     print_run(result, budgets, out, repeat=repeat)

@@ -22,6 +22,7 @@
 | `schemas` | the JSON Schemas of these files and of the protocol |
 | `ports`, `programs` | how a port is reached: a Python module, a folder of answers; a program |
 | `runner` | a port through the cases, one by one and in chains |
+| `alone`, `module_process` | a failing case once more, in a fresh process of the port |
 | `naming` | which planted bug accounts for a stage's failures, and when none does |
 | `report` | what a run found, for people, as JSON and as JUnit |
 | `summary`, `diff` | what a run's JSON says for a README; what changed between two |

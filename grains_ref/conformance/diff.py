@@ -36,7 +36,18 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     found = [
         change for place in dict.fromkeys([*old, *new]) for change in _change(place, old.get(place), new.get(place))
     ]
+    found += _alone(before["alone"], after["alone"])
     return sorted(found, key=lambda change: KINDS.index(change.kind))
+
+
+def _alone(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:
+    """Stages that depend on the order of calls in one of the runs: mode "alone", kind "other"."""
+    for stage in dict.fromkeys([*before, *after]):
+        old, new = before.get(stage), after.get(stage)
+        was, now = ("not asked" if row is None else str(row["outcome"]) for row in (old, new))
+        if was != now and "right" in (was, now):
+            row = new or old or {}
+            yield Change("other", row["case"], row["dtype"], "alone", was, now, new["words"] if new else "")
 
 
 def _by_place(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:

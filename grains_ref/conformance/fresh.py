@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from grains_ref.conformance.alone import Ask
 from grains_ref.conformance.budgets import Budget, is_ill_posed
 from grains_ref.conformance.compare import right_now
 from grains_ref.conformance.dialects import PAPER, Dialect
-from grains_ref.conformance.ports import Port, told_by
+from grains_ref.conformance.ports import InOrder, Port, told_by
 from grains_ref.conformance.random_inputs import fresh_inputs
 from grains_ref.conformance.runner import Found, Result, Run, failed, judged, with_names
 
@@ -29,14 +30,27 @@ def run_fresh(
     """
     asked = [stage for stage in port.stages if stage in dialect.oracle and (not stages or stage in stages)]
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
+    port = InOrder(port)
     found: list[Found] = []
     for seed in seeds:
         for stage in asked:
             for dtype in wanted:
-                found.append(_one(port, stage, seed, dtype, budgets[stage, dtype], dialect))
+                after = port.last
+                result, output = _one(port, stage, seed, dtype, budgets[stage, dtype], dialect)
+                found.append((replace(result, after=after), output))
                 on_case()
     results, likely = with_names(found, dialect)
     return Run(port.name, tuple(port.stages), wanted, tuple(results), (), dialect.name, likely)
+
+
+def ask_seed(budgets: Mapping[tuple[str, str], Budget], dialect: Dialect) -> Ask:
+    """How the random input of a result is put to a port once more."""
+
+    def ask(port: Port, failure: Result) -> Result:
+        seed, budget = int(failure.case.rpartition("-")[2]), budgets[failure.stage, failure.dtype]
+        return _one(port, failure.stage, seed, failure.dtype, budget, dialect)[0]
+
+    return ask
 
 
 def _one(port: Port, stage: str, seed: int, dtype: str, budget: Budget, dialect: Dialect) -> Found:

@@ -57,6 +57,23 @@ class Port(Protocol):
         """End whatever was started."""
 
 
+class InOrder:
+    """A `Port` that remembers what it was asked last."""
+
+    def __init__(self, port: Port) -> None:
+        self.port, self.last = port, ""
+        self.name, self.stages, self.dtypes = port.name, port.stages, port.dtypes
+
+    def run(self, stage: str, inputs: Mapping[str, Any], dtype: str, case: str) -> Mapping[str, Any]:
+        """See `Port`."""
+        self.last = f"{case} ({dtype})"
+        return self.port.run(stage, inputs, dtype, case)
+
+    def close(self) -> None:
+        """See `Port`."""
+        self.port.close()
+
+
 # ------------------------------------------------------------------------------------- Python
 class PythonPort:
     """A module with functions named like the stages; an exception counts as a refusal.

@@ -35,6 +35,7 @@ from grains_ref.conformance.stages import DTYPES, OUTPUTS
 from grains_ref.files import parse_json
 
 PROTOCOL = 1
+NOT_ASKED = "not asked: "  # begins the message of a case that a program was spared
 MOST_HANGS = 3  # in a row; then the program is not asked again, or hundreds of cases would each wait for the timeout
 LAST_WORDS = 2.0  # seconds to wait for a program to end, once it has closed its output or was asked to stop
 
@@ -68,7 +69,7 @@ class CommandPort:
     def run(self, stage: str, inputs: Mapping[str, Any], dtype: str, case: str) -> Mapping[str, Any]:
         """See `Port`."""
         if self._hangs >= MOST_HANGS:
-            raise PortError(f"not asked: the port hung {self._hangs} times in a row")
+            raise PortError(f"{NOT_ASKED}the port hung {self._hangs} times in a row")
         if self._program.has_ended():
             self._program = Program(self.command)
             self._ask({"cmd": "start", "version": PROTOCOL})

@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from grains_ref.conformance.alone import MOST, SECONDS, Alone
 from grains_ref.conformance.budgets import Budget
 from grains_ref.conformance.cases import FLAGS
 from grains_ref.conformance.dialects import DIALECTS
@@ -81,6 +82,20 @@ def explain(run: Run, *, repeat: str) -> Iterator[Text]:
     for result in run.failures(END_TO_END):
         if result is not first:
             yield _said(f"End to end ({result.dtype}): {result.message}. It follows from {first.stage}.")
+    if run.alone or run.not_alone:
+        yield Text(_number_alone(run))
+
+
+def _number_alone(run: Run) -> str:
+    """How many cases were asked again alone, what came of them, and which stages were left out."""
+    counts = Counter(alone.outcome for alone in run.alone.values())
+    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    words = f"Asked again alone, the first failing case of a stage: {len(run.alone)}"
+    if outcomes:
+        words += f" ({outcomes})"
+    if run.not_alone:
+        words += f". Not asked, for at most {MOST} are, within {SECONDS:g} seconds: {', '.join(run.not_alone)}"
+    return f"{words}."
 
 
 def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
@@ -88,11 +103,14 @@ def _divergence(run: Run, first: Result, repeat: str) -> Iterator[Text]:
     stage = first.stage
     failures = run.failures(stage)
     yield Text(f"First failing stage: {stage} ({first.mode}, {first.dtype}).", style="bold red")
-    if first.mode == "again":
+    alone = run.alone.get(stage)
+    if first.mode == "again" or (alone and alone.is_right):
         yield Text("  The port keeps something from one call to the next: a cache, a buffer, a hook, an alias.")
     elif first.mode != "isolated":
         yield Text("  Every stage is right by itself, so look between them: an index, an order, an alias, a cache.")
     yield _said(f"  {first.case}: {first.message}")
+    if alone:
+        yield _said(f"  {alone.words()}")
     case = next((case for case in DIALECTS[run.dialect].cases if case.id == first.case), None)
     if case:
         yield Text(f"  The case: {case.comment}.")
@@ -124,6 +142,9 @@ def guess(run: Run, stage: str) -> list[str]:
             f"Rounding: your numbers differ by float32's rounding (at most {worst:.0e}) under a claim of float64.",
             "Did a cast, a constant or a library call in float32 slip in?",
         ]
+    alone = run.alone.get(stage)
+    if alone and alone.is_right:
+        return ["Nothing is named: the case is right alone. Mend what is kept from call to call, then run again."]
     if likely is None:
         if not any(result.diagnosed for result in failures):
             return []
@@ -135,19 +156,26 @@ def guess(run: Run, stage: str) -> list[str]:
     effect = f"Effect: {_lower(_effect(run, stage, likely.bug))}."
     lines = [f"Likely bug: {bug} ({likely.bug}).", f"{likely.share()}. {effect}"]
     if likely.contradicted:
-        lines.append(
-            f"Right in {likely.contradicted} cases that this bug would spoil: is something kept from call to call, "
-            "a cache or a buffer? Ask one case alone (--only)."
-        )
+        lines.append(f"Right in {likely.contradicted} cases that this bug would spoil: {_why_contradicted(alone)}")
     if likely.alike:
         lines.append(f"Just as likely: {'; '.join(f'{_description(run, stage, a)} ({a})' for a in likely.alike)}.")
     return lines
+
+
+def _why_contradicted(alone: Alone | None) -> str:
+    """What may be the matter where right outputs speak against the bug that is named."""
+    if alone and alone.outcome == "wrong in the same way":
+        return f"it is not quite yours, though {alone.case} is wrong alone too."
+    return "is something kept from call to call, a cache or a buffer? Ask one case alone (--only)."
 
 
 def _also_failing(run: Run, stage: str) -> Text:
     """A line for a failing stage that is not the first."""
     number = len(run.failures(stage))
     words = f"Also failing: {stage}, {number} time{'s' if number > 1 else ''}."
+    alone = run.alone.get(stage)
+    if alone and alone.outcome != "wrong in the same way":
+        return _said(f"{words} {alone.words()}")
     earlier, likely = run.follows_from(stage), run.likely_bug(stage)
     before = run.likely_bug(earlier) if earlier else None
     if likely and before and likely.named and likely.bug == before.bug:
@@ -267,6 +295,8 @@ def as_json(run: Run) -> dict[str, Any]:
         "likely_bugs": {stage: asdict(likely) for stage in OUTPUTS if (likely := run.likely_bug(stage))},
         "guesses": {stage: lines for stage in OUTPUTS if run.failures(stage) and (lines := guess(run, stage))},
         "follows_from": {stage: one for stage in (*OUTPUTS, END_TO_END) if (one := run.follows_from(stage))},
+        "alone": {stage: asdict(alone) | {"words": alone.words()} for stage, alone in run.alone.items()},
+        "not_alone": list(run.not_alone),
         "stale_expected_failures": list(run.stale),
         "results": [_row(result) for result in run.results],
     }
@@ -295,6 +325,9 @@ def junit(run: Run) -> bytes:
             words = (
                 f"; {'likely bug' if likely.named else 'nearest'}: {likely.bug} ({_share(likely)})" if likely else ""
             )
+            alone = run.alone.get(result.stage)
+            if alone and (alone.case, alone.dtype) == (result.case, result.dtype):
+                words += f"; {alone.words()}"
             ElementTree.SubElement(case, "failure", message=_xml(f"{result.message or result.status}{words}"))
         elif result.status != "passed":
             ElementTree.SubElement(case, "skipped", message=_xml(f"{result.status}: {result.message}"))

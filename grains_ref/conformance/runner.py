@@ -25,13 +25,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from grains_ref.conformance.alone import Alone, Ask
 from grains_ref.conformance.budgets import Budget, allowed, runs_in
 from grains_ref.conformance.bugs.kinds import WHEREVER_A_DECODER_RUNS
 from grains_ref.conformance.cases import Case
 from grains_ref.conformance.compare import BadOutput, Right, checked, distance, judge, right_now
 from grains_ref.conformance.dialects import PAPER, Dialect
 from grains_ref.conformance.naming import Diagnosis, Likely, Output, diagnose, is_rounding, name_stage
-from grains_ref.conformance.ports import Port, PortError, Refused, Skipped, told_by
+from grains_ref.conformance.ports import InOrder, Port, PortError, Refused, Skipped, told_by
 from grains_ref.conformance.stages import DTYPES, OUTPUTS, Values
 from grains_ref.conformance.vectors import right_of
 
@@ -72,6 +73,7 @@ class Result:
     diagnosis: Diagnosis | None = None
     diagnosed: bool = False  # whether there was an output that could be compared with the bugs'
     rounding: bool = False  # whether the error is one of float32's size under a claim of float64
+    after: str = ""  # what the same process of the port was asked just before, CASE (DTYPE); empty if nothing
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Run:
     stale: tuple[str, ...] = ()  # lines of the xfail file that match no case
     dialect: str = "paper"
     likely: Mapping[str, Likely] = field(default_factory=dict)  # by stage
+    alone: Mapping[str, Alone] = field(default_factory=dict)  # by stage
+    not_alone: tuple[str, ...] = ()  # stages whose first failing case was one too many to ask alone
 
     @property
     def failed(self) -> bool:
@@ -149,14 +153,17 @@ def run_port(
     pattern that matches nothing, are failures themselves.
     """
     cases = dialect.cases if cases is None else cases
+    port = InOrder(port)
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
     found: list[Found] = []
     for dtype in wanted:
         if "isolated" in modes:
             asked = [case for case in cases if case.stage in port.stages and runs_in(case, dtype)]
-            isolated = []
+            isolated: list[Found] = []
             for case in asked:
-                isolated.append(_run_case(port, case, dtype, budgets[case.stage, dtype], dialect))
+                after = port.last
+                result, output = _run_case(port, case, dtype, budgets[case.stage, dtype], dialect)
+                isolated.append((replace(result, after=after), output))
                 on_case()
             found += isolated
             if "again" in modes:
@@ -225,6 +232,16 @@ def run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Dialec
     return result
 
 
+def ask_case(budgets: Mapping[tuple[str, str], Budget], dialect: Dialect) -> Ask:
+    """How the case of a result is put to a port once more."""
+
+    def ask(port: Port, failure: Result) -> Result:
+        case, budget = dialect.case(failure.case), budgets[failure.stage, failure.dtype]
+        return _run_case(port, case, failure.dtype, budget, dialect)[0]
+
+    return ask
+
+
 def _run_case(port: Port, case: Case, dtype: str, budget: Budget, dialect: Dialect) -> Found:
     result = Result(case.id, case.stage, dtype, "isolated", "passed", budget=allowed(case, dtype, budget))
     if not budget.claimable:
@@ -282,15 +299,17 @@ def judged(
 
 
 def _asked_again(
-    port: Port, cases: Sequence[Case], dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect
+    port: InOrder, cases: Sequence[Case], dtype: str, budgets: Mapping[tuple[str, str], Budget], dialect: Dialect
 ) -> list[Found]:
     """What is wrong when the cases, all passed before, are asked again in a shuffled order."""
     order = random.Random(dtype).sample(list(cases), len(cases))
-    results = [_run_case(port, case, dtype, budgets[case.stage, dtype], dialect)[0] for case in order]
     found: list[Found] = []
-    for result in (result for result in results if result.status == "failed"):
-        message = f"right when it was asked first, wrong when it was asked again, in another order: {result.message}"
-        found.append((replace(result, mode="again", message=message), None))
+    for case in order:
+        after = port.last
+        result, _ = _run_case(port, case, dtype, budgets[case.stage, dtype], dialect)
+        if result.status == "failed":
+            message = f"right when it was asked first, wrong when it was asked again, after {after}: {result.message}"
+            found.append((replace(result, mode="again", message=message, after=after), None))
     return found
 
 

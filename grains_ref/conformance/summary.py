@@ -14,7 +14,8 @@ import grains_ref
 from grains_ref.conformance.stages import OPTIONS, STAGES
 from grains_ref.files import parse_json, printable, read_whole
 
-FIELDS = ("port", "dialect", "claimed", "dtypes", "conformant", "first_divergence", "results")
+FIELDS = ("port", "dialect", "claimed", "dtypes", "conformant", "first_divergence", "alone", "results")
+ALONE_FIELDS = ("case", "dtype", "outcome", "words")
 ROW_FIELDS = ("case", "stage", "dtype", "mode", "status", "error", "budget")
 
 
@@ -36,6 +37,11 @@ def read_run(path: Path) -> dict[str, Any]:
     rows = run["results"]
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(ROW_FIELDS) <= set(row) for row in rows):
         raise ValueError(f"{path}: its results are no list of objects with {', '.join(ROW_FIELDS)}; {advice}")
+    alone = run["alone"]
+    if not isinstance(alone, dict) or not all(
+        isinstance(row, dict) and set(ALONE_FIELDS) <= set(row) for row in alone.values()
+    ):
+        raise ValueError(f"{path}: 'alone' is no object of objects with {', '.join(ALONE_FIELDS)}; {advice}")
     return run
 
 
@@ -52,7 +58,9 @@ def line(run: Mapping[str, Any]) -> str:
     facts = [stages, asked, law, f"grains_ref {grains_ref.__version__}"]
     first = run["first_divergence"]
     if first:
-        facts.insert(0, f"fails at {first['stage']} ({first['case']}, {first['dtype']})")
+        alone = run["alone"].get(first["stage"])
+        right = ", right alone: it depends on the order of calls" if alone and alone["outcome"] == "right" else ""
+        facts.insert(0, f"fails at {first['stage']} ({first['case']}, {first['dtype']}{right})")
     elif not run["conformant"]:
         facts.insert(0, "fails: nothing passed, or a known failure passes")
     is_live = any(row["mode"] == "live" for row in run["results"])
@@ -61,13 +69,18 @@ def line(run: Mapping[str, Any]) -> str:
 
 
 def markdown(run: Mapping[str, Any]) -> str:
-    """The line in bold and a table: a row for each stage and each option claimed, a column for each dtype."""
+    """The line in bold and a table: a row for each stage and each option claimed, a column for each dtype.
+
+    Below it stands what failing cases gave when they were asked again alone.
+    """
     dtypes = [str(dtype) for dtype in run["dtypes"]]
     rows = [f"| stage | {' | '.join(dtypes)} |", "|---" * (1 + len(dtypes)) + "|"]
     for stage in (*STAGES, *(option for option in OPTIONS if option in run["claimed"])):
         cells = [_cell([row for row in run["results"] if (row["stage"], row["dtype"]) == (stage, d)]) for d in dtypes]
         rows.append(f"| {stage} | {' | '.join(cells)} |")
-    return "\n".join([f"**{line(run)}**", "", *rows, ""])
+    said = [printable(f"{stage}: {alone['words']}") for stage, alone in run["alone"].items()]
+    below = "\n".join(f"- {' '.join(words.split())}" for words in said)
+    return "\n".join([f"**{line(run)}**", "", *rows, "", *([below, ""] if below else [])])
 
 
 def _cell(results: Sequence[Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ MARGINS = "grains_ref/conformance/margins.py"
 PORTS = "grains_ref/conformance/ports.py"
 PROGRAMS = "grains_ref/conformance/programs.py"
 REPORT = "grains_ref/conformance/report.py"
+ALONE = "grains_ref/conformance/alone.py"
 NAMING = "grains_ref/conformance/naming.py"
 RUNNER = "grains_ref/conformance/runner.py"
 LIVE = "grains_ref/conformance/live/"
@@ -104,7 +105,8 @@ BUGS = (
     Bug("asked_in_one_order", "conformance", "cases are asked again in the order in which they were asked first",
         RUNNER, "order = random.Random(dtype).sample(list(cases), len(cases))", "order = list(cases)", "test_options"),
     Bug("asked_again_for_nothing", "conformance", "a wrong answer to a case that is asked again is forgotten",
-        RUNNER, 'found.append((replace(result, mode="again", message=message), None))', "continue", "test_options"),
+        RUNNER, 'found.append((replace(result, mode="again", message=message, after=after), None))', "pass",
+        "test_options"),
     Bug("half_precision_without_end", "conformance", "in half precision nothing is run end to end",
         RUNNER, "or (is_half and dialect is not PAPER):", "or is_half:", "test_options"),
     Bug("one_seed_for_all", "conformance", "every random input is that of seed 0",
@@ -157,6 +159,20 @@ BUGS = (
     Bug("beams_of_one", "conformance", "the reference's beam search keeps one beam",
         "grains_ref/conformance/options_generation.py", "leading = longer[:beams]", "leading = longer[:1]",
         "test_second_oracle"),
+    Bug("alone_is_ignored", "conformance", "a bug is named though its case is right alone",
+        ALONE, "if stage not in answers or not answers[stage].is_right}", "}", "test_alone"),
+    Bug("order_is_unsaid", "conformance", "what a case gives alone is asked and not said",
+        REPORT, 'if alone:\n        yield _said(f"  {alone.words()}")', "if False:\n        yield", "test_alone"),
+    Bug("alone_in_the_same_process", "conformance", "a module is asked again in the process that it failed in",
+        "grains_ref/conformance/module_process.py", "return ModuleProcess(module, timeout=seconds)",
+        "return PythonPort(module)", "test_alone"),
+    Bug("alone_without_end", "conformance", "hundreds of failing stages would each start the port",
+        ALONE, "if len(answers) >= MOST or remaining <= 0:", "if False:", "test_alone"),
+    Bug("any_failure_is_the_same", "conformance", "what fails alone in another way is called the same",
+        ALONE, 'failure.mode == "isolated" and _are_alike(answer, failure)', 'failure.mode == "isolated"',
+        "test_alone"),
+    Bug("change_of_order_unseen", "conformance", "two runs differ in what is right alone, and nobody says so",
+        DIFF, 'if was != now and "right" in (was, now):', "if False:", "test_alone"),
     Bug("weights_may_be_negative", "conformance", "negative weights of examples are accepted",
         SIGNATURES, "(np.asarray(value) >= 0).all() and ", "", "test_planted_bugs_of_the_kit"),
 )  # fmt: skip
