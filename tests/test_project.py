@@ -73,6 +73,20 @@ def test_a_constraints_file_pins_the_transformers_of_its_name(version: str) -> N
     assert found.keys() == pins("constraints.txt").keys()
 
 
+def test_the_wheel_holds_every_module_and_every_other_file_of_the_package() -> None:
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    folders = {path.parent for path in (ROOT / "grains_ref").rglob("__init__.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == {
+        name for name in listed if not name.startswith(("grains_ref.tiny_models", "grains_ref.fixtures"))
+    }
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for path in (ROOT / "grains_ref").rglob("*"):
+        if not path.is_file() or path.suffix in (".py", ".pyc") or "__pycache__" in path.parts:
+            continue
+        patterns = [ROOT / package.replace(".", "/") / pattern for package in data for pattern in data[package]]
+        assert any(path.match(str(pattern)) for pattern in patterns), f"{path.relative_to(ROOT)} is not in the wheel"
+
+
 def test_every_skip_for_a_missing_package_names_an_environment_of_tox() -> None:
     named = set()
     for path in (ROOT / "tests").rglob("*.py"):

@@ -11,6 +11,25 @@ from typing import Any
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
+def fenced(markdown: str) -> str:
+    """Output, which nbconvert indents, as blocks of text; blank lines around it are left out."""
+    lines: list[str] = []
+    inside_fence, output = False, []
+    for line in [*markdown.splitlines(), ""]:
+        if not inside_fence and (line.startswith("    ") or (output and not line.strip())):
+            output.append(line[4:])
+            continue
+        printed = [text for text in output if text.strip()]
+        if printed:
+            lines += ["```text", *printed, "```"]
+        if output:
+            lines.append("")
+            output = []
+        inside_fence ^= line.startswith("```")
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def on_files(files: Any, *, config: Any) -> Any:
     """Add a page, and its pictures, for each notebook."""
     from mkdocs.structure.files import File
@@ -20,7 +39,7 @@ def on_files(files: Any, *, config: Any) -> Any:
         markdown, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": path.stem})
         line = f"*This page is a notebook: [{path.name}]({path.name}).*"
         title, rest = markdown.strip().split("\n", 1)
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=f"{title}\n\n{line}\n{rest}"))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=f"{title}\n\n{line}\n{fenced(rest)}"))
         for name, content in resources["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files

@@ -7,8 +7,8 @@ r"""What may be added to the paper's method where its vectors turn out to be noi
 
 The first takes away what masking *any* tokens does to the state (`fitting.random_tokens`), both sides alike.  The
 second steers only where another draw of pairs would have given much the same vector.  The third leaves one side out,
-as the released code does for pictures (v_pos alone).  The hypotheses stand in docs/reproduction.md, and what came out
-beside them.
+as the released code does for pictures (v_pos alone).  The hypotheses stand in docs/reproduction_rules.md, and
+what came out beside them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     choice:               the rule of every row, `grains_ref.demo.bench.Bench.choose`
     the grid:             if any method's choice lies at an end, the grid goes on there for all of them
 
-The grid is made on dev before anything is measured on test (docs/reproduction.md, the preset `recommended`).
+The grid is made on dev before anything is measured on test (docs/reproduction_rules.md, the preset `recommended`).
 """
 
 from __future__ import annotations

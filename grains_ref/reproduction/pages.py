@@ -79,7 +79,7 @@ def _points(value: float, low: float, high: float) -> str:
 
 # --------------------------------------------------------------------------------------- further pages
 def candidates_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
-    """Dev gains of the candidates for the preset, which alone decide (docs/reproduction.md)."""
+    """Dev gains of the candidates for the preset, which alone decide (docs/reproduction_rules.md)."""
     lines = []
     for name in ("GrAInS", *CANDIDATES):
         gains = [sum(dev_gain(cells[world, seed, name]) for seed in seeds) / len(seeds) for world in worlds]

@@ -52,7 +52,7 @@ TEXT_METHODS = {
     "RepE": "RepE",
     "Random tokens": "random tokens",
     "GrAInS": "GrAInS",
-    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction.md
+    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction_rules.md
     "Planted tokens, PCA": "planted tokens, PCA",
     "Planted tokens, mean": "planted tokens, mean",
 }
@@ -67,7 +67,7 @@ VISUAL_METHODS = {
     "ICV": "ICV",
     "Random tokens": "random tokens",
     "GrAInS": "GrAInS",
-    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction.md
+    "GrAInS, candidate": "neutral + mean",  # the one that dev put to the test, docs/reproduction_rules.md
     "Planted tokens, PCA": "planted tokens, PCA",
     "Planted tokens, mean": "planted tokens, mean",
 }

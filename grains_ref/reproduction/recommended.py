@@ -1,4 +1,4 @@
-"""The preset `recommended`: candidates, opponents, and the verdict by the rule of docs/reproduction.md.
+"""The preset `recommended`: candidates, opponents, and the verdict by the rule of docs/reproduction_rules.md.
 
 1. The candidate with the highest mean dev gain over worlds and seeds is put to the test, once.
 2. It is called recommended only if on test it is ahead of every opponent in the mean over the worlds that the opponent

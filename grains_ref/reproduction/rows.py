@@ -162,7 +162,7 @@ def log_graded_scores(f: Callable[[Tensor], Tensor], x: Tensor, *, m: int, start
 
 
 # ------------------------------------------------------------------------------------------------ all
-CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction.md, "the hypothesis"
+CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction_rules.md, "the hypothesis"
     "protect": PROTECT,
     "protect + mean": PROTECT | {"aggregation": "mean"},
     "neutral + mean": {"path_baseline": NEUTRAL, "aggregation": "mean"},
