@@ -29,7 +29,13 @@ FLOORS = (
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms of one floor that may know each other, by direction.
-NEIGHBOURS = {("evaluation", "fitting"), ("fitting", "methods"), ("demo", "report"), ("export", "report")}
+NEIGHBOURS = {
+    ("evaluation", "fitting"),
+    ("evaluation", "methods"),
+    ("fitting", "methods"),
+    ("demo", "report"),
+    ("export", "report"),
+}
 DATA_FILES = {"grains.py"}  # the reference is one module on purpose
 
 

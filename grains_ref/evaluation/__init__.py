@@ -14,6 +14,8 @@
 | `endpoint` | one request to such a model: within time and size, without a trace of secrets |
 | `verdicts` | its replies, kept in a file |
 | `lm_eval` | a steered model in lm-evaluation-harness |
+| `inspect_ai` | a steered model in Inspect |
+| `stopping` | where a generation ends, for both |
 
 The names of `measures` and `choice` are also found here. They are fetched when asked for, so that `metrics` and `judge`
 can be imported without torch and transformers.

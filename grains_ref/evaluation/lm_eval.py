@@ -12,22 +12,19 @@ none.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from transformers import StoppingCriteria
-
 from grains_ref.data import excess_tokens
+from grains_ref.evaluation.stopping import SaidSoFar
 from grains_ref.models import HuggingFaceModel, TokenRow
 from grains_ref.models.scoring import score_rows
 
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError as error:
@@ -167,7 +164,7 @@ class HarnessModel(LM):
                 f"a context of {longest} tokens and {n} new ones are more than the {self.model.context} that "
                 f"{self.model.name} takes; use fewer shots (num_fewshot), or a smaller max_gen_toks in the task"
             )
-        so_far = _SaidSoFar(self.model, until)
+        so_far = SaidSoFar(self.model, until)
         self.model.generate(contexts, max_new_tokens=n, stopping_criteria=[so_far], **generation)
         return so_far.texts
 
@@ -219,38 +216,3 @@ class HarnessModel(LM):
     def _remember(self, kind: str, requests: Sequence[Instance], answers: Iterable[Any]) -> None:
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(kind, request.args, answer)
-
-
-class _SaidSoFar(StoppingCriteria):
-    """Stops each row at the first stop text in what it has generated, and keeps that text up to there.
-
-    transformers' own stop strings also look at the end of the prompt, and a generation's leading white space would be
-    stripped by `HuggingFaceModel.generate`; the harness wants neither.  The end-of-text token is a stop text too.
-    """
-
-    def __init__(self, model: HuggingFaceModel, until: Sequence[str]) -> None:
-        self.model = model
-        self.until = handle_stop_sequences([*until], eos=model.tokenizer.eos_token)
-        special = model.tokenizer.added_tokens_decoder.items()  # they leave no text behind
-        self.stop_ids = {i for i, token in special if token.special and token.content in self.until}
-        self.prompt_length = -1
-        self.texts: list[str] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self.prompt_length < 0:
-            self.prompt_length = input_ids.shape[1] - 1  # the first call comes after the first new token
-        rows = input_ids[:, self.prompt_length :].tolist()
-        kept = [list(itertools.takewhile(lambda token: token not in self.stop_ids, row)) for row in rows]
-        whole = [str(self.model.tokenizer.decode(row, skip_special_tokens=True)) for row in kept]
-        self.texts = [_up_to(text, self.until) for text in whole]
-        stopped = [
-            len(ids) < len(row) or len(text) < len(full)
-            for row, ids, full, text in zip(rows, kept, whole, self.texts, strict=True)
-        ]
-        return torch.tensor(stopped, device=input_ids.device)
-
-
-def _up_to(text: str, until: Sequence[str]) -> str:
-    """The text before the first stop text."""
-    ends = [place for stop in until if (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text

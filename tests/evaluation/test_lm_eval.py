@@ -266,37 +266,14 @@ def test_a_special_token_is_a_stop_text(name: str, stop: str, bias: float, reque
     assert (found != unstopped) == (stop != model.tokenizer.eos_token)
 
 
-def test_end_of_text_in_ordinary_letters_is_a_stop_text(llama: HuggingFaceModel) -> None:
-    """A model can spell it out, token by token; HFLM cuts there."""
-    from grains_ref.evaluation.lm_eval import _SaidSoFar
-
-    ids = [llama.response_ids("\n", text).tolist() for text in ("so", "<|eot", "_id|> and")]
-    said = _SaidSoFar(llama, [])
-    row = [0, *ids[0], *ids[1], *ids[2]]
-    assert said(torch.tensor([row[:2]]), None).tolist() == [False]
-    assert said(torch.tensor([row]), None).tolist() == [True]
-    assert said.texts == ["so"]
-
-
 def test_a_text_is_cut_where_the_harness_cuts_it() -> None:
     from lm_eval.models.utils import postprocess_generated_text
 
-    from grains_ref.evaluation.lm_eval import _up_to
+    from grains_ref.evaluation.stopping import up_to
 
     for text in ("a b c b", "c", "", "abc", "b\n\nc a"):
         for until in ([], ["b", "c"], ["c", "b"], ["\n\n", " b"], ["bc", "b", "x"]):
-            assert _up_to(text, until) == postprocess_generated_text(text, until, None)
-
-
-def test_white_space_in_front_of_a_generation_is_kept(simple_model: HuggingFaceModel) -> None:
-    """The harness looks for stop texts in what was really said."""
-    from grains_ref.evaluation.lm_eval import _SaidSoFar
-
-    ids = simple_model.tokenizer("0 1 2 3", add_special_tokens=False)["input_ids"]
-    said = _SaidSoFar(simple_model, ["2"])
-    stopped = [said(torch.tensor([ids[:n], ids[:1] * n]), None).tolist() for n in range(2, 5)]
-    assert stopped == [[False, False], [True, False], [True, False]]
-    assert said.texts == ["1 ", "0 0 0"]
+            assert up_to(text, until) == postprocess_generated_text(text, until, None)
 
 
 def test_what_is_too_long_is_refused_or_cut_in_front(llama: HuggingFaceModel) -> None:

@@ -3,8 +3,8 @@
 Each bug goes into a temporary copy of the checkout, never into the checkout itself. First the test file that its entry
 names is run on it, up to the first failure, and if that passes, all files that any entry names. The unchanged copy is
 run, too: tests that are red anyway would catch everything. Exits with 1 if a bug survives, with 2 if one
-cannot be planted. Bugs of the adapter for lm-evaluation-harness are left out where that is not installed, and those of
-a report's script where there is no browser, since their tests are skipped then.
+cannot be planted. Bugs of the adapters for lm-evaluation-harness and for Inspect are left out where these are not
+installed, and those of a report's script where there is no browser, since their tests are skipped then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from planted_bugs import BUGS
-from planted_bugs.evaluation import HARNESS
+from planted_bugs.evaluation import HARNESS, INSPECT
 from planted_bugs.planting import ROOT, Bug, Copy, PlantingError, planted
 from planted_bugs.report import SCRIPT
 
@@ -97,8 +97,9 @@ def main() -> int:
     if unknown := set(arguments.only or ()) - {bug.name for bug in BUGS}:
         parser.error(f"no bug is called {', '.join(sorted(unknown))}; --list names them all")
     bugs = [bug for bug in BUGS if not arguments.only or bug.name in arguments.only]
-    if importlib.util.find_spec("lm_eval") is None:
-        bugs = [bug for bug in bugs if bug.file != HARNESS]
+    for package, adapter in (("lm_eval", HARNESS), ("inspect_ai", INSPECT)):
+        if importlib.util.find_spec(package) is None:
+            bugs = [bug for bug in bugs if bug.file != adapter]
     if importlib.util.find_spec("playwright") is None or shutil.which("chromium") is None:
         bugs = [bug for bug in bugs if bug.file != SCRIPT]
     if arguments.list:

@@ -10,6 +10,8 @@ JUDGE = "grains_ref/evaluation/judge.py"
 EVALUATION = "grains_ref/evaluation/measures.py"
 CHOICE = "grains_ref/evaluation/choice.py"
 HARNESS = "grains_ref/evaluation/lm_eval.py"
+STOPPING = "grains_ref/evaluation/stopping.py"
+INSPECT = "grains_ref/evaluation/inspect_ai.py"
 BUGS = (
     Bug("tie_is_right", "scores", "a tie of right and wrong choice counts as right",
         METRICS, "return true[0] > max(false)", "return true[0] >= max(false)", "test_metrics"),
@@ -132,14 +134,26 @@ BUGS = (
     Bug("first_options_for_all", "harness", "all requests are generated with the first one's options",
         HARNESS, "json.dumps(request.args[1], sort_keys=True)", '""', "test_lm_eval"),
     Bug("last_stop_text", "harness", "a generation goes on to the last stop text",
-        HARNESS, "text[: min(ends)] if ends", "text[: max(ends)] if ends", "test_lm_eval"),
+        STOPPING, "text[: min(ends)] if ends", "text[: max(ends)] if ends", "test_stopping"),
     Bug("all_stop_with_one", "harness", "a batch ends with the first row that stops",
-        HARNESS, "return torch.tensor(stopped, device", "return torch.tensor([any(stopped)] * len(stopped), device",
-        "test_lm_eval"),
+        STOPPING, "return torch.tensor(stopped, device", "return torch.tensor([any(stopped)] * len(stopped), device",
+        "test_stopping"),
     Bug("special_tokens_never_stop", "harness", "a stop text that is a special token is never seen",
-        HARNESS, "if token.special and token.content in self.until", "if False", "test_lm_eval"),
+        STOPPING, "if token.special and token.content in self.until", "if False", "test_stopping"),
     Bug("empty_stop_text_ignored", "harness", "an empty stop text is left out",
         HARNESS, 'if "" in until:', "if False:", "test_lm_eval"),
     Bug("nothing_remembered", "harness", "answers do not reach the harness's cache",
         HARNESS, "self.cache_hook.add_partial(kind, request.args, answer)", "pass", "test_lm_eval"),
+    Bug("inspect_unsteered", "inspect", "vectors are read, and answers are those of the plain model",
+        INSPECT, "with self._steering:", "with contextlib.nullcontext():", "test_inspect_ai"),
+    Bug("inspect_cache_of_all_strengths", "inspect", "an answer comes from the cache of another strength",
+        INSPECT, 'said += "," + how', "pass", "test_inspect_ai"),
+    Bug("inspect_samples", "inspect", "a temperature of 0 samples",
+        INSPECT, "if self.temperature == 0:", "if False:", "test_inspect_ai"),
+    Bug("inspect_all_fail_with_one", "inspect", "one request that is too long fails all that wait with it",
+        INSPECT, "if len(batch) == 1:", "if True:", "test_inspect_ai"),
+    Bug("inspect_stop_text_said", "inspect", "an answer goes on behind its stop text",
+        INSPECT, "if options.until:", "if False:", "test_inspect_ai"),
+    Bug("inspect_seed_ignored", "inspect", "settings that the provider does not have are left out in silence",
+        INSPECT, "if refused:", "if False:", "test_inspect_ai"),
 )  # fmt: skip
