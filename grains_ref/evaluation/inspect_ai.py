@@ -212,7 +212,7 @@ class SteeredModel(ModelAPI):
             texts = [text.strip() for text in so_far.texts]
         outputs = []
         for i, prompt in enumerate(prompts):
-            n_prompt = len(self.model.prompts.encode(prompt, None)[0])
+            n_prompt = len(self.model.prompts.encode(prompt, ())[0])
             choice = ChatCompletionChoice(
                 message=ChatMessageAssistant(content=texts[i], model=self.model_name, source="generate"),
                 stop_reason="stop" if so_far.ended[i] else "max_tokens",

@@ -1,7 +1,7 @@
 """The picture of a report in the README and in docs/reports.md; needs Chromium and the extra `browser`.
 
 grains-ref demo --vision --seeds 0 --out demo_vision_out
-python docs/img/report.py demo_vision_out/report.html docs/img/report.webp
+python docs/_site/report_picture.py demo_vision_out/report.html docs/img/report.webp
 """
 
 import io
