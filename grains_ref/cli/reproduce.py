@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grains_ref.cli import reproduce_real
+from grains_ref.cli.common import IgnoreOption
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
 from grains_ref.cli.report import ReportOption, check_page, write_report
 from grains_ref.files import FileError, only_writer, write_whole
@@ -91,6 +92,7 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Full rung: NAME=FILE or FOLDER of any pairs, in the place of the paper's datasets."),
     ] = None,
+    ignore: IgnoreOption = None,
     judge_url: Annotated[str, typer.Option(help="Full rung: an OpenAI-compatible endpoint.")] = "",
     judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
     device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
@@ -111,9 +113,10 @@ def reproduce(
         reproduce_real.carry_out(output, quick=quick, workers=workers, dry_run=dry_run)
         return
     if rung == "tiny":
-        if weights or data or model or pairs or judge_url or judge_model:
+        if weights or data or model or pairs or ignore or judge_url or judge_model:
             raise ValueError(
-                "--weights, --data, --model, --pairs and --judge-... are for --rung full; the tiny rung needs nothing"
+                "--weights, --data, --model, --pairs, --ignore and --judge-... are for --rung full; the tiny rung "
+                "needs nothing"
             )
         plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
         from grains_ref.reproduction.cells import tiny_lab
@@ -126,7 +129,7 @@ def reproduce(
     if quick:
         raise ValueError("--quick is for the tiny rung")
     full_rung = _full_rung(
-        weights or [], data or [], model or [], pairs or [], judge_url, judge_model, device, dtype, output
+        weights or [], data or [], model or [], pairs or [], ignore or [], judge_url, judge_model, device, dtype, output
     )
     plan = _full_plan(everything, table or [], figure or [], question or [], full_rung)
     if _report_inventory(plan, full_rung) and not dry_run:
@@ -213,6 +216,7 @@ def _full_rung(
     data: Sequence[str],
     model: Sequence[str],
     pairs: Sequence[str],
+    ignore: Sequence[str],
     judge_url: str,
     judge_model: str,
     device: str,
@@ -246,6 +250,7 @@ def _full_rung(
         device=device,
         dtype=dtype,
         pairs=_own_places(pairs, "--pairs", taken),
+        ignore=tuple(ignore),
     )
 
 
@@ -291,14 +296,12 @@ def _report_inventory(plan: Plan, rung: FullRung) -> int:
 
 def _inputs(rung: FullRung) -> dict[str, str]:
     """What the cells of the full rung depend on beside their names."""
-    from grains_ref.reproduction.local import read_own_pairs
-
     inputs = {"rung": "full", "dtype": rung.dtype, "device": rung.device.partition(":")[0], "pairs": str(rung.n)}
     inputs |= {"dev and test tasks": ", ".join(map(str, rung.n_tasks))}
     inputs |= {f"weights of {name}": place for name, place in rung.weights.items()}
     inputs |= {f"data of {name}": place for name, place in rung.data.items()}
     for name, place in rung.pairs.items():
-        inputs[f"pairs of {name}"] = f"{place}, {read_own_pairs(place, n=rung.n, seed=0).digest}"
+        inputs[f"pairs of {name}"] = f"{place}, {rung.own_pairs(name, seed=0).digest}"
     return inputs | ({"judge": rung.judge.identity} if rung.judge else {})
 
 

@@ -106,7 +106,8 @@ class FullRung:
 
     weights: model -> folder or hub id.  data: dataset -> folder or hub id, with "mmlu" and "mmmu" for capability.
     judge: rates MMHal-Bench's answers.  n: steering pairs.  n_tasks: capability tasks in dev and in test.
-    pairs: one's own pairs, name -> file or folder (`local`).  Models with other names than the paper's are one's own.
+    pairs: one's own pairs, name -> file or folder (`local`).  ignore: columns of them to leave unread.
+    Models with other names than the paper's are one's own.
     """
 
     weights: Mapping[str, str]
@@ -117,6 +118,11 @@ class FullRung:
     n: int = 50
     n_tasks: tuple[int, int] = (N_DEV_TASKS, N_TEST_TASKS)
     pairs: Mapping[str, str] = field(default_factory=dict)
+    ignore: Sequence[str] = ()
+
+    def own_pairs(self, name: str, *, seed: int) -> OwnPairs:
+        """One's own pairs by name; seed: of the split."""
+        return read_own_pairs(self.pairs[name], n=self.n, seed=seed, ignore=self.ignore)
 
     def __call__(self, column: str, seed: int, folder: Path) -> Lab:
         """The lab of a column; seed: of the split."""
@@ -125,7 +131,7 @@ class FullRung:
         model = load(place, device=self.device, dtype=self.dtype)
         if model_name in HUB_IDS:
             check_shown_as(model_name, model.hf.config, place=place)
-        own = read_own_pairs(self.pairs[dataset], n=self.n, seed=seed) if dataset in self.pairs else None
+        own = self.own_pairs(dataset, seed=seed) if dataset in self.pairs else None
         judged: Callable[[], list[bool]] | None = None
         if own:
             steer, dev, test = own.steer, own.dev, own.test
@@ -300,7 +306,7 @@ def _own_model_part(name: str, place: str) -> Part:
 
 def _own_pairs_part(name: str, rung: FullRung) -> Part:
     try:
-        return Part("pairs", name, read_own_pairs(rung.pairs[name], n=rung.n, seed=0).words, "")
+        return Part("pairs", name, rung.own_pairs(name, seed=0).words, "")
     except (OSError, ValueError) as error:
         return Part("pairs", name, "", str(error))
 

@@ -135,10 +135,10 @@ class OwnPairs:
         return content_digest([*self.steer, *self.dev, *self.test])
 
 
-def read_own_pairs(place: str, *, n: int, seed: int) -> OwnPairs:
+def read_own_pairs(place: str, *, n: int, seed: int, ignore: Sequence[str] = ()) -> OwnPairs:
     """Pairs from a folder in their parts, or from a file that is split here.
 
-    n: steering pairs of a file.  seed: of its split.
+    n: steering pairs of a file.  seed: of its split.  ignore: columns to leave unread.
 
     Raises:
         RowError: a row is bad.
@@ -146,20 +146,23 @@ def read_own_pairs(place: str, *, n: int, seed: int) -> OwnPairs:
         ValueError: a part is missing, a prompt is in two parts, a file has too few prompts, or pairs have pictures.
     """
     path = Path(place)
-    own = _from_folder(path) if path.is_dir() else _split(list(read_pairs(path).pairs), n=n, seed=seed, where=place)
+    if path.is_dir():
+        own = _from_folder(path, ignore)
+    else:
+        own = _split(list(read_pairs(path, ignore=ignore).pairs), n=n, seed=seed, where=place)
     if any(pair.image for pair in (*own.steer, *own.dev, *own.test)):
         raise ValueError(f"{place}: pairs with pictures; --pairs takes texts. Use the datasets of the paper's VLMs.")
     return own
 
 
-def _from_folder(folder: Path) -> OwnPairs:
+def _from_folder(folder: Path, ignore: Sequence[str]) -> OwnPairs:
     missing = [f"{part}.jsonl" for part in PARTS if not (folder / f"{part}.jsonl").is_file()]
     if missing:
         raise ValueError(
             f"{folder} holds no {', '.join(missing)}; expected steer.jsonl, dev.jsonl and test.jsonl, and for a limit "
             "on capability dev_tasks.jsonl and tasks.jsonl. Or name one file, which is split here."
         )
-    parts = {part: list(read_pairs(folder / f"{part}.jsonl").pairs) for part in PARTS}
+    parts = {part: list(read_pairs(folder / f"{part}.jsonl", ignore=ignore).pairs) for part in PARTS}
     asked: Mapping[str, set[str]] = {part: {_key(pair) for pair in pairs} for part, pairs in parts.items()}
     for first, second in (("steer", "dev"), ("steer", "test"), ("dev", "test")):
         if shared := len(asked[first] & asked[second]):
@@ -167,7 +170,8 @@ def _from_folder(folder: Path) -> OwnPairs:
     tasks = [folder / name for name in ("dev_tasks.jsonl", "tasks.jsonl")]
     own = OwnPairs(parts["steer"], parts["dev"], parts["test"])
     if any(path.is_file() for path in tasks):
-        own = replace(own, dev_tasks=read_tasks(tasks[0]).tasks, test_tasks=read_tasks(tasks[1]).tasks)
+        dev_tasks, test_tasks = (read_tasks(path, ignore=ignore).tasks for path in tasks)
+        own = replace(own, dev_tasks=dev_tasks, test_tasks=test_tasks)
     return own
 
 

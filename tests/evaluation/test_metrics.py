@@ -442,7 +442,7 @@ def test_replies_are_generated_in_batches_and_compared(simple_model: HuggingFace
             assert closer == [True] * 2 + [False] * 5
 
 
-def test_a_picture_reaches_the_model_and_two_are_refused(vision_model: HuggingFaceModel) -> None:
+def test_a_picture_reaches_the_model_and_one_without_a_place_is_refused(vision_model: HuggingFaceModel) -> None:
     from PIL import Image
 
     pictures = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue")]
@@ -457,7 +457,7 @@ def test_a_picture_reaches_the_model_and_two_are_refused(vision_model: HuggingFa
     replies = vision_model.generate([q.prompt for q in asked], max_new_tokens=4, images=pictures)
     assert bleu_accuracy(vision_model, asked, max_new_tokens=4).replies == tuple(replies)
     both = Question("<image>", ("a", "b"), (1, 0), images=tuple(pictures))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the question has 2 pictures; one per prompt is supported"):
+    with pytest.raises(ValueError, match="the prompt marks 1 places for a picture, but 2 came"):
         multiple_choice(vision_model, [both])
 
 

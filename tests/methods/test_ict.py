@@ -339,7 +339,7 @@ def test_what_cannot_be_fitted(llava: HuggingFaceModel, llama: HuggingFaceModel,
     with pytest.raises(ValueError, match="text model"):
         fit(llama, pairs)
     blind = PreferencePair("0", "Is it?", "yes", "no", where="blind:3")
-    with pytest.raises(ValueError, match="1 pairs have no picture, the first is blind:3"):
+    with pytest.raises(ValueError, match="1 pairs have no picture or several, the first is blind:3 with 0"):
         fit(llava, [*pairs, blind])
     for few in (pairs[:1], []):
         with pytest.raises(ValueError, match="need at least 2 pairs"):

@@ -43,6 +43,7 @@ class SmallModel:
 
     def __init__(self, *, fingerprint: str = "f" * 64) -> None:
         self._fingerprint = fingerprint
+        self.origin: dict[str, str] = {}
 
     def fingerprint(self) -> str:
         return self._fingerprint
