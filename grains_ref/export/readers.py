@@ -81,8 +81,10 @@ def load_torch(content: bytes, *, name: str) -> Any:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as members:
             unpacked = sum(member.file_size for member in members.infolist())
-        if unpacked > len(content):
-            raise ExportError(f"{problem}: {len(content)} bytes unpack to {unpacked}")
+            if unpacked > len(content):
+                raise ExportError(f"{problem}: {len(content)} bytes unpack to {unpacked}")
+            if damaged := members.testzip():  # torch looks at no checksum, and some damage makes it read any memory
+                raise ExportError(f"{problem}: {damaged} does not agree with its checksum")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ExportError:
         raise

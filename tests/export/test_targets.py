@@ -264,6 +264,14 @@ def test_a_file_that_is_something_else_is_refused(
     assert not Path("was_run").exists()
 
 
+def test_a_member_that_does_not_agree_with_its_checksum_is_refused() -> None:
+    content = torch_file({"layers.0": ENTRY})
+    order = content.index(b"little")  # torch goes on without knowing the order of bytes, and reads other memory
+    damaged = content[:order] + b"LITTLE" + content[order + 6 :]
+    with pytest.raises(ExportError, match="archive/byteorder does not agree with its checksum"):
+        find_target("lm-eval").read(damaged, "file")
+
+
 @pytest.mark.parametrize("name", ["lm-eval", "vllm-lens", "sglang"])
 def test_a_file_that_steers_by_itself_needs_a_strength(name: str, vectors: SteeringVectors, asked: Asked) -> None:
     given = Directions(by_block={1: vectors.v[1].clone()}, lam=None, header=HEADER)

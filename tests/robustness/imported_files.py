@@ -213,7 +213,7 @@ def meaning(target: str, content: bytes) -> dict[int, Tensor]:
         blocks = vector["layer_indices"]
         return dict(zip(blocks, torch.from_numpy(data.reshape(len(blocks), -1).copy()), strict=True))
     if content.startswith(b"PK"):
-        tensors = torch.load(io.BytesIO(content), weights_only=True)
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     else:
         tensors = safetensors.torch.load(content)
     if target == "lm-eval":
