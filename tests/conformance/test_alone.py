@@ -237,6 +237,7 @@ def conform(*words: str) -> str:
     return " ".join(done.output.split())
 
 
+@pytest.mark.thorough
 def test_a_module_is_asked_alone_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keeping_port.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -160,6 +160,7 @@ def test_any_model_and_any_pairs_become_a_lab(tmp_path: Path, llama_folder: Path
 # --- the command
 
 
+@pytest.mark.thorough
 def test_the_command_runs_any_model_on_any_pairs(tmp_path: Path, llama_folder: Path) -> None:
     write(tmp_path / "steer.jsonl", pair_rows(4))
     write(tmp_path / "dev.jsonl", pair_rows(3, start=10))
