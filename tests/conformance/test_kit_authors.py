@@ -231,6 +231,7 @@ def test_with_a_cache_the_released_hook_says_something_else() -> None:
 
 
 # ------------------------------------------------------------------------------------- the command
+@pytest.mark.thorough
 def test_the_command_takes_a_dialect(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "released.py").write_text(
         "from grains_ref.conformance.authors.stages import selection, steering\nDTYPES = ('float32',)\n"

@@ -459,6 +459,7 @@ def pytest_on_a_port(folder: Path, port: str, **environment: str) -> str:
     return found.stdout
 
 
+@pytest.mark.thorough
 def test_the_cases_run_as_tests_of_a_port(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from grains_ref.conformance.bugs import BUGS\n"
