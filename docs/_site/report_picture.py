@@ -21,7 +21,7 @@ def main(report: Path, picture: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(report.resolve().as_uri())
-        page.wait_for_function("document.querySelector('.example').dataset.drawn === 'done'")
+        page.locator(".example[data-drawn=done]").first.wait_for()
         page.evaluate("document.querySelector('.example').scrollIntoView()")
         page.wait_for_timeout(1000)  # scrolling is smooth
         page.locator(".tokens .chip", has_text="typically").first.hover()
