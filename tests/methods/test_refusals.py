@@ -113,6 +113,7 @@ def test_half_precision_that_overflows_names_the_block() -> None:
         caa.fit(model, PAIRS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_in_float32_and_fitted_in_float64(dtype: torch.dtype) -> None:
     model = random_llama(dtype=dtype)

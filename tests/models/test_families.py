@@ -861,6 +861,7 @@ def test_the_mean_baseline_is_taken_over_each_modality_by_itself(seeing: Hugging
     assert (features - vocabulary).abs().max() > 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", TINY.values(), ids=TINY)
 def test_a_fingerprint_sees_tower_and_projector(build: Callable[[], HuggingFaceModel]) -> None:
     model = build()
@@ -885,6 +886,7 @@ def saved(model: HuggingFaceModel, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_saved_folder_loads_as_the_same_model(seeing: HuggingFaceModel, tmp_path: Path) -> None:
     loaded, picture = load(saved(seeing, tmp_path)), noise_picture(90, 50)
     assert type(loaded.family) is type(seeing.family)

@@ -301,6 +301,7 @@ def test_shifts_that_define_no_direction_become_an_error_of_the_cell(simple: Lab
     assert "all equal" in cells.fill(replace(simple, steer=simple.steer[:1]), "GrAInS")["error"]
 
 
+@pytest.mark.thorough
 def test_memory_of_stages_keeps_apart_what_must_be_kept_apart(simple: Lab) -> None:
     changes: list[dict[str, Any]] = [
         {}, {"k": 1}, {"m": 2}, {"path_baseline": "mean"}, {"mask_baseline": "mean"}, {"eligible": ("not_last",)},
