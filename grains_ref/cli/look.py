@@ -110,7 +110,7 @@ def attribute(
     if targets:
         _draw(example.encoded, attribution, selection, images, targets, title=f"{chosen}  rather than  {rejected}")
     if html:
-        shown = Attributed.of(
+        example_of_page = Attributed.of(
             prompt,
             chosen,
             rejected,
@@ -121,7 +121,7 @@ def attribute(
             picture=read_picture(images[0]) if images else None,
         )
         facts = [*model_facts(wrapped, chat=chat), settings_fact(hp)]
-        write_report(html, f"{chosen} rather than {rejected}", [Attributions([shown])], facts)
+        write_report(html, f"{chosen} rather than {rejected}", [Attributions([example_of_page])], facts)
     if as_json:
         inputs = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         inputs["image"] = str(images[0].resolve()) if len(images) == 1 else ""

@@ -87,9 +87,9 @@ def _run(app: object, host: str, port: int, names: Sequence[str]) -> None:
             await super().startup(sockets)  # type: ignore[arg-type]
             for server in self.servers:
                 place = server.sockets[0].getsockname()
-                shown = f"[{place[0]}]" if ":" in place[0] else place[0]
+                host_of_address = f"[{place[0]}]" if ":" in place[0] else place[0]
                 console.out.print(f"serving {', '.join(names)}")
-                console.out.print(f"http://{shown}:{place[1]}/v1")
+                console.out.print(f"http://{host_of_address}:{place[1]}/v1")
 
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)  # type: ignore[arg-type]
     Server(config).run()

@@ -39,7 +39,7 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
             kind = "stage" if stage in STAGES else "option"
             row = {"stage": stage, "kind": kind, "cases": len(results), **counts, "bugs": planted}
             stages.append(row | {"what": dialect.headers[stage]})
-    found = [str(row["stage"]) for row in stages]
+    names = [str(row["stage"]) for row in stages]
     used = {flag for case in cases for flag in case.flags}
     asked = {flag for flag in used if only and is_wanted(flag)} or used
     return {
@@ -51,7 +51,7 @@ def catalogue(dialect: Dialect, only: Sequence[str] = ()) -> dict[str, list[dict
                 "out": options.gives(option),
                 "rule": options.RULES[option] if dialect.name == "paper" else dialect.headers[option],
             }
-            for option in found
+            for option in names
             if option not in STAGES
         ],
         "cases": [

@@ -78,8 +78,8 @@ def markdown(run: Mapping[str, Any]) -> str:
     for stage in (*STAGES, *(option for option in OPTIONS if option in run["claimed"])):
         cells = [_cell([row for row in run["results"] if (row["stage"], row["dtype"]) == (stage, d)]) for d in dtypes]
         rows.append(f"| {stage} | {' | '.join(cells)} |")
-    said = [printable(f"{stage}: {alone['words']}") for stage, alone in run["alone"].items()]
-    below = "\n".join(f"- {' '.join(words.split())}" for words in said)
+    verdicts = [printable(f"{stage}: {alone['words']}") for stage, alone in run["alone"].items()]
+    below = "\n".join(f"- {' '.join(words.split())}" for words in verdicts)
     return "\n".join([f"**{line(run)}**", "", *rows, "", *([below, ""] if below else [])])
 
 

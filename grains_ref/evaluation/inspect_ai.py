@@ -104,14 +104,14 @@ class SteeredModel(ModelAPI):
         self.chat = self.model.tokenizer.chat_template is not None if chat is None else chat
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self._steering: Hooks | contextlib.nullcontext[None] = contextlib.nullcontext()
-        said = f"grains_ref:{self.model.fingerprint()},{dtype},chat={self.chat},max_new_tokens={max_new_tokens}"
-        said += f",date={self.model.prompts.date}" if self.chat else ""
+        identity = f"grains_ref:{self.model.fingerprint()},{dtype},chat={self.chat},max_new_tokens={max_new_tokens}"
+        identity += f",date={self.model.prompts.date}" if self.chat else ""
         if vectors is not None:
             self._steering, how = _steering(self.model, Path(vectors), lam, layers, force=force, chat=self.chat)
-            said += "," + how
-        if base_url not in (None, said):
+            identity += "," + how
+        if base_url not in (None, identity):
             raise ValueError(f"base_url={base_url}: the model runs in this process; leave --model-base-url out")
-        super().__init__(model_name=model_name, base_url=said, api_key=api_key, api_key_vars=[], config=config)
+        super().__init__(model_name=model_name, base_url=identity, api_key=api_key, api_key_vars=[], config=config)
         self._waiting: list[_Request] = []
         self._one_batch_at_a_time = anyio.Lock()
 
@@ -136,10 +136,10 @@ class SteeredModel(ModelAPI):
         await anyio.sleep(0)  # others that come at the same time are to be seen
         async with self._one_batch_at_a_time:
             if request.outcome is None:
-                batch = [other for other in self._waiting if other.options == request.options]
+                batch = [waiting for waiting in self._waiting if waiting.options == request.options]
                 batch.remove(request)
                 batch = [request, *batch[: self.batch_size - 1]]
-                self._waiting = [other for other in self._waiting if other not in batch]
+                self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
                 await anyio.to_thread.run_sync(functools.partial(self._answer, batch))
         if isinstance(request.outcome, ModelOutput):
             return request.outcome
@@ -285,8 +285,8 @@ def _steering(
     if layers is None and stored:
         layers = stored["layers"]
     chosen = None if layers is None else _layers(layers)
-    shown = "all" if chosen is None else "+".join(map(str, chosen))
-    how = f"vectors={digest_of(path.read_bytes())},lam={float(lam)!r},layers={shown}"
+    layer_names = "all" if chosen is None else "+".join(map(str, chosen))
+    how = f"vectors={digest_of(path.read_bytes())},lam={float(lam)!r},layers={layer_names}"
     return steering_of(model, vectors, lam=float(lam), layers=chosen), how
 
 

@@ -41,12 +41,12 @@ class SaidSoFar(StoppingCriteria):
             self.prompt_length = input_ids.shape[1] - 1  # the first call comes after the first new token
             self.n_tokens, self.ended = [0] * len(input_ids), [False] * len(input_ids)
         rows = input_ids[:, self.prompt_length :].tolist()
-        kept = [list(itertools.takewhile(lambda token: token not in self.stop_ids, row)) for row in rows]
-        whole = [str(self.model.tokenizer.decode(row, skip_special_tokens=True)) for row in kept]
+        before_end = [list(itertools.takewhile(lambda token: token not in self.stop_ids, row)) for row in rows]
+        whole = [str(self.model.tokenizer.decode(row, skip_special_tokens=True)) for row in before_end]
         self.texts = [up_to(text, self.until) for text in whole]
         stopped = [
             len(ids) < len(row) or len(text) < len(full)
-            for row, ids, full, text in zip(rows, kept, whole, self.texts, strict=True)
+            for row, ids, full, text in zip(rows, before_end, whole, self.texts, strict=True)
         ]
         self._count(rows, stopped)
         return torch.tensor(stopped, device=input_ids.device)

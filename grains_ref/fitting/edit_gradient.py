@@ -67,19 +67,19 @@ def resumable_edit_gradient(
     check_option("positions", positions, EditPositions)
     where = {"method": EDIT_GRADIENT, "site": site, "positions": positions}
     claim(work, model, pairs, examples, hyper_parameters=where)
-    found, resumed = [], 0
+    of_pairs, resumed = [], 0
     names = [str(pair.where) for pair in pairs]
     pieces = list(range(len(pairs)))
     for of_pair, was_kept in kept_derivatives(
         model, examples, site=site, positions=positions, work=work, pieces=pieces, names=names
     ):
-        found.append(of_pair)
+        of_pairs.append(of_pair)
         if was_kept:
             resumed += 1
-        on_example(len(found))
-    fitted = scaled(found, site=site, positions=positions)
+        on_example(len(of_pairs))
+    fitted = scaled(of_pairs, site=site, positions=positions)
     made = steering_vectors_of(model, fitted, content_digest(pairs), examples)
-    return EditGradientRecord(made, fitted, tuple(found), resumed)
+    return EditGradientRecord(made, fitted, tuple(of_pairs), resumed)
 
 
 def steering_vectors_of(
@@ -118,7 +118,7 @@ def kept_derivatives(
     """
     n_layers, width = len(model.blocks), site_width(model, site)
     shapes = {"pos": (n_layers, width), "neg": (n_layers, width), "size": (n_layers,)}
-    kept = [
+    finished_pieces = [
         work.read(piece, shapes=shapes, dtype=at_least_float32(example.encoded.embeds))
         for piece, example in zip(pieces, examples, strict=True)
     ]
@@ -129,8 +129,8 @@ def kept_derivatives(
 
         return explained(model, alone, where=names[i]) if names else alone()
 
-    computed = share([i for i, finished in enumerate(kept) if not finished], compute)
-    for piece, finished in zip(pieces, kept, strict=True):
+    computed = share([i for i, finished in enumerate(finished_pieces) if not finished], compute)
+    for piece, finished in zip(pieces, finished_pieces, strict=True):
         if finished:
             yield Derivative(**finished.tensors), True
             continue

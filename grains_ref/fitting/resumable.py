@@ -64,7 +64,7 @@ def checked_examples(
     Raises:
         RowError: a response or a prompt has no tokens, or the row is longer than the model's context.
     """
-    kept, examples, skipped = [], [], []
+    suitable, examples, skipped = [], [], []
     for pair in pairs:
         try:
             example = model.example(pair.prompt, pair.chosen, pair.rejected, pair.image)
@@ -74,10 +74,10 @@ def checked_examples(
                 raise problem from error
             skipped.append(problem)
         else:
-            kept.append(pair)
+            suitable.append(pair)
             examples.append(example)
-    warn_of_repetition(kept)
-    return kept, examples, skipped
+    warn_of_repetition(suitable)
+    return suitable, examples, skipped
 
 
 def _row_error(pair: PreferencePair, error: ValueError) -> RowError:
@@ -121,7 +121,7 @@ def resumable_fit(
     batches = []
     for numbers in chosen.batches(examples, hp):
         batch = _Batch(numbers, [examples[i] for i in numbers], [names[i] for i in numbers])
-        batches.append(batch._replace(kept=_kept(model, batch, work)))
+        batches.append(batch._replace(finished=_finished(model, batch, work)))
     finished = [_kept_shifts(batch, hp) for batch in batches]
     missing = [batch for batch, of_batch in zip(batches, finished, strict=True) if of_batch is None]
     computed = share(missing, lambda batch: _computed_shifts(model, chosen, batch, hp))
@@ -132,7 +132,7 @@ def resumable_fit(
             of_batch = next(computed)
             _keep(batch, of_batch, hp, work)
         shifts.update(zip(batch.numbers, of_batch, strict=True))
-        resumed += sum(one is not None for one in batch.kept)
+        resumed += len([piece for piece in batch.finished if piece is not None])
         on_example(len(shifts))
     in_order = [shifts[i] for i in range(len(examples))]
     if additions.less_random:
@@ -290,36 +290,36 @@ class _Batch(NamedTuple):
     numbers: list[int]
     examples: list[Example]
     names: list[str]  # where each is from, for messages
-    kept: Sequence[Finished | None] = ()  # what the work folder has of each
+    finished: Sequence[Finished | None] = ()  # what the work folder has of each
 
 
-def _kept(model: HuggingFaceModel, batch: _Batch, work: WorkFolder) -> list[Finished | None]:
+def _finished(model: HuggingFaceModel, batch: _Batch, work: WorkFolder) -> list[Finished | None]:
     """What the work folder has of each example."""
     per_layer = (len(model.blocks), model.width)
-    kept = []
+    pieces: list[Finished | None] = []
     for i, example in zip(batch.numbers, batch.examples, strict=True):
         shapes = {"a": example.encoded.ids.shape, "delta_pos": per_layer, "delta_neg": per_layer}
-        kept.append(work.read(i, shapes=shapes, dtype=at_least_float32(example.encoded.embeds)))
-    return kept
+        pieces.append(work.read(i, shapes=shapes, dtype=at_least_float32(example.encoded.embeds)))
+    return pieces
 
 
 def _kept_shifts(batch: _Batch, hp: HyperParameters) -> list[Shift] | None:
     """The shifts of a batch as the work folder has them; None where one is missing, or was made of other tokens."""
     shifts = []
-    for example, one in zip(batch.examples, batch.kept, strict=True):
-        if one is None:
+    for example, piece in zip(batch.examples, batch.finished, strict=True):
+        if piece is None:
             return None
-        a = one.tensors["a"]
+        a = piece.tensors["a"]
         selection = _selection(a, example, hp)
-        if one.record.get("masked") != _masked(selection, hp):
+        if piece.record.get("masked") != _masked(selection, hp):
             return None
-        shifts.append(Shift(a, selection, one.tensors["delta_pos"], one.tensors["delta_neg"]))
+        shifts.append(Shift(a, selection, piece.tensors["delta_pos"], piece.tensors["delta_neg"]))
     return shifts
 
 
 def _computed_shifts(model: HuggingFaceModel, engine: Engine, batch: _Batch, hp: HyperParameters) -> list[Shift]:
-    """The shifts of a whole batch, from its kept scores if all are there."""
-    scores = [one.tensors["a"] for one in batch.kept if one]
+    """The shifts of a whole batch, from its finished scores if all are there."""
+    scores = [piece.tensors["a"] for piece in batch.finished if piece]
     if len(scores) < len(batch.examples):
         scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)
     score_of = dict(zip(map(id, batch.examples), scores, strict=True))
@@ -333,9 +333,9 @@ def _computed_shifts(model: HuggingFaceModel, engine: Engine, batch: _Batch, hp:
 
 def _keep(batch: _Batch, shifts: Sequence[Shift], hp: HyperParameters, work: WorkFolder) -> None:
     """Write what the work folder does not have of a batch."""
-    for i, name, one, shift in zip(batch.numbers, batch.names, batch.kept, shifts, strict=True):
+    for i, name, piece, shift in zip(batch.numbers, batch.names, batch.finished, shifts, strict=True):
         masked = _masked(shift.selection, hp)
-        if one is None or one.record.get("masked") != masked:
+        if piece is None or piece.record.get("masked") != masked:
             work.write(i, _finite_tensors(shift, name), {"masked": masked})
 
 

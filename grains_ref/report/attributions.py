@@ -236,13 +236,13 @@ class Attributions(Section):
             if packed and size > MOST_BYTES:
                 break
             packed.append(content)
-        shown = list(self.examples)[: len(packed)]
+        packed_examples = list(self.examples)[: len(packed)]
         return {
-            "headings": [_heading(example) for example in shown],
-            "left_out": len(self.examples) - len(shown),
+            "headings": [_heading(example) for example in packed_examples],
+            "left_out": len(self.examples) - len(packed_examples),
             "marks": self.marks,
             "steps": STEPS,
-            "has_pictures": any(example.picture for example in shown),
+            "has_pictures": any(example.picture for example in packed_examples),
             "data": {"tokens": list(vocabulary), "kinds": list(kinds), "steps": STEPS, "examples": packed},
         }
 

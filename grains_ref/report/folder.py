@@ -104,11 +104,13 @@ def _attribution(record: Records, folder: Path) -> Iterator[Section]:
 
 def _examples(record: Records, folder: Path) -> Iterator[Section]:
     """What a demo keeps to look at."""
-    examples = [Attributed.from_record(one, _picture(one.get("image"), folder)) for one in record["attributions"]]
+    examples = []
+    for attributed in record["attributions"]:
+        examples.append(Attributed.from_record(attributed, _picture(attributed.get("image"), folder)))
     if examples:
         yield Attributions(examples, marks=str(record.get("marks", "")))
     how = str(record.get("how", ""))
-    if answers := [Answer(**{name: str(text) for name, text in one.items()}) for one in record["answers"]]:
+    if answers := [Answer(**{name: str(text) for name, text in answer.items()}) for answer in record["answers"]]:
         yield Answers(answers, how=how)
     if margins := [Margin(str(name), float(before), float(after)) for name, before, after in record["margins"]]:
         yield Margins(margins, how=how)
@@ -139,14 +141,14 @@ def of_sweep(record: Records) -> Strengths:
     names = ("lam", "k", "aggregation", "layers")
     tried = [
         Strength(
-            setting=setting_name(one),
-            lam=float(one["lam"]),
-            accuracy=float(one["dev_accuracy"]),
-            task_accuracy=one.get("task_accuracy"),
-            is_at_most=bool(one.get("task_accuracy_is_at_most", False)),
-            is_chosen=all(one[name] == best[name] for name in names),
+            setting=setting_name(tried),
+            lam=float(tried["lam"]),
+            accuracy=float(tried["dev_accuracy"]),
+            task_accuracy=tried.get("task_accuracy"),
+            is_at_most=bool(tried.get("task_accuracy_is_at_most", False)),
+            is_chosen=all(tried[name] == best[name] for name in names),
         )
-        for one in record["tried"]
+        for tried in record["tried"]
     ]
     return Strengths(
         tried,
@@ -217,12 +219,12 @@ def _demo(record: Records, folder: Path) -> Iterator[Section]:
         (row,) = of_rows[:1]
         tried = [
             Strength(
-                setting=str(one["setting"]),
-                lam=float(one["lam"]),
-                accuracy=float(one["dev_accuracy"]),
-                is_chosen=one["setting"] == row["setting"] and one["lam"] == row["lam"],
+                setting=str(tried["setting"]),
+                lam=float(tried["lam"]),
+                accuracy=float(tried["dev_accuracy"]),
+                is_chosen=tried["setting"] == row["setting"] and tried["lam"] == row["lam"],
             )
-            for one in row["tried"]
+            for tried in row["tried"]
         ]
         words = (
             f"Training seed {first['seed']}. Of these settings the one with the highest accuracy was chosen among "

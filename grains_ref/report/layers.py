@@ -101,12 +101,12 @@ class Layers(Section):
             "cos(v_neg, mean shift)": ("v_neg, mean shift", NEGATIVE, "s", "--"),
             "cos(v_pos, v_neg)": ("v_pos, v_neg", SERIES[2], "^", ":"),
         }
-        shown = [
+        cosine_lines = [
             line(label, name, colour, marker=marker, style=style)
             for name, (label, colour, marker, style) in cosines.items()
             if name in of
         ]
-        groups.append(("Cosines", "cosine", shown))
+        groups.append(("Cosines", "cosine", cosine_lines))
         if size:
             groups.append(
                 ("Size of the edit", f"|lam v| / |state|, lam = {self.strength:g}", [line("", size, SERIES[0])])

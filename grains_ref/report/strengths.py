@@ -268,20 +268,20 @@ class Comparison(Section):
         }
 
     def _gains(self) -> Markup:
-        shown = self.methods[1:]
+        ranked = self.methods[1:]
 
         def draw(axes: Axes) -> None:
-            for i, method in enumerate(shown):
+            for i, method in enumerate(ranked):
                 gain = method.gain
                 error = [[100 * (gain.value - gain.low)], [100 * (gain.high - gain.value)]]
                 axes.errorbar([100 * gain.value], [i], xerr=error, fmt="o", color=SERIES[0], capsize=3)
             axes.axvline(0, color=MUTED, linewidth=0.8)
-            axes.set_yticks(range(len(shown)), [printable(method.name) for method in shown])
-            axes.set_ylim(len(shown) - 0.5, -0.5)
+            axes.set_yticks(range(len(ranked)), [printable(method.name) for method in ranked])
+            axes.set_ylim(len(ranked) - 0.5, -0.5)
             axes.set_xlabel("points of accuracy over the unsteered model")
 
-        words = ", ".join(f"{method.name} {100 * method.gain.value:+.1f}" for method in shown)
-        return chart("Gain, with 95 % intervals", words, draw, size=(SIZE[0], 1.2 + 0.26 * len(shown)))
+        words = ", ".join(f"{method.name} {100 * method.gain.value:+.1f}" for method in ranked)
+        return chart("Gain, with 95 % intervals", words, draw, size=(SIZE[0], 1.2 + 0.26 * len(ranked)))
 
     def _costs(self) -> Markup:
         """Gain over the loss of capability on test; the limit held on dev."""

@@ -83,12 +83,12 @@ def differences(name: str, config: PretrainedConfig) -> list[str]:
     if config.model_type != expected.model_type:
         return [f"architecture {config.model_type}, not {expected.model_type}"]
     ours, theirs = config.get_text_config(), expected.get_text_config()
-    other = []
+    differing = []
     for field in SHAPE:
         value, should_be = getattr(ours, field, None), getattr(theirs, field, None)
         if value != should_be:
-            other.append(f"{field} {value}, not {should_be}")
-    return other
+            differing.append(f"{field} {value}, not {should_be}")
+    return differing
 
 
 def check_shown_as(name: str, config: PretrainedConfig, *, place: str) -> None:
@@ -97,10 +97,10 @@ def check_shown_as(name: str, config: PretrainedConfig, *, place: str) -> None:
     Raises:
         ValueError: its configuration is not that of the paper's model of this name.
     """
-    if other := differences(name, config):
+    if differing := differences(name, config):
         raise ValueError(
-            f"{place} is not {name}: {'; '.join(other)}. Its numbers would stand in the tables as {name}'s: give it a "
-            f"name of its own with --model NAME={place}"
+            f"{place} is not {name}: {'; '.join(differing)}. Its numbers would stand in the tables as {name}'s: give "
+            f"it a name of its own with --model NAME={place}"
         )
 
 

@@ -47,11 +47,11 @@ ON_SPLIT_0_ALONE = (  # what costs much or says little more, so that the whole i
 
 def cells(behaviours: Sequence[str], splits: Sequence[int]) -> list[tuple[str, int, str]]:
     """Every cell, split 0 of all behaviours first, in the order of the rows."""
-    found = []
+    keys = []
     for split in splits:
         for behaviour in behaviours:
-            found += [(behaviour, split, row) for row in ROWS if split == 0 or row not in ON_SPLIT_0_ALONE]
-    return found
+            keys += [(behaviour, split, row) for row in ROWS if split == 0 or row not in ON_SPLIT_0_ALONE]
+    return keys
 
 
 def main_rows_first(units: Sequence[Unit]) -> list[Unit]:
@@ -97,12 +97,12 @@ def fill(trial: Trial, row: str) -> Cell:
         return {"error": str(error)}
     if row == "unsteered":
         undisturbed = trial.undisturbed_margins() if trial.sets.undisturbed else []
-        found = recall(trial)
+        hits = recall(trial)
         draw |= {
             "asked": [question_of(asked) for asked in trial.shown],
             "undisturbed": share_right(undisturbed) if undisturbed else None,
             "by_words": accuracy_by_words(trial.sets.steer, trial.sets.test),
-            "causes": asdict(found) if found else None,
+            "causes": asdict(hits) if hits else None,
         }
     return {"draws": [draw]}
 

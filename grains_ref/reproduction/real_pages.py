@@ -53,16 +53,16 @@ def _overview(cells: dict[Key, Cell], subjects: Subjects, behaviours: Sequence[s
     for name in behaviours:
         splits = _splits(cells, name)
         draws = [cells[name, split, "unsteered"]["draws"][0] for split in splits]
-        found = gains_of(cells, dict(subjects), name, "unsteered")
-        assert not isinstance(found, str)
+        gains = gains_of(cells, dict(subjects), name, "unsteered")
+        assert not isinstance(gains, str)
         undisturbed = [draw["undisturbed"] for draw in draws if draw["undisturbed"] is not None]
         causes = [draw["causes"] for draw in draws if draw["causes"]]
         cells_of_line = [
             name,
             f"{len(splits)}",
-            f"{found[0].accuracy}",
+            f"{gains[0].accuracy}",
             _percent(_mean(undisturbed)) if undisturbed else "",
-            f"{found[0].controls}",
+            f"{gains[0].controls}",
             _percent(_mean([draw["by_words"] for draw in draws])),
             _causes(causes) if causes else "",
         ]
@@ -71,9 +71,9 @@ def _overview(cells: dict[Key, Cell], subjects: Subjects, behaviours: Sequence[s
 
 
 def _causes(of_splits: Sequence[dict[str, Any]]) -> str:
-    n = sum(found["n"] for found in of_splits)
-    among_all, content = (sum(found[name] for found in of_splits) for name in ("among_all", "among_content"))
-    chance = _mean([found["by_chance"] for found in of_splits])
+    n = sum(recalled["n"] for recalled in of_splits)
+    among_all, content = (sum(recalled[name] for recalled in of_splits) for name in ("among_all", "among_content"))
+    chance = _mean([recalled["by_chance"] for recalled in of_splits])
     return f"{among_all} of {n}; of the user's words {content} of {n} (chance {_percent(chance)})"
 
 
@@ -86,19 +86,19 @@ def _table(cells: dict[Key, Cell], subjects: Subjects, name: str) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS:
-        found = gains_of(cells, dict(subjects), name, row)
-        if isinstance(found, str):
-            lines.append(f"| {row} | {found} | | | | | | | |")
+        gains = gains_of(cells, dict(subjects), name, row)
+        if isinstance(gains, str):
+            lines.append(f"| {row} | {gains} | | | | | | | |")
             continue
-        of_row, splits = found
+        of_row, splits = gains
         strengths = [cells[name, split, row]["draws"][0]["strength"] for split in splits]
-        shown = ", ".join(f"{strength:g}" for strength in strengths)
+        strengths_by_split = ", ".join(f"{strength:g}" for strength in strengths)
         if row == "unsteered":
             lines.append(f"| {row} | | {_percent(of_row.accuracy.value)} | | | | | | |")
             continue
         figures = [
             row,
-            shown
+            strengths_by_split
             + (f" ({len(splits)} of {len(_splits(cells, name))} splits)" if _is_partial(cells, name, splits) else ""),
             _percent(of_row.accuracy.value),
             _points(of_row.gain),
@@ -130,10 +130,10 @@ def _signals(cells: dict[Key, Cell], subjects: Subjects, name: str) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in SIGNALLED:
-        found = gains_of(cells, dict(subjects), name, row)
-        if isinstance(found, str):
+        gains = gains_of(cells, dict(subjects), name, row)
+        if isinstance(gains, str):
             continue
-        of_row, splits = found
+        of_row, splits = gains
         figures = [cells[name, split, row]["draws"][0]["signal"] for split in splits]
         line = [
             row,
@@ -218,11 +218,11 @@ def record(cells: dict[Key, Cell], subjects: Subjects) -> dict[str, Any]:
             continue
         rows = {}
         for row in ROWS:
-            found = gains_of(cells, dict(subjects), name, row)
-            if isinstance(found, str):
-                rows[row] = {"missing": found}
+            gains = gains_of(cells, dict(subjects), name, row)
+            if isinstance(gains, str):
+                rows[row] = {"missing": gains}
                 continue
-            of_row, splits = found
+            of_row, splits = gains
             figures: dict[str, Any] = {field: [r.value, r.low, r.high] for field, r in vars(of_row).items()}
             figures |= {"splits": splits, "verdict": of_row.verdict}
             figures["strengths"] = [cells[name, split, row]["draws"][0]["strength"] for split in splits]

@@ -147,7 +147,7 @@ BUGS = (
     Bug("inspect_unsteered", "inspect", "vectors are read, and answers are those of the plain model",
         INSPECT, "with self._steering:", "with contextlib.nullcontext():", "test_inspect_ai"),
     Bug("inspect_cache_of_all_strengths", "inspect", "an answer comes from the cache of another strength",
-        INSPECT, 'said += "," + how', "pass", "test_inspect_ai"),
+        INSPECT, 'identity += "," + how', "pass", "test_inspect_ai"),
     Bug("inspect_samples", "inspect", "a temperature of 0 samples",
         INSPECT, "if self.temperature == 0:", "if False:", "test_inspect_ai"),
     Bug("inspect_all_fail_with_one", "inspect", "one request that is too long fails all that wait with it",

@@ -202,7 +202,7 @@ BUGS = (
         FITTING, "scores = in_batch(model, lambda some: engine.scores(some, hp), batch.examples, batch.names)",
         """scores = [
             one.tensors["a"] if one else engine.scores([example], hp)[0]
-            for one, example in zip(batch.kept, batch.examples, strict=True)
+            for one, example in zip(batch.finished, batch.examples, strict=True)
         ]""", "test_fitting"),
     Bug("budget_measured_again", "fit", "a fit that is taken up again measures its memory anew",
         FITTING, 'kept=work.recorded_number("pass_tokens")', "kept=0", "test_fitting"),

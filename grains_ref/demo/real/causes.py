@@ -24,7 +24,7 @@ def recall(trial: Trial) -> Recall | None:
     """Of the paper's attribution; None where the cause is not known."""
     if not trial.sets.causes:
         return None
-    found = {(): 0, ("content",): 0}
+    hits = {(): 0, ("content",): 0}
     rules: tuple[tuple[EligibleRule, ...], ...] = ((), ("content",))
     missed_by_chance = []
     for i, cause in enumerate(trial.sets.causes):
@@ -32,14 +32,14 @@ def recall(trial: Trial) -> Recall | None:
         places = places_of(encoded, cause)
         for rule in rules:
             strongest = select(a, k=TOP, eligible=eligible_tokens(encoded, rule)).neg
-            found[rule] += bool({*strongest} & places)
+            hits[rule] += bool({*strongest} & places)
         n_words = int(eligible_tokens(encoded, ("content",)).sum())
         missed = 1.0
         for draw in range(TOP):
             missed *= (n_words - len(places) - draw) / (n_words - draw)
         missed_by_chance.append(missed)
     n = len(trial.sets.causes)
-    return Recall(found[()], found["content",], 1 - sum(missed_by_chance) / n, n)
+    return Recall(hits[()], hits["content",], 1 - sum(missed_by_chance) / n, n)
 
 
 def places_of(encoded: Encoded, words: str) -> set[int]:

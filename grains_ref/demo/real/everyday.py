@@ -23,12 +23,12 @@ SUMS = ((2, 3), (4, 4), (5, 2), (7, 1), (6, 3), (10, 5), (8, 2), (9, 1))
 
 def questions() -> list[tuple[str, str]]:
     """Question and answer."""
-    found = [(f"What is the opposite of {a}?", f"The opposite of {a} is {b}.") for a, b in _couples(OPPOSITES)]
-    found += [(f"What comes after {a}?", f"{b} comes after {a}.") for a, b in _couples(AFTER)]
-    found += [(f"What colour is {a}?", f"{a[0].upper()}{a[1:]} is {b}.") for a, b in _couples(COLOURS)]
-    found += [(f"What does a {a} do when it makes a sound?", f"A {a} {b}.") for a, b in _couples(SOUNDS)]
-    found += [(f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}.") for a, b in SUMS]
-    return found
+    pairs = [(f"What is the opposite of {a}?", f"The opposite of {a} is {b}.") for a, b in _couples(OPPOSITES)]
+    pairs += [(f"What comes after {a}?", f"{b} comes after {a}.") for a, b in _couples(AFTER)]
+    pairs += [(f"What colour is {a}?", f"{a[0].upper()}{a[1:]} is {b}.") for a, b in _couples(COLOURS)]
+    pairs += [(f"What does a {a} do when it makes a sound?", f"A {a} {b}.") for a, b in _couples(SOUNDS)]
+    pairs += [(f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}.") for a, b in SUMS]
+    return pairs
 
 
 def tasks() -> list[Task]:

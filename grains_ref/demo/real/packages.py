@@ -124,11 +124,11 @@ def read_questions() -> list[tuple[str, str]]:
     Raises:
         MissingError: the package is not here.
     """
-    found = []
+    questions = []
     for name in QUESTIONS.files:
         for row in json.loads(content_of(QUESTIONS, name, None)):
-            found.append((str(row["text"]), str(row["category"])))
-    return found
+            questions.append((str(row["text"]), str(row["category"])))
+    return questions
 
 
 def content_of(package: Package, name: str, tell: Tell | None) -> bytes:

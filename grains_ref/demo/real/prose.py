@@ -71,11 +71,11 @@ TOPICS = """
 
 def topics() -> list[tuple[str, tuple[str, ...]]]:
     """What is asked for, and three of it."""
-    found = []
+    lists = []
     for line in TOPICS.strip().splitlines():
-        topic, _, things = line.strip().partition(": ")
-        found.append((topic, tuple(things.split(", "))))
-    return found
+        topic, _, items = line.strip().partition(": ")
+        lists.append((topic, tuple(items.split(", "))))
+    return lists
 
 
 def build(seed: int, count_tokens: CountTokens) -> Sets:
@@ -97,45 +97,45 @@ def build(seed: int, count_tokens: CountTokens) -> Sets:
     )
 
 
-def familiar(topic: str, things: tuple[str, ...]) -> PreferencePair:
+def familiar(topic: str, items: tuple[str, ...]) -> PreferencePair:
     """The words of the steering pairs."""
-    sentence = f"Three {topic} are {in_a_row(things)}."
-    return pair(topic, f"Name three {topic}.", sentence, numbered(things))
+    sentence = f"Three {topic} are {in_a_row(items)}."
+    return pair(topic, f"Name three {topic}.", sentence, numbered(items))
 
 
-def new(topic: str, things: tuple[str, ...]) -> PreferencePair:
+def new(topic: str, items: tuple[str, ...]) -> PreferencePair:
     """Words of the test alone."""
-    return pair(topic, f"Can you tell me three {topic}?", new_sentence(topic, things), dashes(things))
+    return pair(topic, f"Can you tell me three {topic}?", new_sentence(topic, items), dashes(items))
 
 
-def asked_for_list(topic: str, things: tuple[str, ...], *, new_words: bool = False) -> PreferencePair:
+def asked_for_list(topic: str, items: tuple[str, ...], *, new_words: bool = False) -> PreferencePair:
     """The control: a list, as it was asked for; new_words: those of the test alone."""
     if new_words:
         question = f"Please write down three {topic}, one in each line."
-        return pair(topic, question, dashes(things), new_sentence(topic, things))
+        return pair(topic, question, dashes(items), new_sentence(topic, items))
     question = f"Give me a numbered list of three {topic}."
-    return pair(topic, question, numbered(things), f"Three {topic} are {in_a_row(things)}.")
+    return pair(topic, question, numbered(items), f"Three {topic} are {in_a_row(items)}.")
 
 
-def new_sentence(topic: str, things: tuple[str, ...]) -> str:
+def new_sentence(topic: str, items: tuple[str, ...]) -> str:
     """The chosen answer in the words of the test."""
-    row = in_a_row(things)
+    row = in_a_row(items)
     return f"{row[0].upper()}{row[1:]} are three {topic}."
 
 
-def dashes(things: tuple[str, ...]) -> str:
+def dashes(items: tuple[str, ...]) -> str:
     """A list in the shape of the test."""
-    return "\n".join(f"- {thing[0].upper()}{thing[1:]}" for thing in things)
+    return "\n".join(f"- {item[0].upper()}{item[1:]}" for item in items)
 
 
-def numbered(things: tuple[str, ...]) -> str:
+def numbered(items: tuple[str, ...]) -> str:
     """One thing a line."""
-    return "\n".join(f"{i}. {thing[0].upper()}{thing[1:]}" for i, thing in enumerate(things, start=1))
+    return "\n".join(f"{i}. {item[0].upper()}{item[1:]}" for i, item in enumerate(items, start=1))
 
 
-def in_a_row(things: tuple[str, ...]) -> str:
+def in_a_row(items: tuple[str, ...]) -> str:
     """One after the other, with an "and" before the last."""
-    *first, last = things
+    *first, last = items
     return f"{', '.join(first)} and {last}"
 
 

@@ -52,7 +52,7 @@ NOT_SAID = (
 
 
 @dataclass(frozen=True)
-class Found:
+class DemoOutcome:
     """What the demo has measured."""
 
     trial: Trial
@@ -64,7 +64,7 @@ class Found:
     gains: dict[str, Gains]
 
 
-def run(trial: Trial, tick: Callable[[str, int], None]) -> Found:
+def run(trial: Trial, tick: Callable[[str, int], None]) -> DemoOutcome:
     """Diagnose, steer and measure; every row is one tick."""
     trial.note = lambda what: tick(what, 0)
     trial.note("the model as it is")
@@ -82,7 +82,7 @@ def run(trial: Trial, tick: Callable[[str, int], None]) -> Found:
         measured[row] = gains([chosen[row].seen], [base], [trial.sets.subjects])
         tick(row, 1)
     by_words = accuracy_by_words(trial.sets.steer, trial.sets.test)
-    return Found(trial, undisturbed, by_words, found_causes, signals, chosen, measured)
+    return DemoOutcome(trial, undisturbed, by_words, found_causes, signals, chosen, measured)
 
 
 def show_real_demo(
@@ -102,38 +102,38 @@ def show_real_demo(
         def tick(what: str, finished: int) -> None:
             progress.update(bar, advance=finished, description=f"{what:50}")
 
-        found = run(Trial(load(), behaviour, seed), tick)
-    content = record(found)
+        outcome = run(Trial(load(), behaviour, seed), tick)
+    content = record(outcome)
     write_whole(output / "report.json", json.dumps(content, indent=2) + "\n")
-    vectors_of(found).save(output / "vectors.safetensors")
+    vectors_of(outcome).save(output / "vectors.safetensors")
     if as_json:
         out.print_json(data=content)
         return
-    _print_setting(found, out)
-    _print_attribution(found, out)
-    out.print(_table(found))
+    _print_setting(outcome, out)
+    _print_attribution(outcome, out)
+    out.print(_table(outcome))
     out.print(f"{EXPLAINED}\n", style="dim")
-    _print_chosen(found, out)
-    _print_texts(found, out)
-    for line in conclusions(found):
+    _print_chosen(outcome, out)
+    _print_texts(outcome, out)
+    for line in conclusions(outcome):
         out.print(line)
     out.print(f"\n{NOT_SAID}", style="dim")
     out.print(f"\nWritten to {output}/: report.json, vectors.safetensors (the paper's setting)")
     out.print(f"Next: grains-ref inspect {output}/vectors.safetensors")
 
 
-def vectors_of(found: Found) -> SteeringVectors:
+def vectors_of(outcome: DemoOutcome) -> SteeringVectors:
     """GrAInS in the paper's setting, with its signal, ready to be saved."""
-    trial = found.trial
+    trial = outcome.trial
     hp, fit = grains_fit(trial)
     digest = content_digest(trial.sets.steer)
     vectors = steering_vectors(trial.model, fit, hp, digest, trial.examples, engine=trial.lab.engine)
-    return with_signal(vectors, found.signals["GrAInS"])
+    return with_signal(vectors, outcome.signals["GrAInS"])
 
 
 # ------------------------------------------------------------------------------------------- on the screen
-def _print_setting(found: Found, out: Console) -> None:
-    trial, sets = found.trial, found.trial.sets
+def _print_setting(outcome: DemoOutcome, out: Console) -> None:
+    trial, sets = outcome.trial, outcome.trial.sets
     out.print(f"\n{trial.behaviour.title}", style="bold")
     example = sets.test[0]
     out.print(f"  asked:    {question_of(example)}")
@@ -144,15 +144,16 @@ def _print_setting(found: Found, out: Console) -> None:
         f"{percent(share_right(trial.unsteered_test.margins))} of {len(sets.test)} test pairs",
         end="",
     )
-    if found.undisturbed is not None:
-        out.print(f"; without the lie in {percent(found.undisturbed)}", end="")
-    kept = percent(share_right(trial.unsteered_test.controls))
-    out.print(f".\nControls ({trial.behaviour.control}): {kept} of {len(sets.test_controls)} are right.", end=" ")
-    out.print(f"Words alone tell chosen from rejected in {percent(found.by_words)}.")
+    if outcome.undisturbed is not None:
+        out.print(f"; without the lie in {percent(outcome.undisturbed)}", end="")
+    controls_right = percent(share_right(trial.unsteered_test.controls))
+    out.print(f".\nControls ({trial.behaviour.control}): ", end="")
+    out.print(f"{controls_right} of {len(sets.test_controls)} are right.", end=" ")
+    out.print(f"Words alone tell chosen from rejected in {percent(outcome.by_words)}.")
 
 
-def _print_attribution(found: Found, out: Console) -> None:
-    trial = found.trial
+def _print_attribution(outcome: DemoOutcome, out: Console) -> None:
+    trial = outcome.trial
     k = trial.lab.paper.k
     out.print("\nWhich tokens push?", style="bold", end="")
     out.print(f"  Green toward chosen, red toward rejected; the {k} strongest of each sign are underlined.")
@@ -165,29 +166,29 @@ def _print_attribution(found: Found, out: Console) -> None:
         marks = dict.fromkeys(cause, "the lie")
         out.print(coloured_tokens(encoded.tokens, a, selection, marks, hidden=hidden))
         out.print(strongest_tokens(encoded.tokens, a, selection) + "\n")
-    if found.recall:
-        r = found.recall
+    if outcome.recall:
+        r = outcome.recall
         out.print(
             f"The told value is among the 3 most negative tokens in {r.among_all} of {r.n} steering prompts; among the "
             f"user's own words in {r.among_content} of {r.n} (at random: {percent(r.by_chance)})."
         )
-    for row, signal in found.signals.items():
+    for row, signal in outcome.signals.items():
         out.print(f"{DEMO_ROWS[row]}.", style="bold", end=" ")
         out.print(f"Signal: {signal.line()}")
         for warning in signal.warnings():
             out.print(f"  {warning}", style="yellow")
 
 
-def _table(found: Found) -> Table:
+def _table(outcome: DemoOutcome) -> Table:
     """At most 80 columns wide."""
     table = Table(title="What does steering change?", title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("", no_wrap=True)
     for name in ("right", "gain", "nats", "kept", "everyday", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)
-    base = found.trial.unsteered_test
+    base = outcome.trial.unsteered_test
     table.add_row("unsteered", percent(share_right(base.margins)), "", "", percent(share_right(base.controls)))
     for row, name in DEMO_ROWS.items():
-        of_row = found.gains[row]
+        of_row = outcome.gains[row]
         table.add_row(
             name,
             percent(of_row.accuracy.value),
@@ -195,46 +196,46 @@ def _table(found: Found) -> Table:
             f"{of_row.margin.value:+.1f}",
             percent(of_row.controls.value),
             f"{of_row.everyday.value:+.2f}",
-            of_row.verdict if found.chosen[row].best.strength else "not used",
+            of_row.verdict if outcome.chosen[row].best.strength else "not used",
         )
     return table
 
 
-def _print_chosen(found: Found, out: Console) -> None:
+def _print_chosen(outcome: DemoOutcome, out: Console) -> None:
     """The strengths, and by which rule."""
-    strengths = [f"{name.strip()} {found.chosen[row].best.strength:g}" for row, name in DEMO_ROWS.items()]
+    strengths = [f"{name.strip()} {outcome.chosen[row].best.strength:g}" for row, name in DEMO_ROWS.items()]
     out.print(
         "Strengths were chosen on other pairs, where everyday answers may lose 0.1 nats per token and one control of "
         f"8: {'; '.join(strengths)}.\n"
     )
 
 
-def _print_texts(found: Found, out: Console) -> None:
+def _print_texts(outcome: DemoOutcome, out: Console) -> None:
     """What the model says, as it is and steered by the row that was best on dev."""
-    row = best_on_dev(found)
-    strength = found.chosen[row].best.strength
+    row = best_on_dev(outcome)
+    strength = outcome.chosen[row].best.strength
     out.print(f"What it says: as it is, and steered by {DEMO_ROWS[row].strip()} at {strength:g}", style="bold")
-    before, after = found.trial.unsteered_test.texts, found.chosen[row].seen.texts
-    for asked, plain, steered in zip(found.trial.shown, before, after, strict=True):
+    before, after = outcome.trial.unsteered_test.texts, outcome.chosen[row].seen.texts
+    for asked, plain, steered in zip(outcome.trial.shown, before, after, strict=True):
         if isinstance(asked, Task):
             label = "everyday"
         else:
-            label = "control" if asked in found.trial.sets.test_controls else "test"
+            label = "control" if asked in outcome.trial.sets.test_controls else "test"
         out.print(Text(f"{label + ':':9} {question_of(asked)}", style="cyan"))
         out.print(f"   as it is: {one_line(plain)}\n   steered:  {one_line(steered)}")
     out.print("")
 
 
-def conclusions(found: Found) -> list[str]:
+def conclusions(outcome: DemoOutcome) -> list[str]:
     """The verdict in words."""
-    paper, best = found.gains["GrAInS"], best_on_dev(found)
-    strength = found.chosen["GrAInS"].best.strength
+    paper, best = outcome.gains["GrAInS"], best_on_dev(outcome)
+    strength = outcome.chosen["GrAInS"].best.strength
     lines = ["Verdict"]
     if strength:
         lines.append(f"- GrAInS in the paper's setting: {paper.verdict}. {in_words(paper)}.")
     else:
         lines.append("- GrAInS in the paper's setting: no strength was better on dev than none.")
-    of_best = found.gains[best]
+    of_best = outcome.gains[best]
     lines.append(f"- Best on dev, {DEMO_ROWS[best].strip()}: {of_best.verdict}. {in_words(of_best)}.")
     return lines
 
@@ -248,9 +249,9 @@ def in_words(of_row: Gains) -> str:
     )
 
 
-def best_on_dev(found: Found) -> str:
+def best_on_dev(outcome: DemoOutcome) -> str:
     """The row that was best on dev, by the rule that chooses strengths."""
-    return max(DEMO_ROWS, key=lambda row: (found.chosen[row].best.accuracy, found.chosen[row].best.margin))
+    return max(DEMO_ROWS, key=lambda row: (outcome.chosen[row].best.accuracy, outcome.chosen[row].best.margin))
 
 
 def question_of(asked: PreferencePair | Task) -> str:
@@ -269,9 +270,9 @@ def percent(share: float) -> str:
 
 
 # ------------------------------------------------------------------------------------------- the record
-def record(found: Found) -> dict[str, Any]:
+def record(outcome: DemoOutcome) -> dict[str, Any]:
     """What `report.json` holds; shares, not percentages."""
-    trial = found.trial
+    trial = outcome.trial
     base = trial.unsteered_test
     return {
         "model": trial.model.name,
@@ -279,29 +280,29 @@ def record(found: Found) -> dict[str, Any]:
         "split": trial.seed,
         "pairs": {name: len(getattr(trial.sets, name)) for name in ("steer", "dev", "test", "test_controls")},
         "unsteered": {"right": share_right(base.margins), "controls": share_right(base.controls)},
-        "without_the_cause": found.undisturbed,
-        "by_words_alone": found.by_words,
-        "causes_found": asdict(found.recall) if found.recall else None,
-        "signal": {row: signal.record() for row, signal in found.signals.items()},
-        "rows": [_row_record(found, row) for row in DEMO_ROWS],
-        "texts": _texts_record(found),
+        "without_the_cause": outcome.undisturbed,
+        "by_words_alone": outcome.by_words,
+        "causes_found": asdict(outcome.recall) if outcome.recall else None,
+        "signal": {row: signal.record() for row, signal in outcome.signals.items()},
+        "rows": [_row_record(outcome, row) for row in DEMO_ROWS],
+        "texts": _texts_record(outcome),
         "versions": library_versions(),
     }
 
 
-def _row_record(found: Found, row: str) -> dict[str, Any]:
-    chosen, of_row = found.chosen[row], found.gains[row]
+def _row_record(outcome: DemoOutcome, row: str) -> dict[str, Any]:
+    chosen, of_row = outcome.chosen[row], outcome.gains[row]
     figures = {name: [rate.value, rate.low, rate.high] for name, rate in vars(of_row).items()}
     tried = [[t.label, t.strength, t.accuracy, t.margin, share_right(t.controls), t.everyday] for t in chosen.tried]
     return {"row": row, "strength": chosen.best.strength, "verdict": of_row.verdict, **figures, "tried": tried}
 
 
-def _texts_record(found: Found) -> list[dict[str, str]]:
+def _texts_record(outcome: DemoOutcome) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     of_rows: Sequence[tuple[str, Sequence[str]]] = [
-        ("unsteered", found.trial.unsteered_test.texts),
-        *((row, chosen.seen.texts) for row, chosen in found.chosen.items()),
+        ("unsteered", outcome.trial.unsteered_test.texts),
+        *((row, chosen.seen.texts) for row, chosen in outcome.chosen.items()),
     ]
-    for i, asked in enumerate(found.trial.shown):
+    for i, asked in enumerate(outcome.trial.shown):
         rows.append({"asked": question_of(asked), **{name: texts[i] for name, texts in of_rows}})
     return rows

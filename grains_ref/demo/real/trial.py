@@ -169,9 +169,9 @@ class Trial:
         with steered():
             nats = sum(self._per_token(everyday)) / len(everyday)
             margins = tuple(self._margins(pairs))
-            kept = tuple(self._margins(controls))
-        admissible = base is None or self._is_admissible(nats, kept, base)
-        return DevRung(label, strength, margins, kept, nats, admissible)
+            control_margins = tuple(self._margins(controls))
+        admissible = base is None or self._is_admissible(nats, control_margins, base)
+        return DevRung(label, strength, margins, control_margins, nats, admissible)
 
     @staticmethod
     def _is_admissible(everyday: float, controls: Sequence[float], base: DevRung) -> bool:
@@ -253,7 +253,7 @@ class Trial:
         pairs, controls, everyday = self._test_rows
         with steered():
             scored = self.model.score_rows(pairs)
-            kept = tuple(self._margins(controls))
+            control_margins = tuple(self._margins(controls))
             of_tasks = self.model.score_rows(everyday)
             texts = generations(self.model, [asked.prompt for asked in self.shown], max_new_tokens=NEW_TOKENS)
         n = len(pairs) // 2
@@ -262,7 +262,7 @@ class Trial:
         return TestSeen(
             margins=tuple(summed[i] - summed[n + i] for i in range(n)),
             token_margins=tuple(by_token[i] - by_token[n + i] for i in range(n)),
-            controls=kept,
+            controls=control_margins,
             everyday=tuple(s.log_prob / len(row.response) for s, row in zip(of_tasks, everyday, strict=True)),
             greedy=tuple(score.is_greedy for score in of_tasks),
             texts=tuple(text.strip() for text in texts),

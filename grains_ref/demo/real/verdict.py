@@ -55,14 +55,14 @@ def gains(steered: Sequence[TestSeen], base: Sequence[TestSeen], subjects: Seque
     """One entry for each split; subjects: what the test pairs of each split are about."""
     of_pairs = [subject for of_split in subjects for subject in of_split]
     right, right_before = _right(steered, "margins"), _right(base, "margins")
-    kept, kept_before = _right(steered, "controls"), _right(base, "controls")
+    controls, controls_before = _right(steered, "controls"), _right(base, "controls")
     return Gains(
         accuracy=clustered_mean(right, of_pairs),
         gain=paired_gain(right, right_before, clusters=of_pairs),
         margin=_change(steered, base, "margins", of_pairs),
         token_margin=_change(steered, base, "token_margins", of_pairs),
-        controls=clustered_mean(kept),
-        controls_gain=paired_gain(kept, kept_before),
+        controls=clustered_mean(controls),
+        controls_gain=paired_gain(controls, controls_before),
         everyday=_change(steered, base, "everyday", ()),
     )
 

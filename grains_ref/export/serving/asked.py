@@ -154,15 +154,15 @@ def _known(body: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
     for name, value in given.items():
         if name in common or name in own or name in WITHOUT_EFFECT:
             continue
-        shown = printable(name)[:60]
+        field = printable(name)[:60]
         if name not in NEUTRAL:
             raise RequestError(
-                f"'{shown}' is no field that this server knows. Steering is asked for by "
+                f"'{field}' is no field that this server knows. Steering is asked for by "
                 '"steering": {"vectors": NAME, "lam": NUMBER, "layers": [8, 9]} (extra_body of the OpenAI client)',
-                param=shown,
+                param=field,
             )
         if not _asks_for_nothing(name, value):
-            raise RequestError(f"'{shown}' is not supported; leave it out", param=shown, code="unsupported_parameter")
+            raise RequestError(f"'{field}' is not supported; leave it out", param=field, code="unsupported_parameter")
     return given
 
 
@@ -211,13 +211,13 @@ def _prompts(prompt: Any, limits: Limits) -> tuple[AskedPrompt, ...]:
             f"{len(prompt)} prompts in one request; at most {limits.prompts}. Send several requests", param="prompt"
         )
     read: list[AskedPrompt] = []
-    for one in prompt:
-        if isinstance(one, str) and one:
-            read.append(_text(one, "prompt"))
-        elif isinstance(one, list) and one and all(type(token) is int for token in one):
-            read.append(tuple(one))
+    for text_or_ids in prompt:
+        if isinstance(text_or_ids, str) and text_or_ids:
+            read.append(_text(text_or_ids, "prompt"))
+        elif isinstance(text_or_ids, list) and text_or_ids and all(type(token) is int for token in text_or_ids):
+            read.append(tuple(text_or_ids))
         else:
-            raise RequestError(f"a prompt is {_shown(one)}; {expected}, none of them empty", param="prompt")
+            raise RequestError(f"a prompt is {_shown(text_or_ids)}; {expected}, none of them empty", param="prompt")
     return tuple(read)
 
 

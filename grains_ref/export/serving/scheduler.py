@@ -166,7 +166,7 @@ class Scheduler:
         """Whether a job can begin together with others: alike in what is asked of its prompt, and within memory."""
         if not jobs:
             return True
-        lengths = [len(one.so_far) for one in (*jobs, job)]
+        lengths = [len(member.so_far) for member in (*jobs, job)]
         scores_prompt = job.on_prompt is not None
         if scores_prompt != (jobs[0].on_prompt is not None):
             return False

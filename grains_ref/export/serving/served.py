@@ -81,7 +81,7 @@ class Served:
         self._behaviour = {name: i for i, name in enumerate(self._vectors)}
         bank = torch.zeros(0, len(model.blocks), model.width)
         if vectors:
-            bank = torch.stack([one.v.double() for one in vectors.values()])
+            bank = torch.stack([of_name.v.double() for of_name in vectors.values()])
         self._tokenising = threading.Lock()
         self._scheduler = Scheduler(model, bank, rows=limits.rows, waiting=limits.waiting)
         stored = getattr(model.hf, "generation_config", None)
