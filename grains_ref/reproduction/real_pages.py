@@ -184,7 +184,7 @@ def draw_curves(cells: dict[Key, Cell], path: Path) -> None:
         axis.axvline(EVERYDAY_LOSS, color="#888888", linewidth=0.8)
         axis.axhline(0, color="#888888", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=0.02)
-        axis.set_xlim(-0.1, 3)
+        axis.set_xlim(min(-0.1, *axis.get_xlim()), 3)  # a loss below zero is a gain, and may be large
         axis.set_title(name)
         axis.set_xlabel("what everyday answers lose on dev, nats per token")
     axes[0][0].set_ylabel("gain of the mean margin on dev, nats")
