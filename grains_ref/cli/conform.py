@@ -219,12 +219,12 @@ def live(
     _print_skips(results)
     _print_failures(results, show_all=show_all)
     name = words_of(getattr(module, "NAME", port))
-    found = as_run(results, port=f"{name} on {model}", dtype=str(wrapped.hf.dtype).removeprefix("torch."))
+    results_as_run = as_run(results, port=f"{name} on {model}", dtype=str(wrapped.hf.dtype).removeprefix("torch."))
     if json_file:
-        write_json(found, json_file)
+        write_json(results_as_run, json_file)
     if junit:
-        write_junit(found, junit)
-    if found.failed:
+        write_junit(results_as_run, junit)
+    if results_as_run.failed:
         raise typer.Exit(1)
 
 
@@ -300,12 +300,12 @@ def _check_open(
     cases = [
         case
         for case in spoken.cases
-        if not only or any(case.stage == one or fnmatch.fnmatch(case.id, one) for one in only)
+        if not only or any(case.stage == pattern or fnmatch.fnmatch(case.id, pattern) for pattern in only)
     ]
     if not cases:
         raise ValueError(f"no case matches {', '.join(only or [])}; ids look like 'steering-003'")
     if only:
-        modes = tuple(one for one in modes if one in ("isolated", "again"))
+        modes = tuple(choice for choice in modes if choice in ("isolated", "again"))
     known = tuple(read_xfails(xfails)) if xfails else ()
     with progress_bar() as progress:
         bar = progress.add_task("cases", total=number_of_cases(port, cases, dtypes or ()))
@@ -427,9 +427,9 @@ def _print_failures(results: Sequence[LiveResult], *, show_all: bool) -> None:
             by_check.setdefault(result.check, []).append(result)
     hidden = 0
     for failures in by_check.values():
-        shown = failures if show_all else [max(failures, key=_severity)]
-        hidden += len(failures) - len(shown)
-        for failure in shown:
+        to_print = failures if show_all else [max(failures, key=_severity)]
+        hidden += len(failures) - len(to_print)
+        for failure in to_print:
             drawn = "" if failure.seed is None else f", seed {failure.seed}"
             out.print(f"{failure.check}, pair {failure.pair}{drawn}: {failure.message}", style="red")
     if hidden:

@@ -40,13 +40,13 @@ def diff(
     old, new = read_run(before), read_run(after)
     if old["dialect"] != new["dialect"]:
         raise ValueError(f"the runs were judged by {old['dialect']} and by {new['dialect']}: nothing to compare")
-    found = changes(old, new)
-    counts = Counter(change.kind for change in found)
+    differences = changes(old, new)
+    counts = Counter(change.kind for change in differences)
     told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
     sizes = f"{old['port']}, {len(old['results'])} results; {new['port']}, {len(new['results'])}"
     out.print(f"{sizes}: {told or 'no change'}.")
     for kind in KINDS:
-        of_kind = [change for change in found if change.kind == kind]
+        of_kind = [change for change in differences if change.kind == kind]
         for change in of_kind if show_all else of_kind[:SHOWN]:
             reason = f": {change.message}" if change.message else ""
             place = f"{change.case} ({change.dtype}, {change.mode})"

@@ -119,8 +119,8 @@ def _asked(failure: Result, start: Start, seconds: float, ask: Ask) -> Alone:
     return told("wrong in the same way" if is_same else "wrong in another way", answer.message)
 
 
-def _are_alike(one: Result, other: Result) -> bool:
+def _are_alike(first: Result, second: Result) -> bool:
     """Whether two faults are the same: nearly the same error, and the same message but for its numbers."""
-    messages = [result.message.partition("\n")[0].partition(". It wrote")[0] for result in (one, other)]
+    messages = [result.message.partition("\n")[0].partition(". It wrote")[0] for result in (first, second)]
     without_numbers = [re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", message) for message in messages]
-    return math.isclose(one.error, other.error, rel_tol=SAME_ERROR) and without_numbers[0] == without_numbers[1]
+    return math.isclose(first.error, second.error, rel_tol=SAME_ERROR) and without_numbers[0] == without_numbers[1]

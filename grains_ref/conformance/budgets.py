@@ -93,7 +93,7 @@ def measure(stage: str, dtype: str, seeds: Iterable[int] | None = None, dialect:
         seeds = MEASURED if stage in STAGES else MEASURED_FOR_OPTIONS
     cases = _measured_cases(stage, dtype, dialect)
     inputs = [case.inputs for case in cases] + [fresh_inputs(stage, seed) for seed in seeds]
-    noise = max(noise_of(stage, one, dtype, dialect) for one in inputs if not is_ill_posed(stage, one, dialect))
+    noise = max(noise_of(stage, given, dtype, dialect) for given in inputs if not is_ill_posed(stage, given, dialect))
     noise = min(noise, HOPELESS)
     budget = 0.0 if KIND[stage] in ("selection", "lists") else max(FACTOR[dtype] * noise, FLOOR[dtype])
     return Budget(stage, dtype, noise, budget, *weakest_bug(stage, dtype, dialect))
@@ -247,15 +247,15 @@ def _by_eigenvectors(
     signed: Callable[[Tensor, Tensor], Tensor] = lambda v, mean: v * (v * mean).sum(-1, keepdim=True).sign(),
 ) -> Values:
     """PCA by the eigenvectors of the scatter matrix, in float32 or wider, as a careful port has it."""
-    found = {}
+    results = {}
     for side in ("pos", "neg"):
         D = torch.from_numpy(inputs[f"delta_{side}"]).to(DTYPES[dtype])
         D = D.to(at_least_float32(D)).movedim(1, 0)  # (L, N, d)
         mean = D.mean(1)
         centred = D - mean[:, None]
         v = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
-        found[f"v_{side}"] = signed(v, mean).to(DTYPES[dtype]).double().numpy()
-    return found | {"v": found["v_pos"] - found["v_neg"]}
+        results[f"v_{side}"] = signed(v, mean).to(DTYPES[dtype]).double().numpy()
+    return results | {"v": results["v_pos"] - results["v_neg"]}
 
 
 Direction: TypeAlias = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]
@@ -266,15 +266,15 @@ def _by(direction: Direction) -> Callable[[Mapping[str, Any], str], Values]:
     """An option of aggregation in float32 or wider, as a careful port has it."""
 
     def way(inputs: Mapping[str, Any], dtype: str) -> Values:
-        found = {}
+        results = {}
         for side in ("pos", "neg"):
             D = tensor(inputs[f"delta_{side}"], dtype)
             D = D.to(at_least_float32(D)).movedim(1, 0)
             weights = tensor(inputs.get(f"weights_{side}", np.ones(D.shape[1])), dtype).to(D)
             v = nn.functional.normalize(direction(D, weights, inputs), dim=-1)
-            found[f"v_{side}"] = array(v.to(DTYPES[dtype]))
-        v = tensor(found["v_pos"], dtype) - tensor(found["v_neg"], dtype)
-        return found | {"v": array(v)}
+            results[f"v_{side}"] = array(v.to(DTYPES[dtype]))
+        v = tensor(results["v_pos"], dtype) - tensor(results["v_neg"], dtype)
+        return results | {"v": array(v)}
 
     return way
 
@@ -341,8 +341,8 @@ def _sums_of_squares_over_tokens(inputs: Mapping[str, Any], dtype: str) -> Value
     h, v = (torch.from_numpy(inputs[name]).to(DTYPES[dtype]) for name in ("h", "v"))
     wide = h.to(at_least_float32(h))
     shifted = wide + (authors.FACTOR * inputs["lam"]) * v.to(wide)
-    norm, found = (z.square().sum(1, keepdim=True).sqrt() for z in (wide, shifted))
-    return {"h": (shifted * (norm / (found + authors.EPS))).to(h).double().numpy()}
+    norm, shifted_norm = (z.square().sum(1, keepdim=True).sqrt() for z in (wide, shifted))
+    return {"h": (shifted * (norm / (shifted_norm + authors.EPS))).to(h).double().numpy()}
 
 
 def _killers(cases: Sequence[Case], bug: str) -> list[Case]:
@@ -377,10 +377,12 @@ def load_budgets(dialect: str = "paper", folder: Path | None = None) -> dict[tup
 def table(budgets: Iterable[Budget]) -> str:
     """Noise, budget and weakest bug as Markdown."""
     lines = ["| stage | dtype | noise | budget | weakest planted bug | its error | bug / budget | |", "|---" * 8 + "|"]
-    for one in budgets:
-        ratio = f"{one.weakest_error / one.budget:.2g}" if one.budget else "-"
-        figures = f"{one.noise:.1e} | {one.budget:.1e} | {one.weakest_bug} | {one.weakest_error:.1e} | {ratio}"
-        lines.append(f"| {one.stage} | {one.dtype} | {figures} | {'' if one.claimable else 'not claimable'} |")
+    for budget in budgets:
+        ratio = f"{budget.weakest_error / budget.budget:.2g}" if budget.budget else "-"
+        figures = (
+            f"{budget.noise:.1e} | {budget.budget:.1e} | {budget.weakest_bug} | {budget.weakest_error:.1e} | {ratio}"
+        )
+        lines.append(f"| {budget.stage} | {budget.dtype} | {figures} | {'' if budget.claimable else 'not claimable'} |")
     return "\n".join(lines)
 
 

@@ -182,9 +182,9 @@ def judge(
 def _judge_selection(inputs: Mapping[str, Any], got: Values, right: Right, budget: float) -> Verdict:
     for name, sign in (("pos", 1.0), ("neg", -1.0)):
         variants = [
-            one.out[name]
-            for one in right.accepted
-            if isinstance(one, Variant) and name in one.out and one.begins <= budget
+            answer.out[name]
+            for answer in right.accepted
+            if isinstance(answer, Variant) and name in answer.out and answer.begins <= budget
         ]
         if list(got[name]) not in (list(right.out[name]), *variants):
             signed, margin = sign * np.asarray(inputs["a"], float), right.margins[name]
@@ -241,9 +241,9 @@ def _judge_aggregation(inputs: Mapping[str, Any], got: Values, right: Right, bud
 def _others(accepted: Sequence[Accepted], of: str, layer: int, budget: float) -> list[OtherRow | Span]:
     """What else is right for a row, at errors of the budget's size."""
     return [
-        one
-        for one in accepted
-        if isinstance(one, (OtherRow, Span)) and (one.of, one.layer) == (of, layer) and one.begins <= budget
+        answer
+        for answer in accepted
+        if isinstance(answer, (OtherRow, Span)) and (answer.of, answer.layer) == (of, layer) and answer.begins <= budget
     ]
 
 
@@ -253,9 +253,9 @@ def _distances(
     """How far a row is from everything that is right, and how far it may be."""
     pairs = []
     if gap > 2 * budget:  # else errors of this size exchange the components, and a span says which of them
-        rows = [u, *(one.row for one in others if isinstance(one, OtherRow))]
+        rows = [u, *(other.row for other in others if isinstance(other, OtherRow))]
         pairs += [(float(np.linalg.norm(w - row)), budget * (1 + 2 / gap)) for row in rows]
-    for span in (one for one in others if isinstance(one, Span) and one.gap > 2 * budget):
+    for span in (other for other in others if isinstance(other, Span) and other.gap > 2 * budget):
         if span.toward is None or w @ span.toward >= -2 * budget:
             outside = w - (span.basis @ w) @ span.basis
             pairs.append((float(np.linalg.norm(outside)), budget * (1 + 2 / span.gap)))
@@ -300,9 +300,9 @@ def _judge_beams(got: Values, right: Right, budget: float, error: float) -> Verd
     if error > budget:
         return Verdict(False, error, f"log_p of the best beam: relative error {error:.1e}, allowed {budget:.1e}")
     for row, margin in enumerate(right.margins.get("beams", ())):
-        said, expected = (np.asarray(values["tokens"][row]).astype(int).tolist() for values in (got, right.out))
-        if said != expected and margin >= 2 * budget:  # else another beam may be the best one in this dtype
-            return Verdict(False, 1.0, f"row {row}: the best beam says {said}; expected {expected}")
+        given_ids, expected = (np.asarray(values["tokens"][row]).astype(int).tolist() for values in (got, right.out))
+        if given_ids != expected and margin >= 2 * budget:  # else another beam may be the best one in this dtype
+            return Verdict(False, 1.0, f"row {row}: the best beam says {given_ids}; expected {expected}")
     return Verdict(True, error)
 
 

@@ -33,11 +33,11 @@ KINDS = ("broken", "mended", "new", "farther", "nearer", "other")
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """All changes of two runs, as `summary.read_run` gives them; first what is broken, each kind in the runs' order."""
     old, new = _by_place(before["results"]), _by_place(after["results"])
-    found = [
+    differences = [
         change for place in dict.fromkeys([*old, *new]) for change in _change(place, old.get(place), new.get(place))
     ]
-    found += _alone(before["alone"], after["alone"])
-    return sorted(found, key=lambda change: KINDS.index(change.kind))
+    differences += _alone(before["alone"], after["alone"])
+    return sorted(differences, key=lambda change: KINDS.index(change.kind))
 
 
 def _alone(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:

@@ -31,15 +31,15 @@ def run_fresh(
     asked = [stage for stage in port.stages if stage in dialect.oracle and (not stages or stage in stages)]
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
     port = InOrder(port)
-    found: list[Found] = []
+    findings: list[Found] = []
     for seed in seeds:
         for stage in asked:
             for dtype in wanted:
                 after = port.last
                 result, output = _one(port, stage, seed, dtype, budgets[stage, dtype], dialect)
-                found.append((replace(result, after=after), output))
+                findings.append((replace(result, after=after), output))
                 on_case()
-    results, likely = with_names(found, dialect)
+    results, likely = with_names(findings, dialect)
     return Run(port.name, tuple(port.stages), wanted, tuple(results), (), dialect.name, likely)
 
 

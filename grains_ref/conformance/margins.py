@@ -136,14 +136,14 @@ def _other_orders(dialect: str, name: str, inputs: Mapping[str, Any], want: Valu
     # A token moves across another by twice the error, as both scores are off. Exact ties have a rule: begins > 0.
     close = [j for j, score in scores.items() if kth - score <= 2 * widest * largest]
     clear = [j for j in close if scores[j] - kth > 2 * widest * largest]
-    found = []
+    results = []
     for others in itertools.combinations([j for j in close if j not in clear], len(right) - len(clear)):
         for order in itertools.permutations([*clear, *others]):
             begins = _error_needed(order, scores, right) / largest
             if list(order) != right and 0 < begins <= widest:
                 why = "scores that are closer to each other than errors of this size"
-                found.append(Variant({name: list(order)}, begins, why))
-    return sorted(found, key=lambda variant: (variant.begins, variant.out[name]))
+                results.append(Variant({name: list(order)}, begins, why))
+    return sorted(results, key=lambda variant: (variant.begins, variant.out[name]))
 
 
 def _error_needed(order: Sequence[int], scores: Mapping[int, float], right: Sequence[int]) -> float:

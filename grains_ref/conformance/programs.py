@@ -147,9 +147,9 @@ def read_answer(answer: Mapping[str, Any], stage: str, *, seq: int) -> Mapping[s
         OutOfStep: the answer is to another message.
         PortError: the port reports an error, or the answer is none.
     """
-    found = answer.get("seq")
-    if type(found) is not int or found != seq:
-        raise OutOfStep(f"the answer has seq {words_of(found)!s:.40}; expected {seq}: one answer per message")
+    number = answer.get("seq")
+    if type(number) is not int or number != seq:
+        raise OutOfStep(f"the answer has seq {words_of(number)!s:.40}; expected {seq}: one answer per message")
     kinds = [kind for kind in ("out", "refused", "skipped", "error") if kind in answer]
     if len(kinds) != 1:
         raise PortError(f"the answer has {kinds or 'none'} of out, refused, skipped, error; expected exactly one")

@@ -294,7 +294,9 @@ def as_json(run: Run) -> dict[str, Any]:
         "first_divergence": _row(first) if first else None,
         "likely_bugs": {stage: asdict(likely) for stage in OUTPUTS if (likely := run.likely_bug(stage))},
         "guesses": {stage: lines for stage in OUTPUTS if run.failures(stage) and (lines := guess(run, stage))},
-        "follows_from": {stage: one for stage in (*OUTPUTS, END_TO_END) if (one := run.follows_from(stage))},
+        "follows_from": {
+            stage: first_failing for stage in (*OUTPUTS, END_TO_END) if (first_failing := run.follows_from(stage))
+        },
         "alone": {stage: asdict(alone) | {"words": alone.words()} for stage, alone in run.alone.items()},
         "not_alone": list(run.not_alone),
         "stale_expected_failures": list(run.stale),

@@ -125,7 +125,7 @@ class Run:
         if not failures or all(result.mode == "isolated" and not result.diagnosed for result in failures):
             return ""  # a crash on a right input, or one that was not refused, is the stage's own
         earlier = OUTPUTS if stage == END_TO_END else RUNS.get(stage, {})
-        failing = [one for one in earlier if self.failures(one) and self._hands_on(one, stage)]
+        failing = [candidate for candidate in earlier if self.failures(candidate) and self._hands_on(candidate, stage)]
         return failing[0] if failing else ""
 
     def _hands_on(self, earlier: str, stage: str) -> bool:
@@ -155,7 +155,7 @@ def run_port(
     cases = dialect.cases if cases is None else cases
     port = InOrder(port)
     wanted = tuple(dtype for dtype in port.dtypes if not dtypes or dtype in dtypes)
-    found: list[Found] = []
+    findings: list[Found] = []
     for dtype in wanted:
         if "isolated" in modes:
             asked = [case for case in cases if case.stage in port.stages and runs_in(case, dtype)]
@@ -165,29 +165,29 @@ def run_port(
                 result, output = _run_case(port, case, dtype, budgets[case.stage, dtype], dialect)
                 isolated.append((replace(result, after=after), output))
                 on_case()
-            found += isolated
+            findings += isolated
             if "again" in modes:
-                passed = [case for case, one in zip(asked, isolated, strict=True) if one[0].status == "passed"]
-                found += _asked_again(port, passed, dtype, budgets, dialect)
+                passed = [case for case, (result, _) in zip(asked, isolated, strict=True) if result.status == "passed"]
+                findings += _asked_again(port, passed, dtype, budgets, dialect)
         if "chained" in modes:
-            found += _chained(port, dtype, budgets, dialect)
+            findings += _chained(port, dtype, budgets, dialect)
         if "end to end" in modes:
-            found += _end_to_end(port, dtype, dialect)
-    results, likely = with_names(found, dialect)
+            findings += _end_to_end(port, dtype, dialect)
+    results, likely = with_names(findings, dialect)
     marked = [_mark(result, expected_failures) for result in results]
     ids = {case.id for case in cases}
     stale = tuple(pattern for pattern in expected_failures if not fnmatch.filter(ids, pattern))
     return Run(port.name, tuple(port.stages), wanted, tuple(marked), stale, dialect.name, likely)
 
 
-def with_names(found: Sequence[Found], dialect: Dialect) -> tuple[list[Result], dict[str, Likely]]:
+def with_names(findings: Sequence[Found], dialect: Dialect) -> tuple[list[Result], dict[str, Likely]]:
     """All results, wrong outputs with their diagnoses, and what is likely wrong with each stage."""
-    results, likely = [result for result, _ in found], {}
+    results, likely = [result for result, _ in findings], {}
     for stage in OUTPUTS:
-        places = [i for i, (result, output) in enumerate(found) if output and result.stage == stage]
+        places = [i for i, (result, output) in enumerate(findings) if output and result.stage == stage]
         wrong = [i for i in places if results[i].status == "failed" and not results[i].rounding]
         right = [i for i in places if results[i].status == "passed"]
-        outputs = {i: output for i in places if (output := found[i][1])}
+        outputs = {i: output for i in places if (output := findings[i][1])}
         name, diagnoses = name_stage([outputs[i] for i in wrong], [outputs[i] for i in right], dialect)
         for i, diagnosis in zip(wrong, diagnoses, strict=True):
             results[i] = replace(results[i], diagnosis=diagnosis)
@@ -303,14 +303,14 @@ def _asked_again(
 ) -> list[Found]:
     """What is wrong when the cases, all passed before, are asked again in a shuffled order."""
     order = random.Random(dtype).sample(list(cases), len(cases))
-    found: list[Found] = []
+    findings: list[Found] = []
     for case in order:
         after = port.last
         result, _ = _run_case(port, case, dtype, budgets[case.stage, dtype], dialect)
         if result.status == "failed":
             message = f"right when it was asked first, wrong when it was asked again, after {after}: {result.message}"
-            found.append((replace(result, mode="again", message=message, after=after), None))
-    return found
+            findings.append((replace(result, mode="again", message=message, after=after), None))
+    return findings
 
 
 # ------------------------------------------------------------------------------------- chained
@@ -334,7 +334,7 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], 
     """
     if not set(CHAIN) <= set(port.stages):
         return []
-    found: list[Found] = []
+    findings: list[Found] = []
 
     def step(stage: str, inputs: dict[str, Any], name: str) -> Values:
         inputs = {key: _rounded(value, dtype) for key, value in inputs.items()}
@@ -345,16 +345,16 @@ def _chained(port: Port, dtype: str, budgets: Mapping[tuple[str, str], Budget], 
             got = port.run(stage, inputs, dtype, result.case)
             if budget.claimable:
                 right = right_now(dialect.name, stage, inputs, want, budget.budget)
-                found.append(judged(result, inputs, got, right, dialect))
+                findings.append(judged(result, inputs, got, right, dialect))
             return checked(stage, got, want)
         except Exception as problem:  # the port's, or the oracle's about what the port made
-            if not (found and found[-1][0].case == result.case):
-                found.append((failed(result, told_by(problem)), None))
+            if not (findings and findings[-1][0].case == result.case):
+                findings.append((failed(result, told_by(problem)), None))
             raise _Broken from None
 
     with contextlib.suppress(_Broken):
         link(step, chain_examples(dialect))
-    return found
+    return findings
 
 
 def _rounded(value: Any, dtype: str) -> Any:

@@ -119,14 +119,14 @@ def attribution(
     model = toy_in(dtype)
     encoded = model.encoded(tensor(x, dtype), whole(attention_mask))
     pos, neg = whole(y_pos), whole(y_neg)
-    found = integrated_gradients(
+    scores = integrated_gradients(
         lambda embeds: preference(model, encoded, embeds, y_pos=pos, y_neg=neg),
         encoded.embeds,
         tensor(baseline, dtype),
         m=m,
         quadrature=quadrature,  # type: ignore[arg-type]
     )
-    return {"a": array(found.a)}
+    return {"a": array(scores.a)}
 
 
 @refusing

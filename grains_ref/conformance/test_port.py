@@ -105,11 +105,12 @@ def _assert_right(result: Result) -> None:
     if result.status in ("skipped", "not claimable"):
         pytest.skip(f"{result.status}: {result.message}")
     if result.status == "failed":
-        found = result.diagnosis
+        diagnosis = result.diagnosis
         like = ""
-        if found:
-            others = f"; so it is with {', '.join(found.alike)}" if found.alike else ""
-            like = f"\nThis output is ours with {found.description} ({found.bug}), to {found.distance:.0e}{others}"
+        if diagnosis:
+            others = f"; so it is with {', '.join(diagnosis.alike)}" if diagnosis.alike else ""
+            named = f"{diagnosis.description} ({diagnosis.bug})"
+            like = f"\nThis output is ours with {named}, to {diagnosis.distance:.0e}{others}"
         elif result.rounding:
             like = "\nThe error is one of float32's size: did a cast or a call in float32 slip in?"
         pytest.fail(f"{result.case}, {result.mode}, {result.dtype}: {result.message}{like}", pytrace=False)

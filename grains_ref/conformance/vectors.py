@@ -116,11 +116,11 @@ def measured(dialect: Dialect) -> list[Budget]:
 def with_weakest_bugs(folder: Path, dialect: Dialect) -> list[Budget]:
     """The stored budgets of a dialect with the weakest of the bugs that are planted now."""
     budgets = load_budgets(dialect.name, folder).values()
-    found = []
+    stages = []
     for budget in budgets:
         name, error = weakest_bug(budget.stage, budget.dtype, dialect)
-        found.append(replace(budget, weakest_bug=name, weakest_error=error))
-    return found
+        stages.append(replace(budget, weakest_bug=name, weakest_error=error))
+    return stages
 
 
 def _write_manifest(folder: Path) -> None:
@@ -240,11 +240,11 @@ def _stage(folder: Path, dialect: str, stage: str) -> dict[str, tuple[dict[str, 
 
 def _read_stage(folder: Path, stage: str) -> dict[str, tuple[dict[str, Any], Right]]:
     """The stored cases of a stage by their ids; folder: that of the dialect."""
-    found = {}
+    tests = {}
     for test in plain_tests(folder, stage):
-        accepted = tuple(_accepted(one) for one in test["accepted"])
-        found[test["id"]] = (test["in"], Right(test.get("out", {}), test["margins"], accepted))
-    return found
+        accepted = tuple(_accepted(answer) for answer in test["accepted"])
+        tests[test["id"]] = (test["in"], Right(test.get("out", {}), test["margins"], accepted))
+    return tests
 
 
 def plain_tests(folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -263,7 +263,7 @@ def plain_tests(folder: Path, stage: str) -> list[dict[str, Any]]:
     tests = json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))["tests"]
     for test in tests:
         test |= {key: resolved(test[key]) for key in ("in", "out") if key in test}
-        test["accepted"] = [resolved(one) for one in test["accepted"]]
+        test["accepted"] = [resolved(answer) for answer in test["accepted"]]
     return list(tests)
 
 
@@ -322,15 +322,15 @@ def _test(
     earlier: tuple[dict[str, Any], Right] | None,
 ) -> dict[str, Any]:
     def stored(values: Mapping[str, Any], side: str) -> dict[str, Any]:
-        shown: dict[str, Any] = {}
+        stored_inputs: dict[str, Any] = {}
         for name, value in values.items():
             if side == "in" and name in case.generated:
-                shown[name] = {"generated": case.generated[name]}
+                stored_inputs[name] = {"generated": case.generated[name]}
             elif isinstance(value, np.ndarray):
-                shown[name] = arrays.put(f"{case.id}/{side}/{name}", value)
+                stored_inputs[name] = arrays.put(f"{case.id}/{side}/{name}", value)
             else:
-                shown[name] = json_numbers(value)
-        return shown
+                stored_inputs[name] = json_numbers(value)
+        return stored_inputs
 
     test: dict[str, Any] = {
         "id": case.id,
@@ -347,7 +347,7 @@ def _test(
         test |= {"out": stored(want, "out"), "margins": margins}
         if case.result == "acceptable":
             others = accepted_of(dialect.name, case.stage, case.inputs, want, margins)
-            test["accepted"] = [_stored_accepted(one, case.id, arrays) for one in others]
+            test["accepted"] = [_stored_accepted(answer, case.id, arrays) for answer in others]
     may_differ = {}
     for dtype in DTYPES:
         budget = budgets[case.stage, dtype]
@@ -356,17 +356,17 @@ def _test(
     return test | {"kills": list(case.kills), "budget": may_differ}
 
 
-def _stored_accepted(one: Accepted, case_id: str, arrays: _Arrays) -> dict[str, Any]:
-    last = {"from": one.begins, "why": one.why}
-    if isinstance(one, Variant):
-        return {"out": encode_values(one.out, None)} | last
-    key, where = f"{case_id}/accepted/{one.of}/{one.layer}", {"of": one.of, "layer": one.layer}
-    if isinstance(one, OtherRow):
-        return where | {"row": arrays.put_unit_vectors(f"{key}/row", one.row)} | last
-    size = len(one.basis)
-    span = arrays.put_unit_vectors(f"{key}/span-{size}", one.basis)
-    toward = None if one.toward is None else arrays.put_unit_vectors(f"{key}/toward-{size}", one.toward)
-    return where | {"span": span, "toward": toward, "gap": one.gap} | last
+def _stored_accepted(answer: Accepted, case_id: str, arrays: _Arrays) -> dict[str, Any]:
+    last = {"from": answer.begins, "why": answer.why}
+    if isinstance(answer, Variant):
+        return {"out": encode_values(answer.out, None)} | last
+    key, where = f"{case_id}/accepted/{answer.of}/{answer.layer}", {"of": answer.of, "layer": answer.layer}
+    if isinstance(answer, OtherRow):
+        return where | {"row": arrays.put_unit_vectors(f"{key}/row", answer.row)} | last
+    size = len(answer.basis)
+    span = arrays.put_unit_vectors(f"{key}/span-{size}", answer.basis)
+    toward = None if answer.toward is None else arrays.put_unit_vectors(f"{key}/toward-{size}", answer.toward)
+    return where | {"span": span, "toward": toward, "gap": answer.gap} | last
 
 
 def _note(flag: Any) -> dict[str, str]:

@@ -156,8 +156,8 @@ def _refuse_foreign(data: bytes, file: Path) -> None:
     quoted = shlex.quote(file.name)
     for start, advice in FIRST_BYTES.items():
         if data.startswith(start):
-            said = advice.format(file=quoted, name=file.name)
-            raise PairFileError(f"{file}: neither JSONL, a JSON array, CSV nor Parquet. {said}")
+            message = advice.format(file=quoted, name=file.name)
+            raise PairFileError(f"{file}: neither JSONL, a JSON array, CSV nor Parquet. {message}")
     encoding = ""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         encoding = "UTF-32"

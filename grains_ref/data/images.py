@@ -108,8 +108,8 @@ def _check_header(picture: Image.Image, name: str) -> None:
     """Refuse, before a pixel is decoded, what should not be decoded."""
     width, height = picture.size
     if width * height > PIXEL_CAP:
-        found = f"{width} x {height} = {width * height:,} pixels"
-        raise PictureError(f"{name}: {found}, at most {PIXEL_CAP:,} are read; scale it down, or cut out what matters.")
+        size = f"{width} x {height} = {width * height:,} pixels"
+        raise PictureError(f"{name}: {size}, at most {PIXEL_CAP:,} are read; scale it down, or cut out what matters.")
     if width * height == 0:
         raise PictureError(f"{name}: {width} x {height} has no pixel; expected at least 1 x 1.")
     frames = getattr(picture, "n_frames", 1)

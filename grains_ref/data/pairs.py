@@ -266,8 +266,8 @@ def check_visible(text: str, field: str) -> None:
     for character in text:
         if not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf"):
             return
-    found = "empty" if not text else "only white space" if not text.strip() else "only invisible characters"
-    raise FieldError(field, f"{found}; expected text. Fill it in, or leave the row out.")
+    state = "empty" if not text else "only white space" if not text.strip() else "only invisible characters"
+    raise FieldError(field, f"{state}; expected text. Fill it in, or leave the row out.")
 
 
 def check_tokens(
@@ -296,8 +296,10 @@ def check_tokens(
         if count < 1:
             raise pair.error(field, "tokenises to nothing; rewrite it, or leave the row out.")
     if same_answers:
-        both = f"{shortened(pair.chosen)} and {shortened(pair.rejected)}"
-        raise pair.error("rejected", f"the same tokens as 'chosen' ({both}), so there is no preference; leave it out.")
+        responses = f"{shortened(pair.chosen)} and {shortened(pair.rejected)}"
+        raise pair.error(
+            "rejected", f"the same tokens as 'chosen' ({responses}), so there is no preference; leave it out."
+        )
     longer, count = ("chosen", n_chosen) if n_chosen >= n_rejected else ("rejected", n_rejected)
     if excess_tokens(n_prompt, count, context) > 0:
         counts = f"{n_prompt} prompt tokens + {count} of '{longer}' = {n_prompt + count}"

@@ -86,8 +86,8 @@ def paper_split(items: Sequence[T], *, keys: Keys[T], n: int = N_STEERING, seed:
     dev, groups = _fill(groups, round(DEV_SHARE * rest))
     test = [item for group in groups for item in group]
     if len(steering) < n or not dev or not test:
-        found = f"{len(items)} examples give {len(steering)} for steering, {len(dev)} for dev and {len(test)} for test"
-        raise DatasetError(f"{found}; asked were {n} for steering. Take a smaller n, or more data.")
+        counts = f"{len(items)} examples give {len(steering)} for steering, {len(dev)} for dev and {len(test)} for test"
+        raise DatasetError(f"{counts}; asked were {n} for steering. Take a smaller n, or more data.")
     return Split("paper", seed, tuple(steering), tuple(dev), tuple(test))
 
 
@@ -144,8 +144,8 @@ def own_split(train: Sequence[T], test: Sequence[T], *, keys: Keys[T], n: int = 
     steering, groups = _fill(groups, n)
     dev = [item for group in groups for item in group]
     if len(steering) < n or not dev or not test:
-        found = f"{len(train)} training examples, {len(left_out)} of which repeat test examples, and {len(test)} tests"
-        raise DatasetError(f"{found} do not give {n} for steering and some for dev. Take a smaller n, or more data.")
+        counts = f"{len(train)} training examples, {len(left_out)} of which repeat test examples, and {len(test)} tests"
+        raise DatasetError(f"{counts} do not give {n} for steering and some for dev. Take a smaller n, or more data.")
     return Split("paper", seed, tuple(steering), tuple(dev), tuple(test), tuple(left_out))
 
 

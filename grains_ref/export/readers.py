@@ -25,7 +25,7 @@ def by_block(items: Iterable[tuple[str, object]], *, name: str) -> dict[int, Ten
     Raises:
         ExportError: a text is no number of a block, a block is there twice, or what it has is no vector.
     """
-    found: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
     for text, values in items:
         if not (text.isascii() and text.isdigit() and len(text) <= DIGITS):
             raise ExportError(
@@ -33,10 +33,10 @@ def by_block(items: Iterable[tuple[str, object]], *, name: str) -> dict[int, Ten
                 "is it a file of weights?"
             )
         block = int(text)
-        if block in found:
+        if block in vectors:
             raise ExportError(f"{name}: block {block} is there twice")
-        found[block] = _vector(values, where=f"{name}: block {block}")
-    return found
+        vectors[block] = _vector(values, where=f"{name}: block {block}")
+    return vectors
 
 
 def key_text(key: object, *, name: str) -> str:

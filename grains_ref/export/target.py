@@ -187,13 +187,13 @@ class Target:
         Raises:
             ExportError: nothing of them.
         """
-        kept = {block: v for block, v in directions.by_block.items() if block >= self.first_block}
-        if not kept:
+        by_block = {block: v for block, v in directions.by_block.items() if block >= self.first_block}
+        if not by_block:
             raise ExportError(
                 f"{self.tool} cannot steer the blocks {directions.blocks}: its first is {self.first_block}. Give other "
                 "--layers"
             )
-        return Directions(by_block=kept, lam=directions.lam, header=directions.header)
+        return Directions(by_block=by_block, lam=directions.lam, header=directions.header)
 
     def losses(self, directions: Directions) -> list[str]:
         """What the target cannot carry of these vectors, for people."""

@@ -123,13 +123,13 @@ class WorkFolder:
             write_whole(path, content)
         else:
             try:
-                kept = read_whole(path)
-                found = parse_record(kept, name=str(path))
+                text = read_whole(path)
+                record_there = parse_record(text, name=str(path))
             except FileError as error:
                 raise WorkFolderError(f"{error}; {AGAIN}: what is finished is kept") from error
-            if found != json.loads(json.dumps(record)):
-                self._refuse_other(found, record, names)
-            content = kept
+            if record_there != json.loads(json.dumps(record)):
+                self._refuse_other(record_there, record, names)
+            content = text
         self._whose = digest_of(json.dumps(record, sort_keys=True).encode())
         self._files[path.name] = digest_of(content)
 
@@ -145,8 +145,8 @@ class WorkFolder:
     @by_first
     def has(self, names: Sequence[str]) -> bool:
         """Whether there is a file for each of these pieces or figures, whatever is in it."""
-        found = {path.stem for path in self.path.iterdir()}
-        return found >= set(names)
+        stems = {path.stem for path in self.path.iterdir()}
+        return stems >= set(names)
 
     @by_first
     def read(self, i: int | str, *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Finished | None:
@@ -171,9 +171,9 @@ class WorkFolder:
             raise WorkFolderError(f"{path} holds {some_of(sorted(tensors))}, not {some_of(sorted(shapes))}; {AGAIN}")
         for name, tensor in tensors.items():
             if tensor.shape != tuple(shapes[name]) or tensor.dtype != dtype or not tensor.isfinite().all():
-                found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
                 expected = f"finite values, {dtype} of shape {tuple(shapes[name])}"
-                raise WorkFolderError(f"{path}: {name} is {found}; expected {expected}; {AGAIN}")
+                raise WorkFolderError(f"{path}: {name} is {given}; expected {expected}; {AGAIN}")
         self._files[path.name] = digest_of(content)
         return Finished(tensors, record)
 
@@ -249,19 +249,19 @@ class WorkFolder:
                 "Name another one with --work"
             )
 
-    def _refuse_other(self, found: dict[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> None:
-        changed = [key for key in sorted({*found, *record}) if found.get(key) != record.get(key)]
-        old, new = found.get(TOKENS), record.get(TOKENS, ())
+    def _refuse_other(self, record_there: dict[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> None:
+        changed = [key for key in sorted({*record_there, *record}) if record_there.get(key) != record.get(key)]
+        old, new = record_there.get(TOKENS), record.get(TOKENS, ())
         if TOKENS in changed and set(changed) <= INPUTS and isinstance(old, list) and len(old) == len(new):
             rows = [name for i, name in enumerate(names) if old[i] != new[i]]
             cause = "Have the chat template or the tokenizer changed? Put back what they were"
             if "date" in changed:
-                cause = f"The chat template writes the date: give --date {found.get('date')}"
+                cause = f"The chat template writes the date: give --date {record_there.get('date')}"
             raise WorkFolderError(
                 f"{self.path} holds a fit of the same pairs, but their tokens were others: look at {some_of(rows)}. "
                 f"{cause}, and run the command again; or delete the folder, or name another one with --work."
             )
-        there = json.dumps({key: found.get(key) for key in changed if key != TOKENS}, sort_keys=True)
+        there = json.dumps({key: record_there.get(key) for key in changed if key != TOKENS}, sort_keys=True)
         now = json.dumps({key: record.get(key) for key in changed if key != TOKENS}, sort_keys=True)
         raise WorkFolderError(
             f"{self.path} holds a {self._work} with other {', '.join(changed)}.\n  there: {there}\n  now:   {now}\n"

@@ -89,8 +89,8 @@ class Header:
         for expected, names in ((str, texts + more_texts), (dict, dicts), (int, ("format_version", "n_examples"))):
             for name in names:
                 if type(getattr(self, name)) is not expected:
-                    found = type(getattr(self, name)).__name__
-                    raise VectorError(f"header: '{name}' must be of type {expected.__name__}, found {found}.")
+                    kind = type(getattr(self, name)).__name__
+                    raise VectorError(f"header: '{name}' must be of type {expected.__name__}, found {kind}.")
         _check_version(self.format_version)
         if self.n_examples < 0:
             raise VectorError(f"header: 'n_examples' must be 0 or more, found {self.n_examples}.")
@@ -169,8 +169,8 @@ def _check_composed(header: Header) -> None:
             raise VectorError(f"header: part {number} of '{COMPOSED}' must have exactly the keys {sorted(PART)}.")
         for name, expected in PART.items():
             if isinstance(part[name], bool) or not isinstance(part[name], expected):
-                found = type(part[name]).__name__
-                raise VectorError(f"header: '{name}' of part {number} of '{COMPOSED}' cannot be of type {found}.")
+                kind = type(part[name]).__name__
+                raise VectorError(f"header: '{name}' of part {number} of '{COMPOSED}' cannot be of type {kind}.")
         if not is_finite_number(part["weight"]) or part["n_examples"] < 0 or COMPOSED in part["hyper_parameters"]:
             raise VectorError(
                 f"header: part {number} of '{COMPOSED}' must have a finite weight, 0 or more examples, and be no sum."
@@ -183,9 +183,9 @@ def _check_choice(choice: dict[str, Any]) -> None:
     lam, layers = choice.get("lam"), choice.get("layers")
     is_list = isinstance(layers, list) and bool(layers) and all(type(layer) is int and layer >= 0 for layer in layers)
     if not is_finite_number(lam) or not is_list:
-        found = f"{lam!r:.40}, {layers!r:.40}"
+        given = f"{lam!r:.40}, {layers!r:.40}"
         raise VectorError(
-            f"header: 'choice' must be empty or name a finite 'lam' and a list of 'layers', found {found}."
+            f"header: 'choice' must be empty or name a finite 'lam' and a list of 'layers', found {given}."
         )
 
 

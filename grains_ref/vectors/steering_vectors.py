@@ -306,8 +306,8 @@ def _check_tensor(name: str, tensor: Tensor, *, shape: torch.Size) -> None:
         expected = "(layers, width)" if name == "v" else f"{tuple(shape)}, as v has"
         raise VectorError(f"{name} has the shape {tuple(tensor.shape)}, expected {expected}.")
     if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        found = f"{tensor.dtype} on {tensor.device}"
-        raise VectorError(f"{name} is {found}, expected torch.float32 on cpu; pass {name}.float().cpu()")
+        given = f"{tensor.dtype} on {tensor.device}"
+        raise VectorError(f"{name} is {given}, expected torch.float32 on cpu; pass {name}.float().cpu()")
     bad_layers = (~tensor.isfinite()).any(dim=1).nonzero()
     if len(bad_layers):
         raise VectorError(f"{name} is not finite, first at layer {int(bad_layers[0])}; overflow, or a 0/0?")
@@ -377,8 +377,8 @@ def _check_rows(tensors: dict[str, Tensor]) -> None:
     expected = (tensors["layer.0"].numel(),)
     for name, tensor in sorted(tensors.items()):
         if tuple(tensor.shape) != expected or tensor.dtype != torch.float32:
-            found = f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise VectorError(f"{found}, expected torch.float32 of shape {expected}, the width of layer.0.")
+            given = f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise VectorError(f"{given}, expected torch.float32 of shape {expected}, the width of layer.0.")
 
 
 def _words(content: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def _refuse_damaged(name: str, problem: object) -> NoReturn:
 
 
 def _refuse_foreign(names: Iterable[str], name: str) -> NoReturn:
-    found = sorted(names)
-    is_control_vector = any(re.fullmatch(r"direction\.[0-9]+", key) for key in found)
+    foreign = sorted(names)
+    is_control_vector = any(re.fullmatch(r"direction\.[0-9]+", key) for key in foreign)
     guess = "a control vector as llama.cpp, repeng or EasySteer use?" if is_control_vector else "model weights?"
-    raise FileError(f"{name} is a safetensors file, but has no '{METADATA_KEY}' metadata: {some_of(found)}; {guess}")
+    raise FileError(f"{name} is a safetensors file, but has no '{METADATA_KEY}' metadata: {some_of(foreign)}; {guess}")

@@ -68,8 +68,8 @@ BUGS = (
         "test_header"),
     # --- work folders
     Bug("tokens_of_another_day", "fit", "a fit goes on although its prompts have become other tokens",
-        WORK_FOLDER, "if found != json.loads(json.dumps(record)):",
-        'if {**found, TOKENS: 0, "date": 0} != {**json.loads(json.dumps(record)), TOKENS: 0, "date": 0}:',
+        WORK_FOLDER, "if record_there != json.loads(json.dumps(record)):",
+        'if {**record_there, TOKENS: 0, "date": 0} != {**json.loads(json.dumps(record)), TOKENS: 0, "date": 0}:',
         "test_fitting"),
     Bug("tensors_of_any_name", "fit", "a finished example may hold other tensors",
         WORK_FOLDER, "if tensors.keys() != shapes.keys():", "if False:", "test_work_folder"),

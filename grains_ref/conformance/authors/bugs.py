@@ -91,8 +91,8 @@ def hook(factor: float, axis: int, eps: float = 1e-8) -> Steer:
 
     def steer(h: Tensor, v: Tensor, lam: float) -> Tensor:
         shifted = h + factor * lam * v
-        wanted, found = (z.norm(dim=axis, keepdim=True) for z in (h, shifted))
-        return torch.where(found > 0, shifted * (wanted / (found + eps)), 0 * h)
+        wanted, actual = (z.norm(dim=axis, keepdim=True) for z in (h, shifted))
+        return torch.where(actual > 0, shifted * (wanted / (actual + eps)), 0 * h)
 
     return steer
 

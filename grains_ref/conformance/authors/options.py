@@ -38,8 +38,8 @@ def attribution_likelihood(
     bare, y = toy_in(dtype), whole(y_pos)
     model = authors.AuthorsModel(bare, lambda ids: bare.embed[ids], lambda h: h, pad_id=0)
     branch = authors.branch(model, bare.encoded(tensor(x, dtype), whole(attention_mask)), y)
-    found = authors.likelihood(model, branch, y=y, method=method)  # type: ignore[arg-type]
-    return {"a": array(found.a[: len(x)])}
+    scores = authors.likelihood(model, branch, y=y, method=method)  # type: ignore[arg-type]
+    return {"a": array(scores.a[: len(x)])}
 
 
 STAGES: dict[str, Stage] = {"attribution_likelihood": attribution_likelihood}

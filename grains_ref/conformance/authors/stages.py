@@ -68,10 +68,10 @@ def attribution(
     """Rows 1 to 4: the scores of the prompt's tokens in the branch of y_pos."""
     model, y = authors_toy(toy_in(dtype)), whole(y_pos)
     whole_branch = authors.branch(model, toy_in(dtype).encoded(tensor(x, dtype), whole(attention_mask)), y)
-    found = authors.integrated_gradients(
+    scores = authors.integrated_gradients(
         lambda embeds: authors.last_token_again(model, whole_branch, embeds, y=y), whole_branch.embeds
     )
-    return {"a": array(found.a[: len(x)])}
+    return {"a": array(scores.a[: len(x)])}
 
 
 @refusing
@@ -117,11 +117,11 @@ def generation(*, ids: Any, attention_mask: Any, v: Any, lam: float, layers: Any
         return bare(bare.embed[torch.cat([prompt, new], 1)], seen)[0][:, prompt.shape[1] - 1 :]
 
     with torch.no_grad(), authors.Steering(bare.blocks, tensor(v, dtype), alpha=lam):
-        said = torch.zeros((len(prompt), 0), dtype=torch.long)
+        new_ids = torch.zeros((len(prompt), 0), dtype=torch.long)
         for _ in range(np.shape(forced)[1]):
-            said = torch.cat([said, logits(said)[:, -1].argmax(-1, keepdim=True)], 1)
+            new_ids = torch.cat([new_ids, logits(new_ids)[:, -1].argmax(-1, keepdim=True)], 1)
         given = logits(whole(forced))[:, :-1]
-    return {"logits": array(given), "tokens": said.numpy()}
+    return {"logits": array(given), "tokens": new_ids.numpy()}
 
 
 STAGES: dict[str, Stage] = {

@@ -154,8 +154,8 @@ def last_component(D: np.ndarray) -> np.ndarray:
 
 def first_two(D: np.ndarray) -> np.ndarray:
     """The sum of the first two components, each along the mean."""
-    one, two = (along(component, D) for component in svd(centred(D))[2][:2])
-    return unit(one + two)
+    first, second = (along(component, D) for component in svd(centred(D))[2][:2])
+    return unit(first + second)
 
 
 def component_of(change: Callable[[np.ndarray], np.ndarray]) -> Direction:

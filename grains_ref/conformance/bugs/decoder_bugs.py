@@ -124,10 +124,10 @@ def renamed(*pairs: tuple[str, str]) -> Callable[[Weights], Weights]:
 
     def change(w: Weights) -> Weights:
         changed = dict(w)
-        for one, other in pairs:
+        for old, new in pairs:
             for name in w:
-                if one in name:
-                    partner = name.replace(one, other)
+                if old in name:
+                    partner = name.replace(old, new)
                     changed[name], changed[partner] = w[partner], w[name]
         return changed
 

@@ -37,10 +37,10 @@ def right_edit(h: Tensor, block: int, run: Run) -> Tensor:
     return steer_hidden(h, run.v[block], lam=run.lam) if block in run.layers else h
 
 
-def some_positions(kept: Callable[[Tensor, Run], Tensor]) -> Edit:
+def some_positions(steered_at: Callable[[Tensor, Run], Tensor]) -> Edit:
     """The right edit at the columns (S,) where `kept` is true."""
     return lambda h, block, run: torch.where(
-        kept(torch.arange(h.shape[1]), run)[None, :, None], right_edit(h, block, run), h
+        steered_at(torch.arange(h.shape[1]), run)[None, :, None], right_edit(h, block, run), h
     )
 
 
@@ -93,13 +93,13 @@ def generation_with(
             return steered.logits[:, ids.shape[1] - 1 : -1]
 
         with torch.no_grad():
-            said = np.zeros((len(ids), 0), dtype=np.int64)
+            new_ids = np.zeros((len(ids), 0), dtype=np.int64)
             for _ in range(forced.shape[1]):
                 place_holder = np.zeros((len(ids), 1), dtype=np.int64)
-                best = choose(next_logits(np.concatenate([said, place_holder], 1))[:, -1])
-                said = np.concatenate([said, best.numpy()], 1)
+                best = choose(next_logits(np.concatenate([new_ids, place_holder], 1))[:, -1])
+                new_ids = np.concatenate([new_ids, best.numpy()], 1)
             logits = array(next_logits(forced))
-            return {"logits": logits, "tokens": tokens_of(said, ids, logits)}
+            return {"logits": logits, "tokens": tokens_of(new_ids, ids, logits)}
 
     return stage
 
@@ -163,22 +163,22 @@ def second_best(logits: Tensor) -> Tensor:
     return logits.topk(2, dim=-1).indices[:, 1:]
 
 
-def of_the_forced_run(said: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def of_the_forced_run(new_ids: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The best token after every forced one, instead of a continuation of its own."""
     return np.asarray(logits.argmax(-1))
 
 
-def begun_by_the_prompt(said: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def begun_by_the_prompt(new_ids: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The last prompt token, then all but the last of what was said."""
-    return np.concatenate([ids[:, -1:], said[:, :-1]], 1)
+    return np.concatenate([ids[:, -1:], new_ids[:, :-1]], 1)
 
 
 def zeros_after(token: Callable[[np.ndarray], int]) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """What was said up to the first time a token of its own is said, then zeros."""
 
-    def cut(said: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def cut(new_ids: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
         rows = []
-        for row in said:
+        for row in new_ids:
             end = int((row == token(row)).argmax()) + 1
             rows.append(np.concatenate([row[:end], np.zeros(len(row) - end, dtype=row.dtype)]))
         return np.stack(rows)

@@ -202,8 +202,8 @@ def baselines_with(
         prompt, table = tensor(x, "float64"), tensor(embeddings, "float64")
         if name != "mean":
             chosen = row(token) if name == "token" else None
-            shown = nothing(table) if chosen is None else table[chosen]
-            return {"baseline": np.tile(array(shown), (len(x), 1))}
+            baseline = nothing(table) if chosen is None else table[chosen]
+            return {"baseline": np.tile(array(baseline), (len(x), 1))}
         rows = [picture(prompt, table, kinds) if kind == "image" else mean(prompt, table, kinds) for kind in kinds]
         return {"baseline": array(torch.stack(rows).to(DTYPES[dtype]))}
 

@@ -50,8 +50,8 @@ def end_with(cut: Callable[[np.ndarray, list[int]], np.ndarray]) -> Stage:
     """Generation with ends; cut: tokens (B, n), end tokens -> tokens."""
 
     def stage(*, end: Sequence[int], **given: Any) -> Values:
-        found = generation_with()(**given)
-        return found | {"tokens": cut(found["tokens"].copy(), list(end))}
+        run = generation_with()(**given)
+        return run | {"tokens": cut(run["tokens"].copy(), list(end))}
 
     return stage
 
@@ -59,17 +59,17 @@ def end_with(cut: Callable[[np.ndarray, list[int]], np.ndarray]) -> Stage:
 def cut_after(tokens: np.ndarray, end: list[int], *, keep: int = 1) -> np.ndarray:
     """Every row cut after its first end."""
     for row in tokens:
-        found = np.flatnonzero(np.isin(row, end))
-        if len(found):
-            row[found[0] + keep :] = 0
+        ends = np.flatnonzero(np.isin(row, end))
+        if len(ends):
+            row[ends[0] + keep :] = 0
     return tokens
 
 
 def _all_at_once(tokens: np.ndarray, end: list[int]) -> np.ndarray:
     """All rows cut where the first of them ends."""
-    found = np.flatnonzero(np.isin(tokens, end).any(0))
-    if len(found):
-        tokens[:, found[0] + 1 :] = 0
+    ends = np.flatnonzero(np.isin(tokens, end).any(0))
+    if len(ends):
+        tokens[:, ends[0] + 1 :] = 0
     return tokens
 
 

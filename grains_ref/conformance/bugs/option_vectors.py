@@ -51,7 +51,7 @@ def row_by_row(
                 else:
                     own[side] = np.flatnonzero(given[f"in_{side}"][row]).tolist()
             rows.append(stage(**own, dtype=dtype))
-        return {name: after(np.array([one[name] for one in rows])) for name in rows[0]}
+        return {name: after(np.array([single[name] for single in rows])) for name in rows[0]}
 
     return batch
 
@@ -152,7 +152,7 @@ def _not_the_last_that_is_left(kinds: Sequence[str], rules: Sequence[str]) -> li
 
 def _one_rule_is_enough(kinds: Sequence[str], rules: Sequence[str]) -> list[bool]:
     single = [_candidates(kinds, [rule]) for rule in rules] or [_candidates(kinds, [])]
-    return [any(one[j] for one in single) for j in range(len(kinds))]
+    return [any(of_rule[j] for of_rule in single) for j in range(len(kinds))]
 
 
 def _k_of_each(a: np.ndarray, ok: np.ndarray, k: int, kinds: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -221,11 +221,11 @@ def _refuse_without_mean(direction: Any, *sides: np.ndarray) -> None:
 
 
 def _sides(directions: Sequence[Any], delta_pos: Any, delta_neg: Any, dtype: str, scale: bool = True) -> Values:
-    found = []
+    sides = []
     for direction, deltas in zip(directions, (delta_pos, delta_neg), strict=True):
         rows = [direction(D) for D in array(tensor(deltas, dtype)).swapaxes(0, 1)]
-        found.append(tensor(np.stack([unit(row) if scale else row for row in rows]), dtype))
-    return {"v_pos": array(found[0]), "v_neg": array(found[1]), "v": array(found[0] - found[1])}
+        sides.append(tensor(np.stack([unit(row) if scale else row for row in rows]), dtype))
+    return {"v_pos": array(sides[0]), "v_neg": array(sides[1]), "v": array(sides[0] - sides[1])}
 
 
 def _mean(D: np.ndarray) -> np.ndarray:

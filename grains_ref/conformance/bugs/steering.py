@@ -38,16 +38,16 @@ def restoring(norm: Callable[[Tensor], Tensor], eps: float = 0.0) -> Steer:
 
     def steer(h: Tensor, v: Tensor, lam: float) -> Tensor:
         shifted = h + lam * v
-        wanted, found = norm(h), norm(shifted)
-        return torch.where(found > 0, shifted * (wanted / (found + eps)), h)
+        wanted, actual = norm(h), norm(shifted)
+        return torch.where(actual > 0, shifted * (wanted / (actual + eps)), h)
 
     return steer
 
 
 def restoring_to(h: Tensor, shifted: Tensor) -> Tensor:
     """Eq. (8) for any h~."""
-    wanted, found = h.norm(dim=-1, keepdim=True), shifted.norm(dim=-1, keepdim=True)
-    return torch.where(found > 0, shifted * (wanted / found), h)
+    wanted, actual = h.norm(dim=-1, keepdim=True), shifted.norm(dim=-1, keepdim=True)
+    return torch.where(actual > 0, shifted * (wanted / actual), h)
 
 
 def only_where(kept: Callable[[Tensor], Tensor]) -> Steer:
@@ -61,23 +61,23 @@ def _nowhere(h: Tensor) -> Tensor:
 
 def row_0(h: Tensor) -> Tensor:
     """True in the batch's first row."""
-    kept = _nowhere(h)
-    kept[0] = True
-    return kept
+    chosen = _nowhere(h)
+    chosen[0] = True
+    return chosen
 
 
 def first_token_of(h: Tensor) -> Tensor:
     """True at the first token."""
-    kept = _nowhere(h)
-    kept[:, 0] = True
-    return kept
+    chosen = _nowhere(h)
+    chosen[:, 0] = True
+    return chosen
 
 
 def last_token_of(h: Tensor) -> Tensor:
     """True at the last token."""
-    kept = _nowhere(h)
-    kept[:, -1] = True
-    return kept
+    chosen = _nowhere(h)
+    chosen[:, -1] = True
+    return chosen
 
 
 def product_in_float16(h: Tensor, v: Tensor, lam: float) -> Tensor:
@@ -150,8 +150,8 @@ def scaled(ratio: Callable[[Tensor], Tensor]) -> Steer:
 def eps_under_the_root(h: Tensor, v: Tensor, lam: float) -> Tensor:
     """Norms as roots of the sum of squares + 1e-6, as RMSNorm has them."""
     shifted = h + lam * v
-    wanted, found = ((z.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for z in (h, shifted))
-    return shifted * (wanted / found)
+    wanted, actual = ((z.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for z in (h, shifted))
+    return shifted * (wanted / actual)
 
 
 def ratio_on_v_only(h: Tensor, v: Tensor, lam: float) -> Tensor:
@@ -194,8 +194,8 @@ def norms_of(rows: Callable[[Tensor], Tensor]) -> Steer:
 
     def steer(h: Tensor, v: Tensor, lam: float) -> Tensor:
         shifted = h + lam * v
-        wanted, found = rows(h.norm(dim=-1, keepdim=True)), shifted.norm(dim=-1, keepdim=True)
-        return torch.where(found > 0, shifted * (wanted / found), h)
+        wanted, actual = rows(h.norm(dim=-1, keepdim=True)), shifted.norm(dim=-1, keepdim=True)
+        return torch.where(actual > 0, shifted * (wanted / actual), h)
 
     return steer
 

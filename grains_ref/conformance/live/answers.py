@@ -148,8 +148,8 @@ def _array(name: str, value: Any, shape: tuple[int, ...], advice: str = "", *, i
     """The answer as float64; is_large: fingerprints may stand for it, and stay what they are, for `rows_apart`."""
     several = value if isinstance(value, list) and value else [value]
     if is_large and all(map(is_fingerprint, several)):
-        for one in several:
-            check_fingerprint(name, one)
+        for part in several:
+            check_fingerprint(name, part)
         return value
     array = _numbers_of(name, value)
     if array.shape != shape:

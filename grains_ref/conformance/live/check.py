@@ -314,12 +314,12 @@ class PairChecks:
 
     def product(self, v: np.ndarray) -> Noisy:
         """A longer v at a strength that is weaker by the same factor gives the same logits."""
-        one, other = self.answers.steer(v, LAM), self.answers.steer(SCALE * v, LAM / SCALE)
+        unscaled, scaled = self.answers.steer(v, LAM), self.answers.steer(SCALE * v, LAM / SCALE)
         _, noise = self.oracle.values(steer_of, self.pair, v=v, lam=LAM)
-        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-            error = float(rows_apart("live_steer", other, one).max())
+        if isinstance(unscaled, np.ndarray) and isinstance(scaled, np.ndarray):
+            error = float(rows_apart("live_steer", scaled, unscaled).max())
         else:
-            error = 0.0 if same(one, other) else fingerprints_apart(one, other)
+            error = 0.0 if same(unscaled, scaled) else fingerprints_apart(unscaled, scaled)
         return Noisy(
             error, noise, f"{SCALE:g} v at lam / {SCALE:g} is not v at lam: is v normalised, or lam used twice?"
         )
@@ -339,13 +339,13 @@ class PairChecks:
         a, eligible = draw.normal(size=n), draw.random(n) < 0.6
         eligible[:PADDING] = False
         a[~eligible] *= 10  # what may not be selected would win
-        found = self.answers.selection(a, eligible, k)
+        selection = self.answers.selection(a, eligible, k)
         want = select(torch.from_numpy(a), k=k, eligible=torch.from_numpy(eligible))
-        wrong = [j for name in found for j in found[name] if not 0 <= j < n or not eligible[j]]
+        wrong = [j for name in selection for j in selection[name] if not 0 <= j < n or not eligible[j]]
         message = f"tokens {wrong} were selected, which are padding or may not be selected"
         if not wrong:
-            message = f"selected {found}; expected pos {list(want.pos)}, neg {list(want.neg)}"
-        return Exact(float(found != {"pos": list(want.pos), "neg": list(want.neg)}), message)
+            message = f"selected {selection}; expected pos {list(want.pos)}, neg {list(want.neg)}"
+        return Exact(float(selection != {"pos": list(want.pos), "neg": list(want.neg)}), message)
 
     def batch(self, other: PreferencePair) -> Noisy:
         """live_batch against live_objective on each of its pairs.
@@ -380,7 +380,9 @@ class PairChecks:
         encoded = self.model.encode(self.pair.prompt, self.pair.image)
         x, zero = encoded.embeds, torch.zeros_like(encoded.embeds)
         with torch.no_grad():
-            return to_numpy(self.model.residuals(encoded, torch.stack([x, *(mask(x, one, zero) for one in masked)])))
+            return to_numpy(
+                self.model.residuals(encoded, torch.stack([x, *(mask(x, tokens, zero) for tokens in masked)]))
+            )
 
     def vector(self, draw: np.random.Generator) -> np.ndarray:
         """(L, d) float32, per layer of such a length that LAM times it is STRENGTH times the state's."""

@@ -77,9 +77,9 @@ def rows_beside(got: Any, want: np.ndarray, row: int) -> str:
     return f" (length {ours:.6g}, expected {theirs:.6g}; cosine {cosine:.6f})"
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Whether two answers are equal bit for bit."""
-    return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else bool(one == other)
+    return bool(np.array_equal(first, second)) if isinstance(first, np.ndarray) else bool(first == second)
 
 
 # --------------------------------------------------------------------------------------- fingerprints
@@ -131,12 +131,12 @@ def check_fingerprint(name: str, value: Mapping[str, Any]) -> None:
     """
     shape = value["shape"]
     try:
-        found = [numbers(field, value[field]) for field in ("norm", "mean", "sketch")]
+        digests = [numbers(field, value[field]) for field in ("norm", "mean", "sketch")]
         sizes = list(shape) if isinstance(shape, (list, tuple)) else [None]
     except BadOutput as error:
         raise BadAnswer(f"{name}: a fingerprint whose {error}") from error
-    is_right = [array.shape for array in found] == [(), (), (SKETCH,)] and all(type(n) is int for n in sizes)
-    if not is_right or not all(np.isfinite(array).all() for array in found):
+    is_right = [array.shape for array in digests] == [(), (), (SKETCH,)] and all(type(n) is int for n in sizes)
+    if not is_right or not all(np.isfinite(array).all() for array in digests):
         raise BadAnswer(f"{name}: a fingerprint needs a shape, a norm, a mean and a sketch of {SKETCH} finite numbers")
 
 
