@@ -40,6 +40,7 @@ class Plan:
     def cells(self) -> list[tuple[str, int, str]]:
         """Every cell that is needed, once; what shares a model together, in the order of the rows."""
         from grains_ref.reproduction.curves import CURVES
+        from grains_ref.reproduction.edit_questions import ROWS, START
         from grains_ref.reproduction.paper import COST_ROWS, figure_rows, kind_of, needed
         from grains_ref.reproduction.recommended import rows_needed
         from grains_ref.reproduction.rows import CANDIDATES, rows_of
@@ -53,6 +54,7 @@ class Plan:
                     "figure 5": ["GrAInS"],
                     "figure 6": [*figure_rows(kind_of(world)).values()],
                     "recommended": rows_needed(kind_of(world)),
+                    "edit verdicts": ["unsteered", START, *ROWS],
                 }
                 needed_cells |= {(world, seed, row) for seed in self.seeds for row in rows.get(name, [name])}
         order = {
@@ -148,10 +150,10 @@ def _tiny_plan(
     Raises:
         ValueError: nothing was asked for, or something that does not exist.
     """
+    from grains_ref.reproduction.edit_verdicts import VERDICTS
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
     from grains_ref.reproduction.paper import TABLES, WORLDS_OF
     from grains_ref.reproduction.questions import QUESTIONS
-    from grains_ref.reproduction.recommended import VERDICTS
 
     specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
     further = (*EXTRAS, *VERDICTS)
@@ -369,8 +371,8 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     """The page, the record and the figures."""
     from grains_ref.reproduction import pages
     from grains_ref.reproduction.curves import CURVES
+    from grains_ref.reproduction.edit_verdicts import VERDICTS
     from grains_ref.reproduction.kept import read_facts
-    from grains_ref.reproduction.recommended import VERDICTS
     from grains_ref.reproduction.statistics import results
     from grains_ref.reproduction.transfer import without_outcomes
     from grains_ref.vectors import library_versions

@@ -25,7 +25,7 @@ from grains_ref.grains import (
 )
 from grains_ref.methods.core import Setting
 from grains_ref.methods.ict import Boxes
-from grains_ref.models import HuggingFaceModel
+from grains_ref.models import HuggingFaceModel, Item
 
 Made = TypeVar("Made")
 
@@ -51,6 +51,8 @@ class Lab:
     facts: Sequence[str]  # which fact each test pair is about; prompts of one fact belong together
     more: Sequence[PreferencePair] = ()  # further steering pairs, for the question how many are needed
     causes: Sequence[Selection] = ()  # a planted world: which tokens of each steering prompt cause the answers
+    dev_causes: Sequence[Selection] = ()  # the same of each dev prompt
+    to_keep: Sequence[Item] = ()  # tasks in no split, with answers: text that steering should leave as it is
     boxes: Boxes | None = None  # where each steering pair's object is, for ICT; None: its image level only
     judged: Callable[[], Sequence[bool]] | None = None  # which greedy answers a judge calls hallucinations
     engine: EngineName = "fast"

@@ -20,11 +20,12 @@ from grains_ref.demo.lab import Lab
 from grains_ref.files import write_whole
 from grains_ref.grains import PRESETS, Selection
 from grains_ref.methods.ict import Box
-from grains_ref.models import HuggingFaceModel, load
+from grains_ref.models import HuggingFaceModel, Item, load
 from grains_ref.tiny_models.double_world import BEHAVIOURS, DoublePrompt, build_double_world
 from grains_ref.tiny_models.visual_worlds import (
     CELL,
     GRID,
+    KINDS,
     VisualPrompt,
     VisualTask,
     VisualWorld,
@@ -43,6 +44,7 @@ LAMS: dict[Kind, tuple[float, ...]] = {  # equal ratios; beside them "unsteered"
     "visual": (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5),  # the states are a fifth as long as in the text worlds
 }
 NEUTRAL_WORD = "token:please"  # a filler of all worlds
+N_FURTHER_TASKS = 50  # in no split
 PICTURES = "pictures"  # the folder of a visual world's pictures, beside its data
 
 
@@ -151,6 +153,8 @@ def planted_lab(world: str, seed: int, folder: Path) -> Lab:
         test=(as_pairs(built.split("test"), folder), as_tasks(built.capability_split("test"), folder)),
         facts=facts(built.split("test")),
         causes=[causes(prompt) for prompt in prompts],
+        dev_causes=[causes(prompt) for prompt in built.split("dev")],
+        to_keep=further_tasks(built),
     )
     if isinstance(built, VisualWorld):
         boxes = {prompt.id: cell_box(prompt.asked.cell) for prompt in built.split("steer")}
@@ -187,6 +191,24 @@ def further_prompts(world: World) -> list[PlantedPrompt]:
     return [
         world.prompt(fact, rng, mixed=True, id=f"more-{fact.index:03d}-{i}") for i in range(3) for fact in of_steering
     ]
+
+
+def further_tasks(world: World | VisualWorld, n: int = N_FURTHER_TASKS) -> list[Item]:
+    """New tasks with their answers, none of them in a split."""
+    rng = random.Random(f"{world.name}-more-tasks")
+    if isinstance(world, VisualWorld):
+        items: list[Item] = []
+        for i in range(n):
+            visual = world.task(world.training_scene(rng), rng, KINDS[i % len(KINDS)])
+            items.append((visual.prompt, visual.answer, picture(visual.scene)))
+        return items
+    in_splits = {task.prompt for split in ("dev", "test") for task in world.capability_split(split)}
+    drawn: dict[str, str] = {}
+    while len(drawn) < n:
+        task = world.capability(rng)
+        if task.prompt not in in_splits:
+            drawn[task.prompt] = task.answer
+    return [*drawn.items()]
 
 
 def cell_box(cell: int, scale: int = 4) -> Box:

@@ -174,44 +174,80 @@ def fit(
     return scaled(found, site=site, positions=positions)
 
 
-def derivative(model: HuggingFaceModel, example: Example, *, site: EditSite, positions: EditPositions) -> Derivative:
-    r"""df / dv at v = 0 of one pair, for every block at once: two forward and two backward passes.
+def derivative(
+    model: HuggingFaceModel,
+    example: Example,
+    *,
+    site: EditSite,
+    positions: EditPositions,
+    at: Tensor | None = None,
+    tokens: Sequence[int] | None = None,
+) -> Derivative:
+    r"""df / dv of one pair, for every block at once: two forward and two backward passes.
 
     Its terms are summed over the edited tokens, since one v_l is added at all of them:
 
         df / dv_l = sum over t in P of (ds'_{l,t} / dv_l)^T df / ds'_{l,t}
 
+    at: the v of the edit at which it is taken, (L, width); zero by default.
+    tokens: the prompt's tokens whose terms are summed, in place of all in P; the size stays that over P.
+
     Raises:
+        ValueError: `at` at the residual stream, where eq. (8) is followed to first order only.
         FloatingPointError: a score or a derivative is not finite.
     """
     first = 0 if positions == "all" else len(example.encoded.ids) - 1
-    pos, size_pos = _of_response(model, example, example.y_pos, site=site, first=first)
-    neg, size_neg = _of_response(model, example, example.y_neg, site=site, first=first)
+    x = example.encoded
+
+    def of_response(y: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient_of(
+            model, lambda: log_prob(model, x, x.embeds[None], y=y).sum(), site=site, first=first, at=at, tokens=tokens
+        )
+
+    pos, size_pos = of_response(example.y_pos)
+    neg, size_neg = of_response(example.y_neg)
     return Derivative(pos, neg, (size_pos + size_neg) / 2)
 
 
-def _of_response(
-    model: HuggingFaceModel, example: Example, y: Tensor, *, site: EditSite, first: int
+def gradient_of(
+    model: HuggingFaceModel,
+    score: Callable[[], Tensor],
+    *,
+    site: EditSite,
+    first: int,
+    at: Tensor | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """d log P(y | x; e_v) / dv at v = 0, (L, width), and the mean length of the edited states, (L,)."""
+    """What adding v at a site does to a score, (L, width), and the mean length of the edited states, (L,).
+
+    score: runs the model once, on a batch of one, and returns a number.  first: the first token that is edited.
+    at, tokens: see `derivative`.
+
+    Raises:
+        ValueError: see `derivative`.
+        FloatingPointError: the derivative is not finite.
+    """
+    if at is not None and site == "residual":
+        raise ValueError("at the residual stream the derivative is known at v = 0 only; choose another site")
     v: dict[int, Tensor] = {}  # made when the state is seen: of its width, on its device
     size: dict[int, Tensor] = {}
 
     def editing(block: int) -> Callable[[Tensor], Tensor]:
         def edited(x: Tensor) -> Tensor:  # (1, n, width)
-            old = x[:, first:].to(at_least_float32(x))
-            size[block] = length(old.detach()).mean().cpu()
-            v[block] = old.new_zeros(x.shape[-1]).requires_grad_()
-            new = old + first_order(site, old, v[block])
-            return torch.cat([x[:, :first], new.to(x)], dim=1)
+            old = x.to(at_least_float32(x))
+            size[block] = length(old[:, first:].detach()).mean().cpu()
+            start = old.new_zeros(x.shape[-1]) if at is None else at[block].to(old)
+            v[block] = start.detach().clone().requires_grad_()
+            chosen = torch.tensor(range(first, x.shape[1]) if tokens is None else tokens, device=x.device).long()
+            states = old[:, chosen]
+            return old.index_copy(1, chosen, states + first_order(site, states, v[block])).to(x)
 
         return edited
 
     blocks = range(len(model.blocks))
     after, before = at_site(model, site, {block: editing(block) for block in blocks})
     with torch.enable_grad(), Hooks(after, before=before):
-        log_p = log_prob(model, example.encoded, example.encoded.embeds[None], y=y).sum()
-        gradients = torch.autograd.grad(log_p, [v[block] for block in blocks])
+        gradients = torch.autograd.grad(score(), [v[block] for block in blocks])
     g = torch.stack([gradient.cpu() for gradient in gradients])
     if not g.isfinite().all():
         wrong = (~g.isfinite()).any(1).nonzero().flatten().tolist()

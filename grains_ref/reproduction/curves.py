@@ -1,4 +1,4 @@
-"""Cells that are no rows: figure 3, the geometry of the aggregations, and how vectors move margins."""
+"""Cells that are no rows: figure 3, where aggregations point, how vectors move margins, transfer, and attention."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from grains_ref.grains import (
     objective,
     select,
 )
+from grains_ref.reproduction.edit_attention import attention
 from grains_ref.reproduction.rows import rows_of
 from grains_ref.reproduction.transfer import measure
 
@@ -158,4 +159,5 @@ CURVES: dict[str, Callable[[Lab], Any]] = {
     "geometry": geometry,
     "margins": margins,
     "transfer": transfer,
+    "edit attention": attention,
 }

@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from grains_ref.report.markdown import markdown_table
 from grains_ref.reproduction import transfer
@@ -60,7 +61,10 @@ def table_page(spec: TableSpec, worlds: Sequence[str], results: Results) -> str:
             if measure != "capable":
                 line.append(gain)
         lines.append(line)
-    page = f"### {spec.name.capitalize()}. {spec.title}\n\n{markdown_table(head, lines)}"
+    page = f"### {spec.name.capitalize()}. {spec.title}\n\n"
+    if spec.reference != "GrAInS":
+        page += f"Stars: against {spec.reference}.\n\n"
+    page += markdown_table(head, lines)
     if notes:
         page += "\n" + "".join(f"[^{i}]: {note}\n" for i, note in enumerate(notes, 1))
     return page
@@ -223,12 +227,48 @@ def _dose(of_seeds: Sequence[Mapping[str, float]], behaviours: Sequence[str]) ->
     return " / ".join([*margins, _mean_of([100 * dose["capability"] for dose in of_seeds], "{:.1f}")])
 
 
+# ------------------------------------------------------------------------------------- edits and attention
+def attention_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """What edits do to attention on the lure, and which part of their effect goes by way of the patterns."""
+    head = ["world", "seed", "edit", "f, nats", "frozen patterns", "patterns alone"]
+    head += ["on the lure, %", "most read head, %", "rank correlation"]
+    lines = []
+    for world in worlds:
+        for seed in seeds:
+            curve = cells[world, seed, "edit attention"]["curve"]
+            lines.append([world, str(seed), "none", *_attention_line(curve, None)])
+            lines += [[world, str(seed), name, *_attention_line(curve, name)] for name in curve["edits"]]
+    return (
+        "### The edit gradient and attention\n\n"
+        "The first dev prompt about each fact. f without an edit, and its change in nats: of the edited run; with the "
+        "attention patterns frozen as without the edit; of the plain run with the edited run's patterns. Attention on "
+        "the planted lure where the answer is predicted: mean over heads, and of the head that reads it most without "
+        "the edit. Last: rank correlation over heads of that attention and the head's share of the edit gradient.\n\n"
+        + markdown_table(head, lines)
+    )
+
+
+def _attention_line(curve: Mapping[str, Any], name: str | None) -> list[str]:
+    plain = [mass for of_block in curve["plain"] for mass in of_block]
+    most = plain.index(max(plain))
+    if name is None:
+        shares = [share for of_block in curve["gradient"] for share in of_block]
+        effects = [f"{next(iter(curve['edits'].values()))['f_0']:+.2f}", "", ""]
+        masses, correlation = plain, f"{spearmanr(plain, shares).statistic:+.2f}"
+    else:
+        edit = curve["edits"][name]
+        effects = [f"{edit[key] - edit['f_0']:+.2f}" for key in ("f_e", "f_frozen", "f_swapped")]
+        masses, correlation = [mass for of_block in edit["lure"] for mass in of_block], ""
+    return [*effects, f"{100 * sum(masses) / len(masses):.1f}", f"{100 * masses[most]:.1f}", correlation]
+
+
 EXTRAS: dict[str, Callable[[Cells, Sequence[str], Sequence[int]], str]] = {
     "candidates": candidates_page,
     "geometry": geometry_page,
     "margins": margins_page,
     "cost": cost_page,
     "transfer": transfer_page,
+    "edit attention": attention_page,
 }
 
 

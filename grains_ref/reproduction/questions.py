@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grains_ref.demo import text, vision
 from grains_ref.demo.planted import Kind
+from grains_ref.reproduction.edit_questions import ROWS, START
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 from grains_ref.reproduction.paper import TableSpec
 from grains_ref.reproduction.rows import CANDIDATES, EDITS, N_EXAMPLES
@@ -28,6 +29,19 @@ EDIT_GRADIENTS = {
     "Gaussian vectors": "Gaussian vectors",
     "ICV": "ICV",
     "LoRA, rate chosen on dev": "LoRA, tuned",
+}
+
+
+def _short(name: str) -> str:
+    """A row's name where the page says that all are edit gradients."""
+    short = name.removeprefix("edit gradient, ")
+    return short[0].upper() + short[1:]
+
+
+EDIT_QUESTIONS = {
+    "Unsteered": "unsteered",
+    "Attention output, all": START,
+    **{_short(name): name for name in ROWS},
 }
 
 RESCUES = {
@@ -231,5 +245,21 @@ QUESTIONS = (  # the tables of the demos, and what the paper leaves open
         "visual",
         ("right", "capable"),
         RESCUES,
+    ),
+    TableSpec(
+        "edit questions",
+        "Questions about the edit gradient",
+        "text",
+        ("right", "capable"),
+        EDIT_QUESTIONS,
+        reference=START,
+    ),
+    TableSpec(
+        "edit questions, visual",
+        "Questions about the edit gradient (visual worlds)",
+        "visual",
+        ("right", "capable"),
+        EDIT_QUESTIONS,
+        reference=START,
     ),
 )

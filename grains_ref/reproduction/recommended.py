@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grains_ref.demo.planted import Kind
@@ -121,6 +121,3 @@ def _lead(lead: Rate | str | None) -> str:
     if lead is None:
         return "-"
     return points(lead) if isinstance(lead, Rate) else "none"
-
-
-VERDICTS: dict[str, Callable[[Cells, Facts, Sequence[str], Sequence[int]], str]] = {"recommended": recommended_page}

@@ -20,6 +20,7 @@ from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
 from grains_ref.methods import caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
+from grains_ref.reproduction import edit_questions
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
@@ -210,6 +211,7 @@ SHARED |= {
 }
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
 SHARED |= {name: _baseline(edit_gradient, **where) for name, where in EDITS.items()}
+SHARED |= edit_questions.ROWS
 
 TEXT: dict[str, Row] = SHARED | {
     "ITI": _baseline(iti, probe="linear"),
