@@ -12,12 +12,13 @@ A run with given patterns puts A V in the place of each block's heads, V from it
 Asked of the first dev prompt about each fact.  A cell holds, by edit, the means over prompts of `f_0`, `f_e`,
 `f_frozen`, `f_swapped` in nats and of `lure`, the mass on the lure by block and head, (L, K), in the edited run; at the
 tokens that predict the chosen answer.  `plain` has the mass without an edit, and `gradient` each head's share of the
-squared length of the edit gradient at the site `heads`.
+squared length of the edit gradient at the site `heads`.  `places` has f less f_0 where the edit at the attention's
+output acts only at some tokens: the lure, the evidence for the truth, those from the prompt's last on, the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref.demo.lab import Lab
-from grains_ref.grains import Example, Hooks, log_prob
+from grains_ref.grains import Example, Hooks, Selection, log_prob
 from grains_ref.methods.any_site import scaled_to_state
 from grains_ref.methods.core import at_site, n_heads
 from grains_ref.methods.edit_gradient import fit, steer
@@ -53,7 +54,46 @@ def attention(lab: Lab) -> dict[str, Any]:
             edited = [patterns for _, patterns in measured]
             effects = {key: sum(f[key] for f, _ in measured) / len(measured) for key in measured[0][0]}
             cell["edits"][name] = effects | {"lure": _mean_mass(edited, examples, lures)}
+    cell["places"] = _places(lab, examples)
     return cell
+
+
+def _places(lab: Lab, examples: Sequence[Example]) -> dict[str, float]:
+    """By the tokens where the edit acts, the mean change of f in nats."""
+    v = LAM * scaled_to_state(beginning(lab).g, beginning(lab).scale)
+    changes: dict[str, list[float]] = {}
+    for example, causes in zip(examples, lab.dev_causes, strict=False):
+        plain = preference(lab.model, example)
+        for name, where in places(example, causes).items():
+            with at_tokens(lab.model, v, where):
+                changes.setdefault(name, []).append(preference(lab.model, example) - plain)
+    return {name: sum(of_prompts) / len(of_prompts) for name, of_prompts in changes.items()}
+
+
+def places(example: Example, causes: Selection) -> dict[str, Callable[[int], bool]]:
+    """Which tokens belong where; every token of prompt and answer belongs to one place."""
+    last = len(example.encoded.ids) - 1
+    evidence = {*causes.neg, *causes.pos, *range(last, last + 1 + max(len(example.y_pos), len(example.y_neg)))}
+    return {
+        "the lure": lambda t: t in causes.neg,
+        "evidence for the truth": lambda t: t in causes.pos,
+        "from the last prompt token on": lambda t: t >= last,
+        "the others": lambda t: t not in evidence,
+    }
+
+
+def at_tokens(model: HuggingFaceModel, v: Tensor, where: Callable[[int], bool]) -> Hooks:
+    """Hooks that add v (L, d) at the attention's output of these tokens only, in a run without a cache."""
+
+    def adding(block: int) -> Callable[[Tensor], Tensor]:
+        def added(x: Tensor) -> Tensor:  # (1, n, d)
+            chosen = torch.tensor([t for t in range(x.shape[1]) if where(t)], device=x.device).long()
+            return x.index_copy(1, chosen, x[:, chosen] + v[block].to(x))
+
+        return added
+
+    after, before = at_site(model, SITE, {block: adding(block) for block in range(len(model.blocks))})
+    return Hooks(after, before=before)
 
 
 def _edits(lab: Lab) -> dict[str, AbstractContextManager[object]]:

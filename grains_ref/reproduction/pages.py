@@ -245,7 +245,21 @@ def attention_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) ->
         "the planted lure where the answer is predicted: mean over heads, and of the head that reads it most without "
         "the edit. Last: rank correlation over heads of that attention and the head's share of the edit gradient.\n\n"
         + markdown_table(head, lines)
+        + "\nChange of f in nats where the edit at the attention's output acts at these tokens only; means over "
+        "training seeds.\n\n" + _places_table(cells, worlds, seeds)
     )
+
+
+def _places_table(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    lines = []
+    for world in worlds:
+        curves = [cells[world, seed, "edit attention"]["curve"] for seed in seeds]
+        everywhere = [curve["edits"]["attention output"] for curve in curves]
+        line = [world, _mean_of([edit["f_e"] - edit["f_0"] for edit in everywhere], "{:+.2f}")]
+        for place in curves[0]["places"]:
+            line.append(_mean_of([curve["places"][place] for curve in curves], "{:+.2f}"))
+        lines.append(line)
+    return markdown_table(["", "everywhere", *curves[0]["places"]], lines)
 
 
 def _attention_line(curve: Mapping[str, Any], name: str | None) -> list[str]:

@@ -93,6 +93,31 @@ def test_it_is_the_slope_of_the_very_edit_that_steers(
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("site", ["attention_output", "heads", "mlp"])
+def test_at_another_edit_it_is_the_slope_there(wide: HuggingFaceModel, site: EditSite) -> None:
+    """Central differences about an edit that bends f, of which the derivative at zero knows nothing."""
+    start, v, step = random_v(wide, site), random_v(wide, site).flip(0), 3e-3
+    ends = []
+    for lam in (step, -step):
+        with steer(wide, start + lam * v, site=site, positions="all", lam=1.0):
+            ends.append(torch.tensor(margins(wide, PAIRS), dtype=torch.float64))
+
+    def slopes(at: Tensor | None) -> list[float]:
+        examples = [wide.example(p.prompt, p.chosen, p.rejected) for p in PAIRS]
+        found = [derivative(wide, example, site=site, positions="all", at=at) for example in examples]
+        return [predicted_slope(of_pair.g, v) for of_pair in found]
+
+    measured = ((ends[0] - ends[1]) / (2 * step)).tolist()
+    assert slopes(start) == pytest.approx(measured, rel=2e-3, abs=0.01)
+    assert slopes(None) != pytest.approx(measured, rel=0.05)
+
+
+def test_at_the_residual_stream_the_derivative_is_known_at_zero_only(llama: HuggingFaceModel) -> None:
+    example = llama.example("The moon is made of", "rock", "cheese")
+    with pytest.raises(ValueError, match="known at v = 0 only"):
+        derivative(llama, example, site="residual", positions="all", at=random_v(llama, "residual"))
+
+
 class LinearBlock(nn.Module):
     """h + o_proj(mean of the tokens so far) + mlp(h): linear, with the submodules of a decoder block."""
 

@@ -9,6 +9,9 @@ ROWS = "grains_ref/reproduction/rows.py"
 STATISTICS = "grains_ref/reproduction/statistics.py"
 TRANSFER = "grains_ref/reproduction/transfer.py"
 PAGES = "grains_ref/reproduction/pages.py"
+EDIT_QUESTIONS = "grains_ref/reproduction/edit_questions.py"
+EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
+EDIT_VERDICTS = "grains_ref/reproduction/edit_verdicts.py"
 BUGS = (
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
         KEPT, 'if cell["version"] != VERSION:', "if False:", "test_reproduction"),
@@ -93,4 +96,32 @@ BUGS = (
     Bug("nested_is_sum", "reproduction", "norms are restored once, also where vectors are nested",
         TRANSFER, '"nested": together(*alone.values())', '"nested": Steering(blocks, total, lam=1.0)',
         "test_transfer"),
+    Bug("metric_of_another_rho", "reproduction", "Woodbury's identity has another rho inside than outside",
+        EDIT_QUESTIONS, "n * rho * torch.eye", "rho * torch.eye", "test_edit_questions"),
+    Bug("probes_of_the_likely", "reproduction", "Fisher probes weigh words by p, not by its root",
+        EDIT_QUESTIONS, "(log_p.detach() / 2).exp()", "log_p.detach().exp()", "test_edit_questions"),
+    Bug("diagonal_of_means", "reproduction", "the diagonal of F is the square of the probes' mean",
+        EDIT_QUESTIONS, "probes.square().mean(0)", "probes.mean(0).square()", "test_edit_questions"),
+    Bug("steps_stand_still", "reproduction", "every step takes the gradient at zero",
+        EDIT_QUESTIONS, "positions=POSITIONS, at=v)", "positions=POSITIONS, at=0 * v)", "test_edit_questions"),
+    Bug("won_pairs_pull_on", "reproduction", "log sigmoid weighs the pairs that are won",
+        EDIT_QUESTIONS, "torch.sigmoid(-torch.tensor(f,", "torch.sigmoid(torch.tensor(f,", "test_edit_questions"),
+    Bug("state_units_once", "reproduction", "the state's length counts once in the rescaled gradient",
+        EDIT_QUESTIONS, "sizes[:, None] ** 2 * g", "sizes[:, None] * g", "test_edit_questions"),
+    Bug("all_blocks_kept", "reproduction", "an edit of some blocks edits all of them",
+        EDIT_QUESTIONS, "kept = torch.zeros_like(u)", "kept = u.clone()", "test_edit_questions"),
+    Bug("patterns_not_frozen", "reproduction", "frozen patterns are those of the edited run",
+        EDIT_ATTENTION, 'effects["f_frozen"] = preference(model, example, plain)',
+        'effects["f_frozen"] = preference(model, example)', "test_edit_attention"),
+    Bug("lure_read_by_all", "reproduction", "attention on the lure is averaged over the whole prompt",
+        EDIT_ATTENTION, "a[:, :, first:][..., list(lure)]", "a[..., list(lure)]", "test_edit_attention"),
+    Bug("heads_take_turns", "reproduction", "query heads read the values of another group",
+        EDIT_ATTENTION, "v.repeat_interleave(n_all // v.shape[1], dim=1)", "v.repeat(1, n_all // v.shape[1], 1, 1)",
+        "test_edit_attention"),
+    Bug("eager_for_good", "reproduction", "the model keeps the attention that returns patterns",
+        EDIT_ATTENTION, "model.hf.set_attn_implementation(before)", "pass", "test_edit_attention"),
+    Bug("control_not_asked", "reproduction", "a variant helps that is not ahead of its control",
+        EDIT_VERDICTS, "if self.over_control <= 0:", "if False:", "test_edit_questions"),
+    Bug("ahead_by_chance", "reproduction", "a variant helps that is ahead within chance only",
+        EDIT_VERDICTS, "if not any(lead.low > 0 for", "if not any(lead.value > 0 for", "test_edit_questions"),
 )  # fmt: skip

@@ -88,6 +88,27 @@ def test_mass_on_the_lure_is_a_sum_over_its_tokens_and_a_mean_over_those_that_pr
     assert lure_mass(a, first=3, lure=(2,)).item() == pytest.approx(0.3)
 
 
+def test_places_are_disjoint_and_an_edit_of_all_of_them_is_the_edit(wide: HuggingFaceModel) -> None:
+    example = wide.example(PAIR.prompt, PAIR.chosen, PAIR.rejected)
+    where = edit_attention.places(example, Selection(pos=(3,), neg=(1, 2)))
+    n_prompt = len(example.encoded.ids)
+    n = n_prompt + max(len(example.y_pos), len(example.y_neg))
+    of_places = {name: [t for t in range(n) if belongs(t)] for name, belongs in where.items()}
+    assert sorted(t for tokens in of_places.values() for t in tokens) == [*range(n)]
+    assert of_places["the lure"] == [1, 2]
+    assert of_places["from the last prompt token on"][0] == n_prompt - 1
+    v = torch.randn(3, wide.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with steer(wide, v, site="attention_output", positions="all", lam=1.0):
+        everywhere = preference(wide, example)
+    with edit_attention.at_tokens(wide, v, lambda t: True):
+        assert preference(wide, example) == pytest.approx(everywhere, abs=1e-6)
+    changed = set()
+    for belongs in where.values():
+        with edit_attention.at_tokens(wide, v, belongs):
+            changed.add(round(preference(wide, example), 6))
+    assert len(changed) == 4
+
+
 def test_the_cell_and_its_page(wide: HuggingFaceModel) -> None:
     example = wide.example(PAIR.prompt, PAIR.chosen, PAIR.rejected)
     made: dict[str, Any] = {}
@@ -107,6 +128,7 @@ def test_the_cell_and_its_page(wide: HuggingFaceModel) -> None:
         assert torch.tensor(measured["lure"]).shape == (3, 4)
         assert measured["lure"][2] != cell["plain"][2]
     assert sum(map(sum, cell["gradient"])) == pytest.approx(1.0)
+    assert [*cell["places"]] == ["the lure", "evidence for the truth", "from the last prompt token on", "the others"]
     page = attention_page({("simple", 0, "edit attention"): {"curve": cell}}, ["simple"], [0])
     assert page.count("| simple | 0 |") == 4
     moved = cell["edits"]["residual"]

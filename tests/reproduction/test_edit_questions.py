@@ -271,6 +271,10 @@ def test_each_condition_of_the_rule_is_enough_to_fail() -> None:
     level = failures("d")
     assert level[0] == "not ahead in the mean over worlds (+0.0 points)"
     assert "ahead beyond chance in no world" in level
+    within_chance = some_cells(**{"attributed tokens": cell("1111111000", 0.2)})
+    outcome = answer(questions.QUESTIONS["d"], within_chance, FACTS, WORLDS, [0])
+    assert outcome.mean_lead == pytest.approx(0.05)
+    assert outcome.failures() == ["ahead beyond chance in no world"]
     behind = {"Fisher": cell("0000000000", 0.3)}
     assert any(why.startswith("behind in simple beyond chance (-60.0 [") for why in failures("b", **behind))
     assert failures("b", **{"random metric": cell("1" * 10)}) == []
