@@ -5,7 +5,7 @@ r"""What does the advice of the signal's warnings do?  Each piece of it, taken o
 For each of the twelve models GrAInS is fitted as the paper has it, and then with one change at a time that a warning
 advises.  What is shown of each: how often the signal's line says "toward", the cosine of halves, of v_pos with v_neg,
 and of v with random tokens' vector, means over the models.  Steering pairs only: nothing is steered, and no dev or test
-pair is touched.
+pair is touched.  The table is in docs/signal.md.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def variants(lab: Lab) -> dict[str, tuple[dict[str, Any], int, int]]:
         "the paper's setting": ({}, 0, n),
         "--aggregation mean": (mean, 0, n),
         "--eligible content, not_last": (PROTECT, 0, n),
-        "the same, mean": (PROTECT | mean, 0, n),
+        "--eligible content, not_last, mean": (PROTECT | mean, 0, n),
         "--mask-baseline: a neutral word": ({"mask_baseline": lab.neutral}, 0, n),
-        "the same, mean ": ({"mask_baseline": lab.neutral} | mean, 0, n),
+        "--mask-baseline: a neutral word, mean": ({"mask_baseline": lab.neutral} | mean, 0, n),
         "--mask-baseline mean": ({"mask_baseline": "mean"}, 0, n),
         "--less-random 3": ({}, DRAWS, n),
-        "the same, mean  ": (mean, DRAWS, n),
+        "--less-random 3, mean": (mean, DRAWS, n),
         "half as many pairs": ({}, 0, n // 2),
         "half as many pairs, mean": (mean, 0, n // 2),
     }
@@ -136,7 +136,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         toward = sum(of_model["verdict"] == "toward" for of_model in mine)
         away = sum(of_model["verdict"] == "away" for of_model in mine)
         means = [_mean([of_model[figure] for of_model in mine]) for figure in ("halves", "sides", "random")]
-        lines.append(f"| {name.strip()} | {toward} of {len(mine)} | {away} | {' | '.join(means)} |")
+        lines.append(f"| {name} | {toward} of {len(mine)} | {away} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 

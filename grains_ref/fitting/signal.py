@@ -127,12 +127,12 @@ class Signal:
         if self.sides > ALIKE:
             texts.append(
                 f"v_pos and v_neg are nearly the same, cosine {_two(self.sides)}: both say that something was masked, "
-                "and v is what little they differ in. Another --mask-baseline, or --method edit_gradient, may help."
+                "and v is what little they differ in. What usually helps: --method edit_gradient, which masks nothing."
             )
         if self.random is not None and self.random > LIKE_RANDOM:
             texts.append(
                 f"v is nearly the vector of random tokens, cosine {_two(self.random)}: which tokens were selected "
-                "makes little difference. --less-random 3 takes away what masking any tokens does."
+                "makes little difference. Try --aggregation mean, or --method edit_gradient, which selects none."
             )
         if self.template is not None and self.template > MOSTLY_TEMPLATE:
             texts.append(
