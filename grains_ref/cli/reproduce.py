@@ -41,6 +41,7 @@ class Plan:
         """Every cell that is needed, once; what shares a model together, in the order of the rows."""
         from grains_ref.reproduction.curves import CURVES
         from grains_ref.reproduction.edit_questions import ROWS, START
+        from grains_ref.reproduction.pages import STRENGTH_ROWS
         from grains_ref.reproduction.paper import COST_ROWS, figure_rows, kind_of, needed
         from grains_ref.reproduction.recommended import rows_needed
         from grains_ref.reproduction.rows import CANDIDATES, rows_of
@@ -54,6 +55,7 @@ class Plan:
                     "figure 5": ["GrAInS"],
                     "figure 6": [*figure_rows(kind_of(world)).values()],
                     "recommended": rows_needed(kind_of(world)),
+                    "edit strengths": [*STRENGTH_ROWS],
                     "edit verdicts": ["unsteered", START, *ROWS],
                 }
                 needed_cells |= {(world, seed, row) for seed in self.seeds for row in rows.get(name, [name])}
@@ -158,7 +160,7 @@ def _tiny_plan(
     specs = {spec.name: spec for spec in (*TABLES, *QUESTIONS)}
     further = (*EXTRAS, *VERDICTS)
     known = (*specs, *FIGURES, *further)
-    shown_in_paper = [spec.name for spec in TABLES] + [*FIGURES]
+    shown_in_paper = [spec.name for spec in TABLES] + [name for name in FIGURES if name.startswith("figure")]
     names = shown_in_paper if everything and quick else _names(everything, table, figure, question, known=known)
     worlds = (*WORLDS_OF["text"], *WORLDS_OF["visual"])
     return Plan(

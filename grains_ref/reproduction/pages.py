@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from grains_ref.report.markdown import markdown_table
 from grains_ref.reproduction import transfer
+from grains_ref.reproduction.edit_questions import SHARES, START
 from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.paper import COST_ROWS, MEASURES, TableSpec, figure_rows, kind_of
 from grains_ref.reproduction.rows import CANDIDATES
@@ -24,6 +25,16 @@ from grains_ref.reproduction.statistics import Cells, Result, Results, dev_curve
 
 COLOURS = {"positive": "#2e7d50", "negative": "#b03a2e", "random": "#888888"}
 SEED_STYLE = ("-", "--", ":")
+STRENGTH_ROWS = (  # of the figure "edit strengths"
+    START,
+    "edit gradient, Fisher",
+    "edit gradient, steps, log sigmoid",
+    "edit gradient, attributed tokens",
+    "edit gradient, equal layers",
+    "edit gradient, without the first block",
+    "edit gradient, reversed",
+    "edit gradient, Gaussian",
+)
 
 LEGEND = """All numbers in percent. Gains are over the unsteered model, with a 95 % bootstrap interval over facts, means
 over training seeds. A star marks a row that differs from GrAInS with the paper's setting (paired sign-flip test over
@@ -361,6 +372,36 @@ def _sweep(
     return drawn
 
 
+def edit_strengths(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> Drawn:
+    """Dev accuracy by strength of rows about the edit gradient, means over seeds; large dots: chosen strengths."""
+    drawn: Drawn = {}
+    figure, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.2), layout="constrained", squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        for i, row in enumerate(STRENGTH_ROWS):
+            of_seeds = [cells[world, seed, row] for seed in seeds if "draws" in cells[world, seed, row]]
+            if not of_seeds:
+                continue
+            curves = [dev_curve(cell) for cell in of_seeds]
+            lams = [lam for lam in SHARES if all(lam in curve for curve in curves)]
+            means = [100 * sum(curve[lam] for curve in curves) / len(curves) for lam in lams]
+            chosen = [cell["draws"][0]["strength"] for cell in of_seeds]
+            drawn.setdefault(world, {})[row] = {"lam": lams, "accuracy": means, "chosen": chosen}
+            (line,) = axis.plot(lams, means, linewidth=1.5, color=f"C{i}", label=row.removeprefix("edit gradient, "))
+            at = [lam for lam in lams if lam in chosen]
+            sizes = [12 + 22 * chosen.count(lam) for lam in at]
+            axis.scatter(at, [means[lams.index(lam)] for lam in at], s=sizes, color=line.get_color(), zorder=3)
+        axis.set_xscale("log")
+        axis.set_xticks(SHARES, [f"{lam:g}" for lam in SHARES])
+        axis.minorticks_off()
+        axis.set(title=world, xlabel="lam, share of the state's length")
+    axes[0, 0].set_ylabel("dev accuracy, %")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    _save(figure, path)
+    return drawn
+
+
 def _save(figure: Figure, path: Path) -> None:
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
@@ -371,6 +412,10 @@ FIGURES = {
     "figure 3": (figure_3, "What masking the strongest tokens does to f (dev prompts, mean change in nats)"),
     "figure 5": (figure_5, "Dev accuracy by strength, whatever it costs in capability"),
     "figure 6": (figure_6, "Dev accuracy by k, each with the strength that was chosen for it"),
+    "edit strengths": (
+        edit_strengths,
+        "Dev accuracy by strength, whatever it costs in capability; large dots: strengths chosen under its limit",
+    ),
 }
 
 

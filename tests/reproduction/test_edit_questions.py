@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from grains_ref.models import HuggingFaceModel
 from grains_ref.reproduction import edit_questions as questions
 from grains_ref.reproduction.edit_questions import ROWS, SHARES, START, beginning
 from grains_ref.reproduction.edit_verdicts import answer, verdicts_page
+from grains_ref.reproduction.pages import STRENGTH_ROWS, edit_strengths
 from grains_ref.tiny_models.random_models import random_llama
 from grains_ref.tiny_models.visual_worlds import build_visual_world
 from grains_ref.tiny_models.worlds import build_world
@@ -305,3 +307,18 @@ def test_tasks_for_the_metric_are_in_no_split() -> None:
     assert len(pictured) == 50
     assert len({item[1].split()[-2] for item in pictured}) > 5
     assert all(len(item) == 3 for item in pictured)
+
+
+def test_the_figure_shows_means_over_seeds_and_what_was_chosen(tmp_path: Path) -> None:
+    def with_curve(first: float, chosen: float) -> Any:
+        tried = [("unsteered", 0.0, 0.1), ("s", 0.1, first), ("s", 0.2, 0.5), ("s", 7.0, 0.9)]
+        return {"draws": [{"label": "s", "strength": chosen, "tried": tried}]}
+
+    cells = {}
+    for row in STRENGTH_ROWS:
+        cells["simple", 0, row] = with_curve(0.2, 0.1)
+        cells["simple", 1, row] = with_curve(0.4, 0.0)
+    drawn = edit_strengths(cells, ["simple"], [0, 1], tmp_path / "figure.png")
+    assert drawn["simple"][START] == {"lam": [0.1, 0.2], "accuracy": pytest.approx([30.0, 50.0]), "chosen": [0.1, 0.0]}
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "figure.svg").is_file()
