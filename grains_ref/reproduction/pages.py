@@ -25,10 +25,10 @@ from grains_ref.reproduction.statistics import Cells, Result, Results, dev_curve
 
 COLOURS = {"positive": "#2e7d50", "negative": "#b03a2e", "random": "#888888"}
 SEED_STYLE = ("-", "--", ":")
-STRENGTH_ROWS = (  # of the figure "edit strengths"
+STRENGTH_ROWS = (  # of the figure "edit strengths": what was put to the test, and controls
     START,
-    "edit gradient, Fisher",
-    "edit gradient, steps, log sigmoid",
+    "edit gradient, diagonal Fisher",
+    "edit gradient, steps",
     "edit gradient, attributed tokens",
     "edit gradient, equal layers",
     "edit gradient, without the first block",
@@ -373,7 +373,10 @@ def _sweep(
 
 
 def edit_strengths(cells: Cells, worlds: Sequence[str], seeds: Sequence[int], path: Path) -> Drawn:
-    """Dev accuracy by strength of rows about the edit gradient, means over seeds; large dots: chosen strengths."""
+    """Dev accuracy by strength of rows about the edit gradient, means over seeds; dots grow with how often chosen.
+
+    Of a control that is drawn at random the first draw is shown.
+    """
     drawn: Drawn = {}
     figure, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.2), layout="constrained", squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
