@@ -47,6 +47,8 @@ def variants(lab: Lab) -> dict[str, tuple[dict[str, Any], int, int]]:
         "--mask-baseline: a neutral word": ({"mask_baseline": lab.neutral}, 0, n),
         "--mask-baseline: a neutral word, mean": ({"mask_baseline": lab.neutral} | mean, 0, n),
         "--mask-baseline mean": ({"mask_baseline": "mean"}, 0, n),
+        "--path-baseline: a neutral word": ({"path_baseline": lab.neutral}, 0, n),
+        "--path-baseline: a neutral word, mean": ({"path_baseline": lab.neutral} | mean, 0, n),
         "--less-random 3": ({}, DRAWS, n),
         "--less-random 3, mean": (mean, DRAWS, n),
         "half as many pairs": ({}, 0, n // 2),

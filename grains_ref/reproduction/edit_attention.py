@@ -47,7 +47,7 @@ def attention(lab: Lab) -> dict[str, Any]:
     lures = [causes.neg for causes in lab.dev_causes[:N_PROMPTS]]
     cell: dict[str, Any] = {"gradient": _shares_of_heads(lab), "edits": {}}
     with eager(lab.model):
-        plain = [(_patterns(lab.model, example, nullcontext())) for example in examples]
+        plain = [_patterns(lab.model, example, nullcontext()) for example in examples]
         cell["plain"] = _mean_mass(plain, examples, lures)
         for name, edit in _edits(lab).items():
             measured = [_effects(lab.model, example, edit, own) for example, own in zip(examples, plain, strict=True)]

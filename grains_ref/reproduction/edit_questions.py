@@ -124,9 +124,9 @@ def as_long_as(vectors: Tensor, others: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------- (a) which blocks
 def only(u: Tensor, blocks: Sequence[int]) -> Tensor:
     """u (L, width) at these blocks and zero elsewhere."""
-    kept = torch.zeros_like(u)
-    kept[list(blocks)] = u[list(blocks)]
-    return kept
+    at_blocks = torch.zeros_like(u)
+    at_blocks[list(blocks)] = u[list(blocks)]
+    return at_blocks
 
 
 def _without_first_block(lab: Lab) -> Tensor:
@@ -152,19 +152,23 @@ def fisher_probes(model: HuggingFaceModel, items: Sequence[Item], *, site: EditS
     items: (prompt, answer) or (prompt, answer, picture).
     """
     generator = torch.Generator().manual_seed(seed)
-    probes = []
-    for prompt, answer, *image in items:
-        encoded = model.encode(prompt, image[0] if image else None)
-        ids = model.response_ids(prompt, answer)
+    return torch.stack([_probe(model, item, site=site, generator=generator) for item in items])
 
-        def score(encoded=encoded, ids=ids) -> Tensor:  # type: ignore[no-untyped-def]
-            logits = model.logits(encoded, encoded.embeds[None], ids)
-            log_p = logits.to(at_least_float32(logits)).log_softmax(-1)
-            signs = 2.0 * torch.randint(2, log_p.shape, generator=generator).to(log_p) - 1
-            return (signs * (log_p.detach() / 2).exp() * log_p).sum()
 
-        probes.append(gradient_of(model, score, site=site, first=0)[0].double())
-    return torch.stack(probes)
+def _probe(model: HuggingFaceModel, item: Item, *, site: EditSite, generator: torch.Generator) -> Tensor:
+    """s of one text, (L, width) in float64."""
+    prompt, answer, *image = item
+    encoded = model.encode(prompt, image[0] if image else None)
+    ids = model.response_ids(prompt, answer)
+
+    def score() -> Tensor:
+        logits = model.logits(encoded, encoded.embeds[None], ids)
+        log_p = logits.to(at_least_float32(logits)).log_softmax(-1)
+        signs = 2.0 * torch.randint(2, log_p.shape, generator=generator).to(log_p) - 1
+        return (signs * (log_p.detach() / 2).exp() * log_p).sum()
+
+    gradient, _ = gradient_of(model, score, site=site, first=0)
+    return gradient.double()
 
 
 def by_diagonal(g: Tensor, probes: Tensor, *, damping: float = DAMPING) -> Tensor:

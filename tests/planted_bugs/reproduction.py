@@ -109,7 +109,7 @@ BUGS = (
     Bug("state_units_once", "reproduction", "the state's length counts once in the rescaled gradient",
         EDIT_QUESTIONS, "sizes[:, None] ** 2 * g", "sizes[:, None] * g", "test_edit_questions"),
     Bug("all_blocks_kept", "reproduction", "an edit of some blocks edits all of them",
-        EDIT_QUESTIONS, "kept = torch.zeros_like(u)", "kept = u.clone()", "test_edit_questions"),
+        EDIT_QUESTIONS, "at_blocks = torch.zeros_like(u)", "at_blocks = u.clone()", "test_edit_questions"),
     Bug("patterns_not_frozen", "reproduction", "frozen patterns are those of the edited run",
         EDIT_ATTENTION, 'effects["f_frozen"] = preference(model, example, plain)',
         'effects["f_frozen"] = preference(model, example)', "test_edit_attention"),

@@ -54,7 +54,9 @@ class FakeLab(SimpleNamespace):
     """What the rows ask of a lab."""
 
     def once(self, name: str, make: Any) -> Any:
-        return self.made.setdefault(name, None) or self.made.update({name: make()}) or self.made[name]
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
 
 
 @pytest.fixture
