@@ -138,3 +138,15 @@ def live_contrast(
     chosen, zero = Selection(tuple(pos), tuple(neg)), torch.zeros_like(x.embeds)
     ((delta_pos, delta_neg),) = fast_contrast(model, [x], [chosen], [zero], memory=fast.Memory())
     return {"delta_pos": delta_pos, "delta_neg": delta_neg}
+
+
+def live_aggregation(model: HuggingFaceModel, delta_pos: np.ndarray, delta_neg: np.ndarray) -> dict[str, Tensor]:
+    v_pos, v_neg = (fast.aggregate(torch.from_numpy(deltas)).v for deltas in (delta_pos, delta_neg))
+    return {"v_pos": v_pos, "v_neg": v_neg, "v": v_pos - v_neg}
+
+
+@torch.no_grad()
+def live_steer(model: HuggingFaceModel, p: Any, c: str, r: str, v: np.ndarray, lam: float, image: Any = None) -> Tensor:
+    example = example_of(model, p, c, r, image)
+    with fast.Steering(model.blocks, torch.from_numpy(v), lam=lam):
+        return model.logits(example.encoded, example.encoded.embeds[None], example.y_pos)[0]
