@@ -65,7 +65,7 @@ class AnyVision(Family):
         """The whole processor, since it knows the words around a picture.
 
         Raises:
-            UnsupportedModelError: it needs torchvision, for films.
+            UnsupportedModelError: it needs torchvision, for films or for pictures, too.
         """
         try:
             return transformers.AutoProcessor.from_pretrained(path_or_hub_id, trust_remote_code=False)
@@ -74,9 +74,10 @@ class AnyVision(Family):
             if "torchvision" not in first.lower():
                 raise
             raise UnsupportedModelError(
-                f"the processor of {path_or_hub_id} needs torchvision, for films: {first} Install it; or give the "
-                "image processor alone, HuggingFaceModel(hf, tokenizer, name=..., image_processor=...): then no words "
-                "are written around a picture but those of the chat template"
+                f"the processor of {path_or_hub_id} needs torchvision: {first} Install it (pip install torchvision, "
+                "the release for your torch). If only films need it, the image processor alone will do, "
+                "HuggingFaceModel(hf, tokenizer, name=..., image_processor=...): then no words are written around a "
+                "picture but those of the chat template"
             ) from error
 
     def meet(self, hf: transformers.PreTrainedModel) -> None:

@@ -121,6 +121,10 @@ class Family:
         """What transformers' `generate` takes besides ids, mask and pixels; is_image: (B, T) bool."""
         return {}
 
+    def recording(self, is_image: Tensor) -> dict[str, Tensor]:
+        """What a run up to the decoder's entrance takes besides ids, mask and pixels; is_image: (1, T) bool."""
+        return self.generation(is_image)
+
     @property
     def pixel_layout(self) -> PixelLayout:
         """How the vision tower takes pixels; a text family has none."""

@@ -104,6 +104,8 @@ def _read_parts(
     family = family_class(config)
     if not gguf:
         _check_files(Path(place), family)
+    if not gguf and not options:  # else it is read again, since options may be the configuration's
+        of_tokenizer["config"] = of_weights["config"] = config
     tokenizer = _read(
         where,
         "tokenizer",

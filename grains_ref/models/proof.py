@@ -166,14 +166,16 @@ class _Trial:
         self.expect(name, expected, False, found)
         raise AssertionError  # `expect` has raised
 
-    def near(self, name: str, got: Tensor, expected: Tensor, *, why: Callable[[], None] | None = None) -> None:
+    def near(
+        self, name: str, got: Tensor, expected: Tensor, *, why: Callable[[], None] | None = None, advice: str = ""
+    ) -> None:
         """Two ways to the same logits; `why` is asked first where they disagree, and may fail with a better reason."""
         apart = distance(got, expected)
         if apart > self.allowed and why is not None:
             why()
         found = f"shape {tuple(got.shape)}, not {tuple(expected.shape)}"
         if got.shape == expected.shape:
-            found = f"{apart:.1e} apart" if apart else "no bit apart"
+            found = f"{apart:.1e} apart{advice}" if apart else "no bit apart"
         self.expect(name, f"the same logits (up to {self.allowed:.1e})", apart <= self.allowed, found)
 
 
@@ -283,7 +285,11 @@ def _wide(trial: _Trial) -> None:
 def _why_not_embeddings(trial: _Trial) -> None:
     """More passes, which tell embeddings from a model that looks ahead."""
     n = N_SHORT + N_RESPONSE - 1
-    trial.near("earlier tokens do not see later ones", trial.logits(trial.ids[:n]), trial.plain[:, :n])
+    advice = (
+        ": its prompts attend to themselves both ways, as PaliGemma's prefixes do, and no response can be scored "
+        "behind them. Take a causal model"
+    )
+    trial.near("earlier tokens do not see later ones", trial.logits(trial.ids[:n]), trial.plain[:, :n], advice=advice)
     embeds = trial.model.embed_prompt(torch.tensor(trial.ids), ())
     without_ids: Tensor = trial.model.hf(inputs_embeds=embeds[None], use_cache=False).logits
     trial.near("embeddings give what ids give", without_ids, trial.plain)
@@ -366,9 +372,7 @@ def _logits_from_pixels(
     ids = torch.tensor([[*prompt, *response[:-1]]], device=model.device)
     pixels = model.family.tensors(pictures) | model.family.generation(ids == model.prompts.image_id)
     on_device = {name: tensor.to(model.device) for name, tensor in pixels.items()}
-    logits: Tensor = model.hf(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **on_device, use_cache=False, logits_to_keep=len(response)
-    ).logits
+    logits: Tensor = model.hf(input_ids=ids, **on_device, use_cache=False, logits_to_keep=len(response)).logits
     return logits
 
 

@@ -68,7 +68,7 @@ def record(model: HuggingFaceModel, ids: Sequence[int], pictures: Sequence[Pictu
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     if pictures:
         inputs |= model.family.tensors(pictures)
-    inputs |= model.family.generation(is_image)
+    inputs |= model.family.recording(is_image)
     given: list[dict[str, Any]] = []
     caller = threading.get_ident()
 

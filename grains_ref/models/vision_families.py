@@ -372,12 +372,17 @@ class Gemma3(Family):
         return introduction + " ".join([view] * crops)
 
     def replay(self, is_image: Tensor, sizes: Sequence[Size]) -> dict[str, Tensor]:
-        """See `Family`; token_type_ids are 1 at image tokens."""
-        return super().replay(is_image, sizes) | {"token_type_ids": is_image.long()}
+        """See `Family`; token_type_ids are 1 at image tokens, and a text needs none."""
+        replay = super().replay(is_image, sizes)
+        return replay | {"token_type_ids": is_image.long()} if is_image.any() else replay
 
     def generation(self, is_image: Tensor) -> dict[str, Tensor]:
         """See `Family`."""
         return {"token_type_ids": is_image.long()}
+
+    def recording(self, is_image: Tensor) -> dict[str, Tensor]:
+        """See `Family`; token types only make masks, which are made anew in every replay, and slowly."""
+        return {}
 
 
 VISION_FAMILIES: dict[str, type[Family]] = {

@@ -1,7 +1,7 @@
 """Try every causal language model and image-text type of transformers: `python tests/zoo` writes docs/models.md.
 
 Of each type a tiny random model is built, the proof is run, and what it lets in is checked in what it is for. Takes
-some ten minutes on one core. Exits with 1 if a model was let in that is wrong somewhere.
+a minute or two of one core. Exits with 1 if a model was let in that is wrong somewhere.
 """
 
 from __future__ import annotations
