@@ -24,7 +24,8 @@ from grains_ref.grains import (
     contrast,
 )
 from grains_ref.methods.core import Setting
-from grains_ref.methods.ict import Boxes
+from grains_ref.methods.decoding.immune import Reward
+from grains_ref.methods.ict import Box
 from grains_ref.models import HuggingFaceModel, Item
 
 Made = TypeVar("Made")
@@ -53,7 +54,9 @@ class Lab:
     causes: Sequence[Selection] = ()  # a planted world: which tokens of each steering prompt cause the answers
     dev_causes: Sequence[Selection] = ()  # the same of each dev prompt
     to_keep: Sequence[Item] = ()  # tasks in no split, with answers: text that steering should leave as it is
-    boxes: Boxes | None = None  # where each steering pair's object is, for ICT; None: its image level only
+    boxes: Callable[[PreferencePair | Task], Sequence[Box]] | None = None  # where the object asked about is, for ICT
+    # (of steering pairs; None: its image level only) and CRG (of all pairs and tasks)
+    reward: Reward | None = None  # of a beginning of a response, for IMMUNE
     judged: Callable[[], Sequence[bool]] | None = None  # which greedy answers a judge calls hallucinations
     engine: EngineName = "fast"
     unsteered: dict[str, str] = field(default_factory=dict, init=False)  # its outcomes on test, once measured

@@ -26,6 +26,7 @@ from grains_ref.tiny_models.visual_worlds import (
     CELL,
     GRID,
     KINDS,
+    TYPICAL,
     VisualPrompt,
     VisualTask,
     VisualWorld,
@@ -157,8 +158,9 @@ def planted_lab(world: str, seed: int, folder: Path) -> Lab:
         to_keep=further_tasks(built),
     )
     if isinstance(built, VisualWorld):
-        boxes = {prompt.id: cell_box(prompt.asked.cell) for prompt in built.split("steer")}
-        lab.boxes = lambda pair: [boxes[pair.id]]
+        boxes = boxes_of(built)
+        lab.boxes = lambda row: boxes[row.id]
+        lab.reward = stereotype_judge
     else:
         lab.more = as_pairs(further_prompts(built))
     return lab
@@ -209,6 +211,33 @@ def further_tasks(world: World | VisualWorld, n: int = N_FURTHER_TASKS) -> list[
         if task.prompt not in in_splits:
             drawn[task.prompt] = task.answer
     return [*drawn.items()]
+
+
+def boxes_of(world: VisualWorld) -> dict[str, list[Box]]:
+    """By the id of every prompt and task, the box of the shape that it asks about; none if it asks about no shape."""
+    boxes: dict[str, list[Box]] = {}
+    for split in ("steer", "dev", "test"):
+        for prompt in world.split(split):
+            boxes[prompt.id] = [cell_box(prompt.asked.cell)]
+    for split in ("dev", "test"):
+        for task in world.capability_split(split):
+            words = task.prompt.split()
+            boxes[task.id] = [cell_box(thing.cell) for thing in task.scene if thing.shape in words]
+    return boxes
+
+
+def stereotype_judge(prompt: str, responses: Sequence[str]) -> list[float]:
+    """A visual world's judge, as a reward: -1 if a response calls a shape by its typical colour, else 0.
+
+    It reads, as a text judge does, and sees no picture: the same words are a hallucination about one picture and right
+    about another.
+    """
+    rewards = []
+    for response in responses:
+        words = response.split()
+        is_typical = any(shape in words and colour in words for shape, colour in TYPICAL.items())
+        rewards.append(-1.0 if is_typical else 0.0)
+    return rewards
 
 
 def cell_box(cell: int, scale: int = 4) -> Box:

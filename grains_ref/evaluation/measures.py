@@ -66,10 +66,13 @@ def pair_rows(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> list[
 
 
 def row_margins(model: HuggingFaceModel, rows: Sequence[TokenRow], *, normalise: Normalisation = "sum") -> list[float]:
-    """`margins` of the rows that `pair_rows` made; a sweep tokenises once and scores often."""
+    """`margins` of the rows that `pair_rows` made; a sweep tokenises once and scores often.
+
+    A rule of the next token may forbid an answer, whose score is then -inf; where it forbids both they are tied.
+    """
     scores = _scores(model, rows, normalise)
     n = len(rows) // 2
-    return [scores[i] - scores[n + i] for i in range(n)]
+    return [0.0 if scores[i] == scores[n + i] else scores[i] - scores[n + i] for i in range(n)]
 
 
 def preference_accuracy(
@@ -80,8 +83,13 @@ def preference_accuracy(
 
 
 def _scores(model: HuggingFaceModel, rows: Sequence[TokenRow], normalise: Normalisation) -> list[float]:
-    scored_rows = zip(model.score_rows(rows), rows, strict=True)
-    return [normalised(scored.log_prob, n_tokens=len(row.response), by=normalise) for scored, row in scored_rows]
+    scores = []
+    for scored, row in zip(model.score_rows(rows), rows, strict=True):
+        if scored.is_forbidden:
+            scores.append(scored.log_prob)
+        else:
+            scores.append(normalised(scored.log_prob, n_tokens=len(row.response), by=normalise))
+    return scores
 
 
 # ------------------------------------------------------------------------------------- multiple choice

@@ -257,7 +257,7 @@ def pixels_inside(model: HuggingFaceModel, pair: PreferencePair, boxes: Sequence
     size = read_picture(pair.images[0]).size
     drawing = Image.new("RGB", size)
     for box in boxes:
-        drawing.paste((255, 255, 255), _whole_pixels(box, size, pair))
+        drawing.paste((255, 255, 255), whole_pixels(box, size, str(pair.where)))
 
     def pixels_of(picture: Image.Image) -> Tensor:
         tensors = model.family.tensors([Picture.of(picture)])
@@ -267,15 +267,19 @@ def pixels_inside(model: HuggingFaceModel, pair: PreferencePair, boxes: Sequence
     return pixels_of(drawing) - low > 0.5 * (high - low)
 
 
-def _whole_pixels(box: Box, size: tuple[int, int], pair: PreferencePair) -> tuple[int, int, int, int]:
-    """The box in whole pixels of the picture, rounded outwards and cut at the picture's edge."""
+def whole_pixels(box: Box, size: tuple[int, int], where: str) -> tuple[int, int, int, int]:
+    """The box in whole pixels of the picture, rounded outwards and cut at the picture's edge; `where` for messages.
+
+    Raises:
+        ValueError: it is not (left, top, right, bottom) in pixels, or covers none of the picture's.
+    """
     width, height = size
     if len(box) != 4 or not np.isfinite(np.array(box, dtype=float)).all():
-        raise ValueError(f"{pair.where}: expected a box (left, top, right, bottom), found {list(box)}")
+        raise ValueError(f"{where}: expected a box (left, top, right, bottom), found {list(box)}")
     left, top, right, bottom = box
     if right - left < 1 or bottom - top < 1 or right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise ValueError(
-            f"{pair.where}: box {list(box)} covers no pixel of the picture of {width} x {height} pixels; expected "
+            f"{where}: box {list(box)} covers no pixel of the picture of {width} x {height} pixels; expected "
             "(left, top, right, bottom) in pixels, not (left, top, width, height) and not shares of the picture"
         )
     return max(0, int(left)), max(0, int(top)), min(width, math.ceil(right)), min(height, math.ceil(bottom))

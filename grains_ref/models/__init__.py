@@ -13,6 +13,7 @@
 | `branches` | several responses behind one prompt, for `grains_ref.fast` |
 | `scoring` | answers out: scores of many responses |
 | `generation` | answers out: generated text |
+| `next_token` | rules that change the next token's distribution, in scoring and in generation |
 | `diagnosis` | where numbers stop being finite |
 | `families`, `vision_families` | what differs between model families; those that see |
 | `blocks`, `replay` | the decoder and hooks on it; running a prompt again with other embeddings |

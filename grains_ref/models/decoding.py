@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from grains_ref.models.next_token import rules_of
 from grains_ref.models.scoring import LOGIT_MEMORY, TokenPrompt, run_prompts, select_rows
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ class Rows:
         on_prompt: called with the number of a row, of its token t, and with logits (n, V), the first of which predict
         that token: all tokens but the first, in order.  memory: bytes that these logits may take; a single prompt that
         needs more goes through the model in pieces, and of several `fits_together` says whether they do.
+
+        Raises:
+            ValueError: a rule of the next token is in force, which this way of decoding does not ask.
         """
+        if rules_of(model):
+            raise ValueError("rows are decoded without rules of the next token; leave `applied`, or use `generate`")
         ids = [tuple(prompt) for prompt in prompts]
         size = max(len(prompt) for prompt in ids)
         if on_prompt and len(ids) == 1:

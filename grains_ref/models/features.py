@@ -18,6 +18,8 @@ Features: TypeAlias = "OrderedDict[str, Entrance]"  # by the digest of a picture
 # By the features that a model keeps: those that stand in for them in this thread or task, innermost last.
 _FRESH: ContextVar[tuple[tuple[Features, Features], ...]] = ContextVar("grains_ref: fresh image features", default=())
 
+_CHANGED: ContextVar[str] = ContextVar("grains_ref: how pictures are changed", default="")
+
 
 @contextmanager
 def fresh(kept: Features) -> Iterator[None]:
@@ -33,8 +35,20 @@ def fresh(kept: Features) -> Iterator[None]:
         _FRESH.set(left)
 
 
+@contextmanager
+def changed(how: str) -> Iterator[None]:
+    """Inside, pictures are changed in a way of this name: their features are kept apart from those of other ways."""
+    before = _CHANGED.get()
+    _CHANGED.set(f"{before} {how}")
+    try:
+        yield
+    finally:
+        _CHANGED.set(before)
+
+
 def features_of(digest: str, kept: Features, compute: Callable[[], Entrance]) -> Entrance:
     """What one picture puts at the decoder's entrance: kept up to `FEATURE_BYTES`, or computed."""
+    digest += _CHANGED.get()
     here = kept
     for replaced, own in _FRESH.get():
         if replaced is kept:

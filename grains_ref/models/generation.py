@@ -15,7 +15,9 @@ from transformers import GenerationConfig, LogitsProcessor
 from grains_ref.data import Prompt, check_list, excess_tokens
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSources
+from grains_ref.models.next_token import RuleProcessor, rules_of
 from grains_ref.models.replay import left_pad
+from grains_ref.models.scoring import TokenPrompt
 
 if TYPE_CHECKING:
     from grains_ref.models.huggingface import HuggingFaceModel
@@ -52,6 +54,7 @@ def generate(
     if images and len(images) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but {len(images)} images; give one (or None) for every prompt")
     rows: list[Tensor] = []
+    token_prompts: list[TokenPrompt] = []
     seen: list[Picture] = []
     for i, (prompt, image) in enumerate(zip(prompts, images or [None] * len(prompts), strict=True)):
         pictures = model.checked_pictures(image)
@@ -63,6 +66,7 @@ def generate(
                 f"model takes {model.context}. Ask for fewer new tokens (max_new_tokens), or shorten the prompt."
             )
         rows.append(torch.tensor(ids))
+        token_prompts.append(TokenPrompt(tuple(ids), pictures))
     pad_id = model.prompts.pad_id()
     batch = left_pad(rows, value=pad_id)  # (B, T)
     inputs = {"input_ids": batch, "attention_mask": left_pad([torch.ones_like(row) for row in rows], value=0)}
@@ -72,8 +76,9 @@ def generate(
     hf = greedy_by_default(model, options)
 
     def run() -> Tensor:
-        watchers = [*(options.get("logits_processor") or ()), _Finite()]
-        given = {"do_sample": False, **options, "logits_processor": watchers}
+        of_rules = [RuleProcessor(model, rule, token_prompts) for rule in rules_of(model)]
+        processors = [*of_rules, *(options.get("logits_processor") or ()), _Finite()]
+        given = {"do_sample": False, **options, "logits_processor": processors}
         loop: Any = hf.generate
         out: Tensor = loop(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad_id, **given)
         return out

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
@@ -25,6 +26,7 @@ from grains_ref.data import Prompt, check_list, check_prompt, check_visible, exc
 from grains_ref.files.processes import share
 from grains_ref.models.diagnosis import explained, only_together
 from grains_ref.models.families import Picture, PictureSources, digest_of_pictures
+from grains_ref.models.next_token import Begun, Following, rules_of
 from grains_ref.models.replay import padded_replay, run
 
 if TYPE_CHECKING:
@@ -54,15 +56,18 @@ class TokenRow(NamedTuple):
 class Scored:
     """Teacher-forced score of one response: its log-probability in nats and whether greedy decoding would give it.
 
+    is_forbidden: whether a rule of the next token (`next_token`) forbids one of its tokens; then log_prob is -inf.
+
     Raises:
         FloatingPointError: the log-probability is NaN or infinite, which is no score.
     """
 
     log_prob: float
     is_greedy: bool
+    is_forbidden: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.log_prob):
+        if not math.isfinite(self.log_prob) and not (self.is_forbidden and self.log_prob == -math.inf):
             raise FloatingPointError(f"the log-probability of a response is {self.log_prob}.")
 
 
@@ -214,8 +219,9 @@ def _score_batch(
 ) -> list[Scored]:
     """Score each response behind the prompt that owns it; no response is empty."""
     after_prompts = run_prompts(model, prompts)
+    begun = [rule.begin(model, prompts) for rule in rules_of(model)]
     longest = max(len(response) for response in responses)
-    bytes_per_token = after_prompts.logits.shape[-1] * _BYTES_PER_LOGIT
+    bytes_per_token = after_prompts.logits.shape[-1] * _BYTES_PER_LOGIT * (1 + len(begun))
     room = BATCH_TOKENS // (after_prompts.mask.shape[1] + longest)  # each row has a copy of its prompt's cache
     rows_at_once = max(1, min(memory // (longest * bytes_per_token), room))
     results: list[Scored] = []
@@ -224,9 +230,10 @@ def _score_batch(
         owner = torch.tensor(owners[start:stop], device=model.device)  # (rows,)
         cache = after_prompts.cache
         if stop < len(responses):  # others will need the cache as it is
-            cache = _another_view(cache)
+            cache = another_view(cache)
         select_rows(cache, owner)
-        chunk = _Chunk(owner, responses[start:stop], cache, tokens_at_once=max(1, memory // bytes_per_token))
+        rules = _begin_rows(begun, owner, responses[start:stop])
+        chunk = _Chunk(owner, responses[start:stop], cache, rules, tokens_at_once=max(1, memory // bytes_per_token))
         results += _score_chunk(model, after_prompts, chunk)
     return results
 
@@ -237,10 +244,16 @@ class _Chunk(NamedTuple):
     owner: Tensor  # (rows,), which of the batch's prompts each belongs to
     responses: Sequence[tuple[int, ...]]
     cache: Any  # of each row's prompt
+    rules: Sequence[Following]  # that change the logits, in order
     tokens_at_once: int  # of all rows together
 
 
-def _another_view(cache: Any) -> Any:
+def _begin_rows(begun: Sequence[Begun], owner: Tensor, responses: Sequence[tuple[int, ...]]) -> list[Following]:
+    lengths = [len(response) for response in responses]
+    return [of_prompts.rows(owner, lengths=lengths) for of_prompts in begun]
+
+
+def another_view(cache: Any) -> Any:
     """A cache that can be changed without changing the first; the keys and values of the prompts are not copied."""
     other = _with_own_containers(cache)
     other.layers = [_with_own_containers(layer) for layer in cache.layers]
@@ -279,8 +292,8 @@ def cached_logits(
     owner = torch.tensor(owners, device=model.device)
     target = torch.tensor(responses, device=model.device)
     select_rows(after.cache, owner)
-    chunk = _Chunk(owner, [tuple(response) for response in responses], after.cache, tokens_at_once=target.numel())
-    return torch.cat([after.logits[owner], _run_responses(model, after, chunk, target, start=1)], dim=1)
+    behind = run_responses(model, after, owner, after.cache, target, start=1)
+    return torch.cat([after.logits[owner], behind], dim=1)
 
 
 def _score_chunk(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk) -> list[Scored]:
@@ -295,7 +308,10 @@ def _score_chunk(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk) -> l
         if start == 0:
             logits = after.logits[chunk.owner]  # (rows, 1, V): each response's first token
         else:
-            logits = _run_responses(model, after, chunk, target[:, :stop], start=start)  # (rows, stop - start, V)
+            seen = target[:, :stop]
+            logits = run_responses(model, after, chunk.owner, chunk.cache, seen, start=start)  # (rows, stop - start, V)
+        for rule in chunk.rules:
+            logits = rule.changed(logits.to(torch.promote_types(logits.dtype, torch.float32)), target[:, :stop])
         log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         log_p_of_target.append(log_p.gather(2, target[:, start:stop, None])[..., 0])
         is_argmax.append(logits.argmax(-1) == target[:, start:stop])
@@ -305,20 +321,28 @@ def _score_chunk(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk) -> l
     results = []
     for row, response in enumerate(chunk.responses):
         n = len(response)
-        results.append(Scored(scores[row, :n].sum().item(), bool(greedy[row, :n].all())))
+        is_forbidden = bool(chunk.rules) and bool(scores[row, :n].isneginf().any())
+        results.append(Scored(scores[row, :n].sum().item(), bool(greedy[row, :n].all()), is_forbidden))
     return results
 
 
-def run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt], *, logits_to_keep: int = 1) -> PromptPass:
+def run_prompts(
+    model: HuggingFaceModel,
+    prompts: Sequence[TokenPrompt],
+    *,
+    logits_to_keep: int = 1,
+    seen_as: Callable[[TokenPrompt], AbstractContextManager[object]] = nullcontext,
+) -> PromptPass:
     """The first pass: all prompts, left-padded.
 
-    logits_to_keep: of the last so many tokens; 0 for all.
+    logits_to_keep: of the last so many tokens; 0 for all.  seen_as: inside of what each prompt's pictures are seen.
     """
     embeds, replays = [], []
     for prompt in prompts:
         ids = torch.tensor(prompt.ids)
-        embeds.append(model.embed_prompt(ids, prompt.pictures))  # (T, d)
-        replays.append(model.replay(ids, prompt.pictures))
+        with seen_as(prompt):
+            embeds.append(model.embed_prompt(ids, prompt.pictures))  # (T, d)
+            replays.append(model.replay(ids, prompt.pictures))
     longest = max(len(row) for row in embeds)
     padded = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in embeds])  # (B, T, d)
     replay = padded_replay(replays, device=model.device)
@@ -329,20 +353,23 @@ def run_prompts(model: HuggingFaceModel, prompts: Sequence[TokenPrompt], *, logi
     return PromptPass(out.logits, out.past_key_values, replay["attention_mask"], last_position + 1, tuple(axes))
 
 
-def _run_responses(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk, target: Tensor, *, start: int) -> Tensor:
+def run_responses(
+    model: HuggingFaceModel, after: PromptPass, owner: Tensor, cache: Any, target: Tensor, *, start: int
+) -> Tensor:
     """The logits of tokens start, start + 1, ... of the responses, (rows, stop - start, V).
 
+    owner: (rows,), which of the pass's prompts each belongs to; cache: of each row's prompt, which grows.
     target: (rows, stop) tokens up to the last one that is to be predicted; those before `start` - 1 are in the cache.
     """
     fed = target[:, start - 1 : -1]  # (rows, stop - start)
     behind_prompt = torch.arange(start - 1, target.shape[1] - 1, device=model.device)
-    positions = after.next_position[chunk.owner][:, None] + behind_prompt  # (rows, stop - start)
+    positions = after.next_position[owner][:, None] + behind_prompt  # (rows, stop - start)
     seen = after.mask.new_ones(len(fed), target.shape[1] - 1)
     out = model.hf(
         input_ids=fed,
-        attention_mask=torch.cat([after.mask[chunk.owner], seen], dim=1),
+        attention_mask=torch.cat([after.mask[owner], seen], dim=1),
         position_ids=positions.expand(*after.position_axes, -1, -1),
-        past_key_values=chunk.cache,
+        past_key_values=cache,
         use_cache=True,
     )
     logits: Tensor = out.logits

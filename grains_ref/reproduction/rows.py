@@ -20,7 +20,7 @@ from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
 from grains_ref.methods import caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
-from grains_ref.reproduction import edit_questions
+from grains_ref.reproduction import decoding_rows, edit_questions
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
@@ -253,6 +253,7 @@ VISUAL |= {
     "layer 2": _layer(2),
 }
 VISUAL |= rows_of_the_fight(is_visual=True)
+VISUAL |= decoding_rows.ROWS
 VISUAL |= {f"k = {k}": grains(k=k) for k in KS["visual"] if k != 20}
 
 

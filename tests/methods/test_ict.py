@@ -166,7 +166,7 @@ def test_boxes_that_are_none(
 
 
 def test_boxes_are_rounded_outwards_and_cut_at_the_edge(pairs: list[PreferencePair]) -> None:
-    assert ict._whole_pixels((-3.5, 1.7, 20.2, 99), (84, 50), pairs[0]) == (0, 1, 21, 50)
+    assert ict.whole_pixels((-3.5, 1.7, 20.2, 99), (84, 50), "a test") == (0, 1, 21, 50)
 
 
 def test_boxes_from_the_pairs_own_file(tmp_path: Path) -> None:

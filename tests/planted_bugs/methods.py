@@ -11,6 +11,11 @@ VTI = "grains_ref/methods/vti.py"
 REPE = "grains_ref/methods/repe.py"
 LORA = "grains_ref/methods/lora.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
+CONTRAST = "grains_ref/methods/decoding/contrast.py"
+VCD = "grains_ref/methods/decoding/vcd.py"
+CRG = "grains_ref/methods/decoding/crg.py"
+IMMUNE = "grains_ref/methods/decoding/immune.py"
+NEXT_TOKEN = "grains_ref/models/next_token.py"
 FROM_FILE = "grains_ref/methods/from_file.py"
 SIGNAL = "grains_ref/fitting/signal.py"
 HALVES = "grains_ref/fitting/halves.py"
@@ -72,6 +77,22 @@ BUGS = (
         VTI, "steer_vision(model, visual, alpha=alpha) if alpha else nullcontext()", "nullcontext()", "test_vti"),
     Bug("vti_not_at_unit_length", "baselines", "visual vectors keep their length",
         VTI, "steer(i, strength * unit(u))", "steer(i, strength * u)", "test_vti"),
+    Bug("contrast_subtracts_only", "baselines", "the picture's own logits are not raised by what is taken off",
+        CONTRAST, "new = (1 + alpha) * logits - alpha * degraded", "new = logits - alpha * degraded", "test_decoding"),
+    Bug("plausible_after_the_contrast", "baselines", "which tokens are plausible is asked of the contrasted logits",
+        CONTRAST, "implausible = logits < logits.amax(-1, keepdim=True) + math.log(beta)",
+        "implausible = new < new.amax(-1, keepdim=True) + math.log(beta)", "test_decoding"),
+    Bug("vcd_same_noise_for_all", "baselines", "every picture is contrasted with the same noise",
+        VCD, "manual_seed(int(digest[:12], 16) ^ seed)", "manual_seed(seed)", "test_decoding"),
+    Bug("vcd_noise_stays", "baselines", "features of noised pictures are taken for the pictures' own",
+        VCD, 'features.changed(f"noised {weights} {digest} {seed}")', 'features.changed("")', "test_decoding"),
+    Bug("crg_whites_out", "baselines", "regions are made white",
+        CRG, "pixels.paste((0, 0, 0),", "pixels.paste((255, 255, 255),", "test_decoding"),
+    Bug("immune_lets_all_through", "baselines", "tokens that are no candidates are left as they are",
+        IMMUNE, "new = torch.full_like(logits, -math.inf)", "new = logits.clone()", "test_decoding"),
+    Bug("beams_keep_a_strangers_contrast", "baselines", "beams that have changed places go on with each other's caches",
+        NEXT_TOKEN, "if self._following is None or not self._goes_on(input_ids):", "if self._following is None:",
+        "test_decoding"),
     Bug("repe_no_random_order", "baselines", "all differences point from rejected to chosen",
         REPE, "first_component(order[:, None] * rows,", "first_component(rows,", "test_repe"),
     Bug("repe_one_order", "baselines", "every seed draws the same order",

@@ -164,7 +164,7 @@ BUGS = (
     Bug("ids_from_the_end", "scores", "a negative id counts from the end of the vocabulary",
         SCORING, "if not 0 <= token < size and token != also", "if token >= size and token != also", "test_scoring"),
     Bug("nan_is_a_score", "scores", "a log-probability of NaN is a score",
-        SCORING, "if not math.isfinite(self.log_prob):", "if False:", "test_scoring"),
+        SCORING, "if not math.isfinite(self.log_prob) and not", "if False and not", "test_scoring"),
     Bug("all_logits_at_once", "scores", "the logits of all responses are in memory at once",
         SCORING, "min(memory // (longest * bytes_per_token), room)", "len(responses)", "test_scoring"),
     Bug("answers_never_cut", "scores", "the logits of a long response are in memory at once",
