@@ -9,6 +9,7 @@
 | VTI | `vti` | as ICV, and the vision tower | MLP outputs of decoder and vision tower |
 | ICT | `ict` | attention heads, with clean and with noised pictures | the heads whose probes tell them apart |
 | edit gradient | `edit_gradient` | derivative of f with respect to the edit | a site of choice, all blocks |
+| VCD, CRG, IMMUNE | `decoding` | - | the next token's distribution |
 | LoRA | `lora` | - | query and value projections, by training |
 
 Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grains_ref.demo import text, vision
 from grains_ref.demo.planted import Kind
+from grains_ref.reproduction import decoding_rows
 from grains_ref.reproduction.edit_questions import ROWS, START
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 from grains_ref.reproduction.paper import TableSpec
@@ -261,5 +262,13 @@ QUESTIONS = (  # the tables of the demos, and what the paper leaves open
         ("right", "capable"),
         EDIT_QUESTIONS,
         reference=START,
+    ),
+    TableSpec(
+        "decoding, visual",
+        "Decoding methods, alone and with steering (visual worlds)",
+        "visual",
+        ("right", "rejected", "capable"),
+        {"Unsteered": "unsteered", "GrAInS, the paper's setting": "GrAInS"}
+        | {name: name for name in decoding_rows.ROWS},
     ),
 )

@@ -69,7 +69,10 @@ class FakeModel:
 
     def score_rows(self, rows: Sequence[TokenRow]) -> list[SimpleNamespace]:
         self.scored += len(rows)
-        return [SimpleNamespace(log_prob=float(row.response[0]), is_greedy=row.response[0] == 1) for row in rows]
+        return [
+            SimpleNamespace(log_prob=float(row.response[0]), is_greedy=row.response[0] == 1, is_forbidden=False)
+            for row in rows
+        ]
 
 
 # --- rates and intervals
