@@ -166,6 +166,10 @@ TABLES = (
             "GrAInS, vanilla gradient": "gradient",
             "GrAInS, SmoothGrad": "SmoothGrad",
             "GrAInS, Integrated Gradients": "GrAInS",
+            "GrAInS, Guided IG": "Guided IG",
+            "GrAInS, SHAP": "SHAP",
+            "GrAInS, occlusion": "occlusion",
+            "GrAInS, occlusion of neighbours": "occlusion in pairs",
         },
         ("Llama TruthfulQA", "Toxigen", "FaithEval"),
         {

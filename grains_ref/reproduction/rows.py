@@ -18,7 +18,7 @@ from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
 from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
-from grains_ref.methods import caa, edit_gradient, ict, icv, iti, lora, repe, vti
+from grains_ref.methods import attributions, caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
 from grains_ref.reproduction import decoding_rows, edit_questions
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
@@ -39,6 +39,19 @@ def _baseline(method: Any, **options: Any) -> Row:
 def _ict(lab: Lab) -> Draws:
     """Both levels where the object's box is known, the image level alone elsewhere."""
     return [ict.fit(lab.model, lab.steer, boxes=lab.boxes).settings(lab.model)]
+
+
+def _scored_by(name: attributions.Name) -> Row:
+    """GrAInS with scores of another attribution, all else as in the paper's setting."""
+
+    def row(lab: Lab) -> Draws:
+        shifts = []
+        for example in map(lab.example, range(len(lab.steer))):
+            scores = attributions.attribute_by(name, lab.model, example, lab.paper)
+            shifts += lab.stages.shifts([example], [scores.a], lab.paper)
+        return [lab.strengths("GrAInS", lab.stages.vectors(shifts, lab.paper).v)]
+
+    return row
 
 
 def _examples(n: int, **changes: Any) -> Row:
@@ -217,6 +230,10 @@ TEXT: dict[str, Row] = SHARED | {
     "ITI": _baseline(iti, probe="linear"),
     "NL-ITI": _baseline(iti, probe="mlp"),
     "RepE": _baseline(repe),
+    "Guided IG": _scored_by("guided_ig"),
+    "SHAP": _scored_by("shapley"),
+    "occlusion": _scored_by("occlusion"),
+    "occlusion in pairs": _scored_by("occlusion_pairs"),
     "weighted mean": grains(aggregation="weighted_mean"),
     "2 components": grains(components=2),
     "3 components": grains(components=3),

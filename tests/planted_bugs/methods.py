@@ -16,10 +16,19 @@ VCD = "grains_ref/methods/decoding/vcd.py"
 CRG = "grains_ref/methods/decoding/crg.py"
 IMMUNE = "grains_ref/methods/decoding/immune.py"
 NEXT_TOKEN = "grains_ref/models/next_token.py"
+ATTRIBUTIONS = "grains_ref/methods/attributions.py"
 FROM_FILE = "grains_ref/methods/from_file.py"
 SIGNAL = "grains_ref/fitting/signal.py"
 HALVES = "grains_ref/fitting/halves.py"
 BUGS = (
+    Bug("guided_steepest_first", "baselines", "Guided IG moves the features with the largest gradients first",
+        ATTRIBUTIONS, "_go_on(gone, gradient.abs(), way.abs()", "_go_on(gone, -gradient.abs(), way.abs()",
+        "test_attributions"),
+    Bug("shapley_of_the_absent", "baselines", "a token that is in stands at its baseline, the others at themselves",
+        ATTRIBUTIONS, "torch.where(present[..., None] > 0, x, baseline)",
+        "torch.where(present[..., None] > 0, baseline, x)", "test_attributions"),
+    Bug("occlusion_one_window_short", "baselines", "the window over the last token is left out",
+        ATTRIBUTIONS, "range(len(x) - width + 1)", "range(len(x) - width)", "test_attributions"),
     Bug("read_one_early", "baselines", "activations are read one token before the last",
         CORE, "x[0, -last:].to(at_least_float32(x)).cpu()", "x[0, -last - 1 : -1].to(at_least_float32(x)).cpu()",
         "test_core"),

@@ -1,0 +1,210 @@
+r"""Attributions that the paper's readers miss in table 6: Guided Integrated Gradients, Shapley values, occlusion.
+
+Each gives a `grains.Attribution` in nats, so that equations (3) to (6) go on from it as from eq. (2).  The four methods
+of App. B are `grains.attribute`'s; none of these is among `HyperParameters.attribution`.
+
+| name | passes for a prompt of T tokens, besides the two that `Attribution` takes for f at both ends |
+|---|---|
+| guided_ig | m forward and backward |
+| shapley | n T + 2 forward |
+| occlusion | T + 1 forward |
+| occlusion_pairs | T forward |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from grains_ref.grains import (
+    Attribution,
+    Example,
+    Function,
+    HyperParameters,
+    Model,
+    at_least_float32,
+    attribution_of,
+    generator_of,
+    gradient_at,
+    objective,
+    spread_scores,
+)
+
+Name: TypeAlias = Literal["guided_ig", "shapley", "occlusion", "occlusion_pairs"]
+
+FRACTION = 0.25  # of the features, moved at a time: the default of the authors' public code
+MAX_DISTANCE = 0.02  # from the straight path, in shares of the way: likewise
+PERMUTATIONS = 5  # of Shapley's sampling: as many as eq. (2) has nodes
+POINTS_AT_ONCE = 16  # masked prompts in one pass
+CLOSE = 1e-9  # share of the whole way that counts as arrived
+
+
+def attribute_by(name: Name, model: Model, example: Example, hp: HyperParameters) -> Attribution:
+    """Scores of one example by name; objective, m, seed and baselines are `hp`'s, `hp.attribution` is not read.
+
+    Guided IG starts at the path's baseline; the others put the mask's baseline in a token's place, as eq. (4) does.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in get_args(Name):
+        raise ValueError(f"attribution {name!r} is unknown; choose one of {', '.join(get_args(Name))}")
+    f, x = objective(model, example, hp), example.encoded.embeds
+    if name == "guided_ig":
+        return guided_integrated_gradients(f, x, model.baseline(example.encoded, hp.path_baseline), m=hp.m)
+    baseline = model.baseline(example.encoded, hp.mask_baseline)
+    if name == "shapley":
+        seed = generator_of(example, hp.seed).initial_seed()
+        return shapley_values(f, x, baseline, n=PERMUTATIONS, seed=seed)
+    return occlusion(f, x, baseline, width=1 if name == "occlusion" else 2)
+
+
+def guided_integrated_gradients(
+    f: Function,
+    x: Tensor,
+    baseline: Tensor,
+    *,
+    m: int,
+    fraction: float = FRACTION,
+    max_distance: float = MAX_DISTANCE,
+    straight_start: bool = True,
+) -> Attribution:
+    r"""Guided IG (Kapishnikov et al. 2021): the features that matter least at a point go first.
+
+        r_j in [0, 1]                      the share of its way from x~_j to x_j that feature j has gone
+        sum_j |x_j - x~_j| (1 - r_j)  =  (1 - i / m) sum_j |x_j - x~_j|                            after step i = 1..m
+        |r_j - i / m| <= max_distance                                                              after step i
+        IG_j = sum_i df/dx_j (before step i) * (x_j - x~_j) * (r_j after - r_j before)
+
+    x, baseline: (T, d).  Among the features still on their way, those whose gradient is within the lowest `fraction` of
+    all move until the step's distance is gone.  With max_distance = 0 the path is straight.
+
+    Convention: with `straight_start` the first step is a straight one, by the gradient at its end, as in eq. (2): the
+      gradient at a zero baseline explodes under RMSNorm.  Public code, `straight_start=False`: begins at the baseline.
+
+    Raises:
+        FloatingPointError: a gradient is not finite.
+        ValueError: m below 1, a fraction outside (0, 1], a distance outside [0, 1], or other shapes than (T, d).
+    """
+    _check_shapes(x, baseline)
+    if m < 1 or not 0 < fraction <= 1 or not 0 <= max_distance <= 1:
+        raise ValueError(
+            f"m must be at least 1, fraction in (0, 1], max_distance in [0, 1]; got {m}, {fraction}, {max_distance}"
+        )
+    way = (x - baseline).to(torch.float64)
+    gone = torch.zeros_like(way)
+    ig = torch.zeros_like(way)
+    for step in range(1, m + 1):
+        alpha = step / m
+        if step == 1 and straight_start:
+            after = torch.full_like(way, alpha)
+            place = baseline + (after * way).to(x)
+        else:
+            place = baseline + (gone * way).to(x)
+        gradient = gradient_at(f, place, where=f"step {step} of the guided path").to(torch.float64)
+        if step > 1 or not straight_start:
+            after = _go_on(gone, gradient.abs(), way.abs(), alpha, fraction=fraction, max_distance=max_distance)
+        ig += gradient * way * (after - gone)
+        gone = after
+    return attribution_of(f, x, baseline, ig.to(at_least_float32(x)))
+
+
+def shapley_values(f: Function, x: Tensor, baseline: Tensor, *, n: int, seed: int) -> Attribution:
+    r"""SHAP by sampling: what a token adds to f, on average over n random orders in which tokens are put in.
+
+        a_t = 1/n * sum over orders of  f(tokens before t, and t) - f(tokens before t)
+
+    x, baseline: (T, d); a token that is not yet in stands at its baseline.  The sum of all a is f(x) - f(baseline),
+    whatever n.  Captum's `ShapleyValueSampling` computes it, each token a feature; the global generator is left as it
+    stood.
+
+    Raises:
+        ImportError: captum is not installed.
+        ValueError: n is below 1, or other shapes than (T, d).
+    """
+    _check_shapes(x, baseline)
+    if n < 1:
+        raise ValueError(f"n must be at least 1, the number of orders; got {n}")
+    try:
+        from captum.attr import ShapleyValueSampling
+    except ImportError as error:
+        raise ImportError("Shapley values need captum; install it with: pip install 'grains-ref[baselines]'") from error
+
+    def of_present(present: Tensor) -> Tensor:  # (B, T) of zeros and ones: captum's features are the tokens
+        return f(torch.where(present[..., None] > 0, x, baseline))
+
+    everyone = torch.ones(1, len(x), dtype=at_least_float32(x), device=x.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        values = ShapleyValueSampling(of_present).attribute(
+            everyone, baselines=0.0, n_samples=n, perturbations_per_eval=POINTS_AT_ONCE
+        )
+    return spread_scores(f, x, baseline, values[0].to(at_least_float32(x)))
+
+
+def occlusion(f: Function, x: Tensor, baseline: Tensor, *, width: int = 1) -> Attribution:
+    r"""The paper's footnote 4: how far f falls when a token, or `width` neighbours at once, stand at their baseline.
+
+        a_t = mean over windows w that cover t of  f(x) - f(x with w at the baseline)
+
+    x, baseline: (T, d).  The scores need not add up to f(x) - f(baseline).
+
+    Raises:
+        ValueError: width is below 1 or above T, or other shapes than (T, d).
+    """
+    _check_shapes(x, baseline)
+    if not 1 <= width <= len(x):
+        raise ValueError(f"width must be 1 to {len(x)}, the number of tokens; got {width}")
+    windows = [range(start, start + width) for start in range(len(x) - width + 1)]
+    masked = []
+    for window in windows:
+        point = x.clone()
+        point[window] = baseline[window]
+        masked.append(point)
+    falls = _value(f, [x])[0] - _value(f, masked)
+    total, times = torch.zeros(2, len(x), dtype=falls.dtype, device=x.device)
+    for window, fall in zip(windows, falls, strict=True):
+        total[window] += fall
+        times[window] += 1
+    return spread_scores(f, x, baseline, total / times)
+
+
+# -------------------------------------------------------------------------------------------- helpers
+def _go_on(
+    gone: Tensor, steepness: Tensor, length: Tensor, alpha: float, *, fraction: float, max_distance: float
+) -> Tensor:
+    """The shares gone after a step to alpha; all are (T, d), steepness is |df/dx|, length is |x - baseline|."""
+    furthest = min(alpha + max_distance, 1.0)
+    gone = gone.clamp(min=max(alpha - max_distance, 0.0))
+    whole = length.sum()
+    rank = int(fraction * (length.numel() - 1)) + 1
+    while True:
+        missing = (length * (1 - gone)).sum() - whole * (1 - alpha)
+        on_the_way = (gone < furthest) & (length > 0)
+        if missing <= CLOSE * whole or not on_the_way.any():
+            return gone
+        waiting = steepness.masked_fill(~on_the_way, torch.inf)
+        moving = on_the_way & (waiting <= waiting.flatten().kthvalue(rank).values)
+        room = (length * (furthest - gone))[moving].sum()
+        share = min(1.0, (missing / room).item())
+        gone = torch.where(moving, gone + share * (furthest - gone), gone)
+        if share == 1.0:  # arrived, not one rounding short of it
+            gone = gone.masked_fill(moving, furthest)
+
+
+def _value(f: Callable[[Tensor], Tensor], points: list[Tensor]) -> Tensor:
+    """f at each point, in float32 or wider."""
+    values = []
+    with torch.no_grad():
+        for start in range(0, len(points), POINTS_AT_ONCE):
+            values.append(f(torch.stack(points[start : start + POINTS_AT_ONCE])))
+    joined = torch.cat(values)
+    return joined.to(at_least_float32(joined))
+
+
+def _check_shapes(x: Tensor, baseline: Tensor) -> None:
+    if x.ndim != 2 or x.shape != baseline.shape:
+        raise ValueError(f"x and baseline must both be (T, d); got {tuple(x.shape)} and {tuple(baseline.shape)}")

@@ -1,0 +1,111 @@
+"""Guided IG, Shapley values and occlusion against captum, closed forms and brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from grains_ref import grains
+from grains_ref.methods.attributions import guided_integrated_gradients, occlusion, shapley_values
+
+pytestmark = pytest.mark.cpu
+
+T, D = 4, 3
+
+
+def _points() -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(3)
+    x = torch.randn(T, D, dtype=torch.float64, generator=draws)
+    return x, torch.randn(T, D, dtype=torch.float64, generator=draws)
+
+
+def _curved(embeds: Tensor) -> Tensor:
+    """Tokens that work together: neither additive nor symmetric."""
+    s = embeds.sum(-1)
+    return torch.tanh(s[:, 0] * s[:, 1]) + s[:, 2] ** 2 * s[:, 3] + s[:, 0]
+
+
+def _linear(embeds: Tensor) -> Tensor:
+    return (embeds * torch.arange(1.0, T * D + 1, dtype=embeds.dtype).reshape(T, D)).sum((1, 2))
+
+
+@pytest.mark.parametrize("straight_start", [True, False])
+def test_every_method_gives_a_linear_f_its_closed_form(straight_start: bool) -> None:
+    x, baseline = _points()
+    expected = ((x - baseline) * torch.arange(1.0, T * D + 1).reshape(T, D)).sum(-1)
+    guided = guided_integrated_gradients(_linear, x, baseline, m=5, straight_start=straight_start)
+    torch.testing.assert_close(guided.a, expected)
+    torch.testing.assert_close(shapley_values(_linear, x, baseline, n=2, seed=0).a, expected)
+    torch.testing.assert_close(occlusion(_linear, x, baseline).a, expected)
+
+
+def test_guided_scores_add_up_in_the_limit() -> None:
+    x, baseline = _points()
+    coarse, fine = (guided_integrated_gradients(_curved, x, baseline, m=m, max_distance=0.3) for m in (20, 400))
+    assert abs(fine.gap) < 0.1 * abs(fine.f_x - fine.f_baseline)
+    assert abs(fine.gap) < abs(coarse.gap)
+
+
+def test_guided_path_without_room_is_the_straight_path() -> None:
+    x, baseline = _points()
+    guided = guided_integrated_gradients(_curved, x, baseline, m=7, max_distance=0.0, straight_start=False)
+    expected = torch.zeros_like(x)
+    for i in range(7):
+        point = baseline + i / 7 * (x - baseline)
+        expected += grains.gradient_at(_curved, point, where="here") * (x - baseline) / 7
+    torch.testing.assert_close(guided.ig, expected)
+
+
+def test_guided_path_moves_the_flattest_features_first() -> None:
+    """f = 5 p^2 + p q from (1, 0) to (2, 1): q is the flatter one and goes first, p follows."""
+
+    def f(embeds: Tensor) -> Tensor:
+        p, q = embeds[:, 0, 0], embeds[:, 1, 0]
+        return 5 * p**2 + q * p
+
+    baseline = torch.tensor([[1.0], [0.0]], dtype=torch.float64)  # gradient (10, 1): q goes all its way in step 1
+    x = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    guided = guided_integrated_gradients(f, x, baseline, m=2, fraction=0.5, max_distance=1.0, straight_start=False)
+    torch.testing.assert_close(guided.a, torch.tensor([11.0, 1.0], dtype=torch.float64))  # then p's, at (1, 1)
+
+
+def test_sampled_shapley_values_approach_those_of_all_orders_and_always_add_up() -> None:
+    x, baseline = _points()
+    exact = torch.zeros(T, dtype=torch.float64)
+    orders = list(itertools.permutations(range(T)))
+    for order in orders:
+        point = baseline.clone()
+        for token in order:
+            before = _curved(point[None]).item()
+            point[token] = x[token]
+            exact[token] += (_curved(point[None]).item() - before) / len(orders)
+    few, many = (shapley_values(_curved, x, baseline, n=n, seed=1) for n in (3, 300))
+    assert exact.sum().item() == pytest.approx(many.f_x - many.f_baseline)
+    torch.testing.assert_close(few.a.sum(), exact.sum(), rtol=1e-5, atol=1e-5, check_dtype=False)
+    assert abs(few.gap) < 1e-5
+    assert abs(many.gap) < 1e-5
+    spread = exact.abs().max()
+    assert (many.a - exact).abs().max() < 0.2 * spread
+
+
+def test_shapley_values_leave_the_global_generator_alone_and_repeat() -> None:
+    x, baseline = _points()
+    state = torch.random.get_rng_state()
+    first = shapley_values(_curved, x, baseline, n=2, seed=5)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first.a, shapley_values(_curved, x, baseline, n=2, seed=5).a)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_occlusion_is_captums(width: int) -> None:
+    captum = pytest.importorskip("captum.attr")
+    x, baseline = _points()
+    expected = captum.Occlusion(_curved).attribute(
+        x[None], sliding_window_shapes=(width, D), strides=(1, D), baselines=baseline[None]
+    )
+    torch.testing.assert_close(
+        occlusion(_curved, x, baseline, width=width).a, expected[0, :, 0].double(), rtol=1e-5, atol=1e-5
+    )
