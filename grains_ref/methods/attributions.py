@@ -5,7 +5,7 @@ of App. B are `grains.attribute`'s; none of these is among `HyperParameters.attr
 
 | name | passes for a prompt of T tokens, besides the two that `Attribution` takes for f at both ends |
 |---|---|
-| guided_ig | m forward and backward |
+| guided_ig, guided_ig_wide | m forward and backward |
 | shapley | n T + 2 forward |
 | occlusion | T + 1 forward |
 | occlusion_pairs | T forward |
@@ -25,15 +25,18 @@ from grains_ref.grains import (
     Function,
     HyperParameters,
     Model,
+    Selection,
     at_least_float32,
     attribution_of,
     generator_of,
     gradient_at,
+    mask,
     objective,
     spread_scores,
 )
+from grains_ref.methods.core import DRAWING
 
-Name: TypeAlias = Literal["guided_ig", "shapley", "occlusion", "occlusion_pairs"]
+Name: TypeAlias = Literal["guided_ig", "guided_ig_wide", "shapley", "occlusion", "occlusion_pairs"]
 
 FRACTION = 0.25  # of the features, moved at a time: the default of the authors' public code
 MAX_DISTANCE = 0.02  # from the straight path, in shares of the way: likewise
@@ -46,6 +49,8 @@ def attribute_by(name: Name, model: Model, example: Example, hp: HyperParameters
     """Scores of one example by name; objective, m, seed and baselines are `hp`'s, `hp.attribution` is not read.
 
     Guided IG starts at the path's baseline; the others put the mask's baseline in a token's place, as eq. (4) does.
+    The wide band is one step, 1 / m, to either side of the straight path: beside a step of m = 5 the band of the public
+    code leaves no choice.
 
     Raises:
         ValueError: the name is unknown.
@@ -55,6 +60,9 @@ def attribute_by(name: Name, model: Model, example: Example, hp: HyperParameters
     f, x = objective(model, example, hp), example.encoded.embeds
     if name == "guided_ig":
         return guided_integrated_gradients(f, x, model.baseline(example.encoded, hp.path_baseline), m=hp.m)
+    if name == "guided_ig_wide":
+        start = model.baseline(example.encoded, hp.path_baseline)
+        return guided_integrated_gradients(f, x, start, m=hp.m, max_distance=1 / hp.m)
     baseline = model.baseline(example.encoded, hp.mask_baseline)
     if name == "shapley":
         seed = generator_of(example, hp.seed).initial_seed()
@@ -137,7 +145,7 @@ def shapley_values(f: Function, x: Tensor, baseline: Tensor, *, n: int, seed: in
         return f(torch.where(present[..., None] > 0, x, baseline))
 
     everyone = torch.ones(1, len(x), dtype=at_least_float32(x), device=x.device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with DRAWING, torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         values = ShapleyValueSampling(of_present).attribute(
             everyone, baselines=0.0, n_samples=n, perturbations_per_eval=POINTS_AT_ONCE
@@ -170,6 +178,27 @@ def occlusion(f: Function, x: Tensor, baseline: Tensor, *, width: int = 1) -> At
         total[window] += fall
         times[window] += 1
     return spread_scores(f, x, baseline, total / times)
+
+
+@torch.no_grad()
+def contrast_one_at_a_time(
+    model: Model, example: Example, selection: Selection, baseline: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Eq. (4) as the paper's footnote 4 would have it, "replacing one token at a time": the mean of single shifts.
+
+        delta_pos_l = 1 / |I_k^+| * sum over j in I_k^+ of  h_last_l(x) - h_last_l(x \ {j})        delta_neg_l likewise
+
+    baseline: (T, d).  Returns two (L, d), in float32 or wider; an empty set gives 0.
+
+    Convention: the footnote does not say how single shifts are put together.
+    """
+    x = example.encoded.embeds
+    sides = []
+    for tokens in (selection.pos, selection.neg):
+        versions = torch.stack([x, *(mask(x, [j], baseline) for j in tokens)])
+        h = model.residuals(example.encoded, versions).to(at_least_float32(x)).cpu()  # (1 + k, L, d)
+        sides.append((h[0] - h[1:]).mean(0) if tokens else torch.zeros_like(h[0]))
+    return sides[0], sides[1]
 
 
 # -------------------------------------------------------------------------------------------- helpers

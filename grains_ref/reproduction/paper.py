@@ -167,9 +167,11 @@ TABLES = (
             "GrAInS, SmoothGrad": "SmoothGrad",
             "GrAInS, Integrated Gradients": "GrAInS",
             "GrAInS, Guided IG": "Guided IG",
+            "GrAInS, Guided IG, wide band": "Guided IG, wide band",
             "GrAInS, SHAP": "SHAP",
             "GrAInS, occlusion": "occlusion",
             "GrAInS, occlusion of neighbours": "occlusion in pairs",
+            "GrAInS, tokens masked one at a time": "masked one at a time",
         },
         ("Llama TruthfulQA", "Toxigen", "FaithEval"),
         {

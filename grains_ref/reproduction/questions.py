@@ -98,6 +98,12 @@ QUESTIONS = (  # the tables of the demos, and what the paper leaves open
             "Gradient": "gradient",
             "SmoothGrad": "SmoothGrad",
             "Integrated Gradients": "GrAInS",
+            "Guided IG": "Guided IG",
+            "Guided IG, wide band": "Guided IG, wide band",
+            "SHAP": "SHAP",
+            "Occlusion": "occlusion",
+            "Occlusion of neighbours": "occlusion in pairs",
+            "Tokens masked one at a time": "masked one at a time",
         },
     ),
     TableSpec(

@@ -54,6 +54,17 @@ def _scored_by(name: attributions.Name) -> Row:
     return row
 
 
+def _masked_one_at_a_time(lab: Lab) -> Draws:
+    """GrAInS with the paper's footnote 4: its tokens are masked one at a time."""
+    shifts = []
+    for i, example in enumerate(map(lab.example, range(len(lab.steer)))):
+        together = lab.shift(lab.paper, i)
+        baseline = lab.model.baseline(example.encoded, lab.paper.mask_baseline)
+        delta_pos, delta_neg = attributions.contrast_one_at_a_time(lab.model, example, together.selection, baseline)
+        shifts.append(replace(together, delta_pos=delta_pos, delta_neg=delta_neg))
+    return [lab.strengths("GrAInS", lab.stages.vectors(shifts, lab.paper).v)]
+
+
 def _examples(n: int, **changes: Any) -> Row:
     return lambda lab: [lab.grains(f"{n} examples", replace(lab.paper, **changes), n=n)]
 
@@ -222,6 +233,14 @@ SHARED |= {
     "less random tokens, mean": _less_random(aggregation="mean"),
     "agreeing layers": _agreeing_layers,
 }
+SHARED |= {
+    "Guided IG": _scored_by("guided_ig"),
+    "Guided IG, wide band": _scored_by("guided_ig_wide"),
+    "SHAP": _scored_by("shapley"),
+    "occlusion": _scored_by("occlusion"),
+    "occlusion in pairs": _scored_by("occlusion_pairs"),
+    "masked one at a time": _masked_one_at_a_time,
+}
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
 SHARED |= {name: _baseline(edit_gradient, **where) for name, where in EDITS.items()}
 SHARED |= edit_questions.ROWS
@@ -230,10 +249,6 @@ TEXT: dict[str, Row] = SHARED | {
     "ITI": _baseline(iti, probe="linear"),
     "NL-ITI": _baseline(iti, probe="mlp"),
     "RepE": _baseline(repe),
-    "Guided IG": _scored_by("guided_ig"),
-    "SHAP": _scored_by("shapley"),
-    "occlusion": _scored_by("occlusion"),
-    "occlusion in pairs": _scored_by("occlusion_pairs"),
     "weighted mean": grains(aggregation="weighted_mean"),
     "2 components": grains(components=2),
     "3 components": grains(components=3),

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from grains_ref import grains
-from grains_ref.methods.attributions import guided_integrated_gradients, occlusion, shapley_values
+from grains_ref.grains import Example, HyperParameters, Selection, contrast
+from grains_ref.methods.attributions import (
+    attribute_by,
+    contrast_one_at_a_time,
+    guided_integrated_gradients,
+    occlusion,
+    shapley_values,
+)
+from grains_ref.tiny_models.random_models import random_llama
 
 pytestmark = pytest.mark.cpu
 
@@ -109,3 +117,39 @@ def test_occlusion_is_captums(width: int) -> None:
     torch.testing.assert_close(
         occlusion(_curved, x, baseline, width=width).a, expected[0, :, 0].double(), rtol=1e-5, atol=1e-5
     )
+
+
+def _example() -> tuple[grains.Model, Example]:
+    model = random_llama(dtype=torch.float64)
+    return model, model.example("The sky is", " blue", " green")
+
+
+def test_tokens_masked_one_at_a_time_shift_by_the_mean_of_their_own_contrasts() -> None:
+    model, example = _example()
+    baseline = model.baseline(example.encoded, "zero")
+    expected = torch.stack(
+        [contrast(model, example.encoded, Selection(pos=(j,), neg=()), baseline)[0] for j in (0, 1)]
+    ).mean(0)
+    pos, neg = contrast_one_at_a_time(model, example, Selection(pos=(0, 1), neg=()), baseline)
+    torch.testing.assert_close(pos, expected)
+    assert not neg.any()
+
+
+@pytest.mark.parametrize("name", ["guided_ig", "guided_ig_wide", "shapley", "occlusion", "occlusion_pairs"])
+def test_methods_are_found_by_name_on_a_model(name: str) -> None:
+    model, example = _example()
+    scores = attribute_by(name, model, example, HyperParameters())  # type: ignore[arg-type]
+    assert scores.a.shape == example.encoded.ids.shape
+    assert scores.f_x == pytest.approx(grains.attribute(model, example, HyperParameters()).f_x)
+
+
+def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
+    model, example = _example()
+    with pytest.raises(ValueError, match="choose one of guided_ig"):
+        attribute_by("lime", model, example, HyperParameters())  # type: ignore[arg-type]
+
+
+def test_a_wide_band_leaves_guided_integrated_gradients_a_choice() -> None:
+    model, example = _example()
+    narrow, wide = (attribute_by(name, model, example, HyperParameters()).a for name in ("guided_ig", "guided_ig_wide"))
+    assert (narrow - wide).abs().max() > 0.01 * narrow.abs().max()
