@@ -23,6 +23,7 @@ from grains_ref.conformance.fresh import run_fresh
 from grains_ref.conformance.ports import PythonPort
 from grains_ref.conformance.random_inputs import fresh_inputs
 from grains_ref.conformance.runner import run_port
+from grains_ref.conformance.signatures import check
 from grains_ref.conformance.stages import OPTIONS, ORACLE, STAGES, Values, array, tensor
 from grains_ref.conformance.vectors import right_of
 
@@ -181,6 +182,18 @@ def test_random_inputs_are_judged_like_cases() -> None:
     assert "--only steering --seed 900 --count 1" in failed[0].message
 
 
+def test_random_inputs_are_those_of_the_seed_that_is_named() -> None:
+    asked = []
+
+    def steering(**inputs: Any) -> Values:
+        asked.append(np.asarray(inputs["h"]))
+        return ORACLE["steering"](**inputs)
+
+    run_fresh(port_of(steering=steering), budgets(), seeds=[901, 902], dtypes=["float64"])
+    for h, seed in zip(asked, (901, 902), strict=True):
+        assert np.array_equal(h, np.asarray(fresh_inputs("steering", seed)["h"]))
+
+
 def test_every_seed_gives_another_input() -> None:
     for stage in ("selection", "attribution_baselines", "generation_end"):
         assert fresh_inputs(stage, 1).keys() == fresh_inputs(stage, 2).keys()
@@ -194,6 +207,16 @@ def test_a_refused_random_input_is_a_failure() -> None:
     (result,) = run_fresh(port_of(steering=steering), budgets(), seeds=[7], dtypes=["float64"]).results
     assert result.status == "failed"
     assert "not today" in result.message
+
+
+@pytest.mark.parametrize("weights", [[1.0, -0.5, 1.0], [0.0, 0.0, 0.0], [1.0, float("nan"), 1.0]])
+def test_weights_that_mean_nothing_are_refused(weights: list[float]) -> None:
+    inputs = fresh_inputs("aggregation_weighted_mean", 1)
+    n = len(inputs["weights_neg"])
+    spoilt = np.resize(np.asarray(weights), n)
+    with pytest.raises(ValueError, match="weights_neg"):
+        check("aggregation_weighted_mean", "float64", **(inputs | {"weights_neg": spoilt}))
+    check("aggregation_weighted_mean", "float64", **inputs)
 
 
 # ------------------------------------------------------------------------------------- commands

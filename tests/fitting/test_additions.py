@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grains_ref.data import PreferencePair
 from grains_ref.fitting import Additions, FitRecord, checked_examples, random_tokens, resumable_fit
-from grains_ref.fitting.additions import layer_agreement, less_random, only_agreeing_layers
+from grains_ref.fitting.additions import layer_agreement, less_random, only_agreeing_layers, with_only_side
 from grains_ref.fitting.random_tokens import random_selection, random_shift
 from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import (
@@ -209,6 +209,12 @@ def test_one_side_alone_is_v_pos_or_minus_v_neg(llama: HuggingFaceModel, tmp_pat
     assert not pos.v_neg.any()
     assert not neg.v_pos.any()
     assert pos.header.hyper_parameters["only_side"] == "pos"
+
+
+def test_what_is_left_of_equation_6_is_v_pos_or_minus_v_neg() -> None:
+    fit = vectors(shifts_with_one_signal_layer(), MEAN)
+    assert torch.equal(with_only_side(fit, "pos").v, fit.pos.v)
+    assert torch.equal(with_only_side(fit, "neg").v, -fit.neg.v)
 
 
 @pytest.mark.parametrize(

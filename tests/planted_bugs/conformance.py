@@ -174,5 +174,5 @@ BUGS = (
     Bug("change_of_order_unseen", "conformance", "two runs differ in what is right alone, and nobody says so",
         DIFF, 'if was != now and "right" in (was, now):', "if False:", "test_alone"),
     Bug("weights_may_be_negative", "conformance", "negative weights of examples are accepted",
-        SIGNATURES, "(np.asarray(value) >= 0).all() and ", "", "test_planted_bugs_of_the_kit"),
+        SIGNATURES, "(np.asarray(value) >= 0).all() and ", "", "test_options"),
 )  # fmt: skip

@@ -14,7 +14,7 @@ EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
 EDIT_VERDICTS = "grains_ref/reproduction/edit_verdicts.py"
 BUGS = (
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
-        KEPT, 'if cell["version"] != VERSION:', "if False:", "test_reproduction"),
+        KEPT, 'if cell["version"] != VERSION:', "if False:", "test_kept"),
     Bug("damage_is_not_said", "reproduction", "a damaged cell is run again without a word",
         KEPT, "on_damage(error)\n            cell = None", "cell = None", "test_kept"),
     Bug("cells_of_any_shape", "reproduction", "a cell is believed whatever it holds",

@@ -283,12 +283,14 @@ def test_the_header_says_where_vectors_come_from() -> None:
 
 def test_markdown_becomes_tables_and_figures_and_nothing_else() -> None:
     text = "### Table 1. It\n\n| a | b |\n|---|---|\n| <i>1</i> | 2 |\n\n![figure 3](figure-3.png)\n\n![x](https://h/x.png)\n"
+    text += "\n[a](https://h/a) <https://h/b>\n"
     body = Prose(text, {"figure-3.png": b"<svg/>"}).body()
     assert "<h3>Table 1. It</h3>" in body
     assert "<td>&lt;i&gt;1&lt;/i&gt;</td>" in body
     assert body.count("<img") == 1
     assert 'src="data:image/svg+xml;base64,PHN2Zy8+"' in body
-    assert "https" not in body
+    assert "href" not in body
+    assert 'src="https' not in body
 
 
 def test_nats_have_a_sign_and_enough_places() -> None:
