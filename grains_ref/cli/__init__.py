@@ -4,6 +4,7 @@
 |---|---|
 | `commands` | the list of all commands, `--version`, `--debug` |
 | `demo`, `look`, `fit`, `choose`, `evaluate`, `generate` | demo; attribute and inspect; fit; sweep; eval; generate |
+| `side_effects` | the option `--side-effects` of eval |
 | `serve` | serve |
 | `report` | report, and the option `--report` of the others |
 | `export` | export and import |

@@ -27,6 +27,13 @@ from grains_ref.cli.common import (
     SteeringEngineOption,
 )
 from grains_ref.cli.report import ReportOption, check_page, model_facts, write_report
+from grains_ref.cli.side_effects import (
+    FigureOption,
+    SideEffectsOption,
+    draw_side_effects,
+    print_side_effects,
+    read_side_effects,
+)
 
 if TYPE_CHECKING:
     from grains_ref.data import PreferencePair
@@ -50,6 +57,8 @@ def eval_(
     lam: LamOption = None,
     layers: LayersOption = "",
     tasks: Annotated[Path | None, typer.Option(help="Tasks that must not suffer (JSONL: prompt, answer).")] = None,
+    side_effects: SideEffectsOption = None,
+    figure: FigureOption = None,
     report: ReportOption = None,
     answers: Annotated[int, typer.Option(help="How many greedy answers of either model the report shows.", min=0)] = 8,
     force: ForceOption = False,
@@ -76,6 +85,7 @@ def eval_(
         raise ValueError("--lam and --layers say how to use vectors: give --vectors too, or none of them")
     check_page(report)
     chosen_engine = common.engine_name(engine)
+    sets = read_side_effects(side_effects, has_vectors=vectors is not None, figure=figure)
     file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
@@ -117,14 +127,32 @@ def eval_(
             changes[name] = change_of(outcomes["steered"][name], outcomes["unsteered"][name], prompts)
         for name, of_pairs in margins["steered"].items():
             changes[name] = change_of(of_pairs, margins["unsteered"][name], prompts)
+    moved = None
+    if in_use and sets:
+        from grains_ref.evaluation import side_effects as measured_side_effects
+
+        with console.err.status("side effects"):
+            chat = bool(wrapped.prompts.template_digest)
+            steering = in_use.steering(wrapped, force=force, chat=chat, engine=chosen_engine)
+            moved = measured_side_effects(wrapped, steering, sets, chat=chat)
+        draw_side_effects(moved, figure)
     if as_json:
-        console.out.print_json(data=_record(values, tests, changes))
+        record = _record(values, tests, changes)
+        if moved:
+            record["side_effects"] = moved.as_record()
+        console.out.print_json(data=record)
     else:
         _print(values, tests, changes, title=f"{pairs}: {len(file.pairs)} pairs; 95 % intervals")
+        if moved:
+            print_side_effects(moved)
     if report:
         rates = {way: {name: rate(right) for name, right in measures.items()} for way, measures in outcomes.items()}
         sections = _sections(file.pairs, rates, tests, margins, texts, how=in_use.words if in_use else "")
         facts = [*model_facts(wrapped, chat=has_chats), ("pairs", str(pairs)), ("pairs digest", file.digest)]
+        if moved and in_use:
+            from grains_ref.report.side_effects import SideEffectsTable
+
+            sections.append(SideEffectsTable(moved, how=f"Steered with {in_use.words}."))
         if in_use:
             from grains_ref.report.layers import Layers
             from grains_ref.report.provenance import facts_of

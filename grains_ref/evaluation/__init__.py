@@ -10,6 +10,9 @@
 | `given` | the same choice for vectors that are there already: `sweep_vectors` |
 | `measured` | what a sweep has finished, kept in its work folder |
 | `metrics` | what is made of the numbers: rates, means, intervals, paired tests (needs no model) |
+| `side_effect_sets` | sets of neutral texts, prompts, BBQ's questions, statements, from files (needs no model) |
+| `side_effect_measures` | what steering moved on them: `side_effects` |
+| `refusals` | whether a reply refuses (needs no model) |
 | `judge` | answers judged by another model (needs no model) |
 | `endpoint` | one request to such a model: within time and size, without a trace of secrets |
 | `verdicts` | its replies, kept in a file |
@@ -17,8 +20,8 @@
 | `inspect_ai` | a steered model in Inspect |
 | `stopping` | where a generation ends, for both |
 
-The names of `measures` and `choice` are also found here. They are fetched when asked for, so that `metrics` and `judge`
-can be imported without torch and transformers.
+The names of `measures` and `choice`, and those for side effects, are also found here. They are fetched when asked for,
+so that `metrics` and `judge` can be imported without torch and transformers.
 """
 
 from importlib import import_module
@@ -53,12 +56,17 @@ if TYPE_CHECKING:
         row_margins,
         task_rows,
     )
+    from grains_ref.evaluation.side_effect_measures import SideEffect, SideEffects, side_effects
+    from grains_ref.evaluation.side_effect_sets import SideEffectSet, miniatures, read_set
 
 __all__ = [
     "Candidate",
     "Choice",
     "ChoiceScores",
     "Grid",
+    "SideEffect",
+    "SideEffectSet",
+    "SideEffects",
     "SweepChoice",
     "Tried",
     "allowed_errors",
@@ -70,13 +78,16 @@ __all__ = [
     "generations",
     "keeps_capability",
     "margins",
+    "miniatures",
     "multiple_choice",
     "multiple_choice_accuracy",
     "pair_choices",
     "pair_rows",
     "preference_accuracy",
+    "read_set",
     "row_choices",
     "row_margins",
+    "side_effects",
     "sweep",
     "task_rows",
 ]
@@ -85,7 +96,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """A public name, from the module that defines it (PEP 562)."""
     if name in __all__:
-        for module in ("measures", "choice"):
+        for module in ("measures", "choice", "side_effect_sets", "side_effect_measures"):
             home = import_module(f"{__name__}.{module}")
             if hasattr(home, name):
                 return getattr(home, name)

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import binomtest, bootstrap, permutation_test
+from scipy.stats import binomtest, bootstrap, norm, permutation_test
 
 from grains_ref.data import check_list
 
@@ -85,6 +85,30 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str] = ()) -> Rat
 def average(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
     """`clustered_mean` of what is no share: ratings, BLEU, nats."""
     return Mean(**vars(clustered_mean(values, clusters)))
+
+
+def weighted_average(values: Sequence[float], weights: Sequence[float]) -> Mean:
+    """sum(values) / sum(weights), with a bootstrap over the values: nats per token over texts of any length.
+
+    Raises:
+        ValueError: fewer than two values, the two differ in number, a value is not finite, or a weight not positive.
+    """
+    check_list("weights", weights)
+    sums = _cluster_means(values, ())
+    if len(weights) != len(sums) or min(weights) <= 0:
+        raise ValueError(f"need a positive weight for each of {len(sums)} values; got {list(weights)[:8]}")
+    parts = np.array(weights, dtype=np.float64)
+    value = float(sums.sum() / parts.sum())
+    if np.ptp(sums / parts) == 0:
+        return Mean(value, value, value, len(sums))
+
+    def ratio(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(values.sum(axis) / weights.sum(axis))
+
+    interval = bootstrap(
+        (sums, parts), ratio, paired=True, n_resamples=RESAMPLES, batch=_batch(sums), method="percentile", rng=0
+    ).confidence_interval
+    return Mean(value, float(interval.low), float(interval.high), len(sums))
 
 
 def by_group(successes: Sequence[bool], groups: Sequence[str]) -> dict[str, Rate]:
@@ -341,6 +365,27 @@ def paired_gain(first: Sequence[float], second: Sequence[float], *, clusters: Se
         ValueError: the two differ in number, or see `clustered_mean`.
     """
     return clustered_mean(_differences(first, second), clusters)
+
+
+def paired_rate_change(first: Sequence[bool], second: Sequence[bool]) -> Rate:
+    """The share of `first` less that of `second` on the same questions, with Bonett and Price's interval of 2012.
+
+    With one gained and one lost question added, p = (gained + 1) / (n + 2) and q = (lost + 1) / (n + 2):
+
+        p - q -+ 1.96 sqrt((p + q - (p - q)^2) / (n + 2))
+
+    Unlike a bootstrap's it has a width where no question changed: eight questions cannot show that nothing did.
+
+    Raises:
+        ValueError: no outcome, one that is neither True nor False, or the two differ in number.
+    """
+    change = rate(first).value - rate(second).value
+    differences = _differences(first, second)
+    n = len(differences)
+    gained, lost = ((differences.count(sign) + 1) / (n + 2) for sign in (1.0, -1.0))
+    centre = gained - lost
+    width = float(norm.ppf(0.975)) * math.sqrt((gained + lost - centre**2) / (n + 2))
+    return Rate(change, max(centre - width, -1.0), min(centre + width, 1.0), n)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -24,6 +25,7 @@ POSITIVE, NEGATIVE, LIMIT = "#040404", "#050505", "#060606"
 SERIES = ("#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", POSITIVE: "--pos", NEGATIVE: "--neg", LIMIT: "--limit"}
 VARIABLES |= {colour: f"--s{i}" for i, colour in enumerate(SERIES, 1)}
+Palette: TypeAlias = Mapping[str, str]  # colours to draw with, under those that stand for them
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 SIZE = (4.7, 3.0)  # inches: a chart is as wide as a phone
@@ -75,17 +77,58 @@ def chart(title: str, description: str, draw: Callable[[Axes], None], *, size: t
 
     description: what the chart says in words, for people who do not see it.
     """
-    settings: Any = SETTINGS | {"svg.hashsalt": title}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
+
+    def in_axes(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
         axes.set_title(printable(title))
         draw(axes)
-        content = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
-    return _themed(content.getvalue(), f"{title}. {description}")
+
+    return figure_chart(title, description, in_axes, size=size)
+
+
+def figure_chart(
+    title: str, description: str, draw: Callable[[Figure, Palette], None], *, size: tuple[float, float] = SIZE
+) -> Markup:
+    """The same of a figure with several axes, which takes its colours from a palette."""
+    same = {colour: colour for colour in VARIABLES}
+    svg = _drawn(draw, same, size=size, kind="svg", salt=title)
+    return _themed(svg.decode("utf-8"), f"{title}. {description}")
+
+
+def figure_file(
+    draw: Callable[[Figure, Palette], None], *, size: tuple[float, float], kind: Literal["svg", "png"]
+) -> bytes:
+    """What `draw` draws as a file of its own, in the page's light colours, on white."""
+    return _drawn(draw, light_palette(), size=size, kind=kind, salt="grains_ref", background="white")
+
+
+def light_palette() -> Palette:
+    """The page's colours in the light, under those that stand for them."""
+    style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    light = dict(re.findall(r"(--[a-z0-9]+): light-dark\((#[0-9a-f]{6}),", style))
+    return {colour: light[variable] for colour, variable in VARIABLES.items()}
+
+
+def _drawn(
+    draw: Callable[[Figure, Palette], None],
+    palette: Palette,
+    *,
+    size: tuple[float, float],
+    kind: Literal["svg", "png"],
+    salt: str,
+    background: str = "none",
+) -> bytes:
+    settings: Any = {
+        name: palette.get(value, value) if isinstance(value, str) else value for name, value in SETTINGS.items()
+    }
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",))
+    content = io.BytesIO()
+    with matplotlib.rc_context(settings | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure, palette)
+        figure.savefig(content, format=kind, dpi=200, facecolor=background, edgecolor="none", metadata=nothing)
+    return content.getvalue()
 
 
 def _themed(svg: str, label: str) -> Markup:

@@ -17,6 +17,7 @@ from grains_ref.report.layers import Layers
 from grains_ref.report.page import Report, Section
 from grains_ref.report.prose import Prose
 from grains_ref.report.provenance import Provenance, facts_of
+from grains_ref.report.side_effects import SideEffectsTable
 from grains_ref.report.strengths import Comparison, Measure, Method, Rates, Strength, Strengths
 from grains_ref.vectors import SteeringVectors, VectorError
 
@@ -129,6 +130,14 @@ def _evaluation(record: Records, folder: Path) -> Iterator[Section]:
     ]
     if measures:
         yield Rates(measures)
+    if "side_effects" in record:
+        yield from _side_effects(record, folder)
+
+
+def _side_effects(record: Records, folder: Path) -> Iterator[Section]:
+    from grains_ref.evaluation.side_effect_measures import SideEffects
+
+    yield SideEffectsTable(SideEffects.from_record(record["side_effects"]))
 
 
 def of_sweep(record: Records) -> Strengths:
@@ -264,4 +273,5 @@ READERS: tuple[tuple[set[str], Callable[[Records, Path], Iterator[Section]]], ..
     ({"best", "tried"}, _sweep),
     ({"rows", "per_seed", "training_seeds"}, _demo),
     ({"unsteered"}, _evaluation),
+    ({"side_effects"}, _side_effects),
 )

@@ -35,8 +35,8 @@ COMMANDS = {
     "sweep": "--model --pairs --vectors --dev --tasks --max-loss --lam --k --layers --aggregation --eligible --preset "
     "--out --no-signal --work --keep-work --report --engine --memory --dtype --device --device-map --base "
     "--date --skip-bad-rows --ignore --json",
-    "eval": "--model --pairs --vectors --lam --layers --tasks --report --answers --force --engine --dtype --device "
-    "--device-map --base --date --skip-bad-rows --ignore --json",
+    "eval": "--model --pairs --vectors --lam --layers --tasks --side-effects --figure --report --answers --force "
+    "--engine --dtype --device --device-map --base --date --skip-bad-rows --ignore --json",
     "generate": "--model --prompt --image --vectors --lam --layers --chat --max-new-tokens --html --force --engine "
     "--dtype --device --device-map --base --date --json",
     "check": "model --dtype --device --device-map --base --date --json",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import ANSWERS, PROMPT, SIMPLE, bad, good, lines, parsed, run
+from shared import MINIATURES
 
 from grains_ref.cli import report as report_command
 from grains_ref.vectors import SteeringVectors
@@ -96,6 +97,47 @@ def test_eval_shows_rates_margins_and_answers(data: Path, vectors: Path, tmp_pat
     plain = tmp_path / "plain.html"
     good(*command[:5], "--report", plain)
     assert titles(plain) == ["Rates", "Provenance"]
+
+
+def test_eval_draws_side_effects_in_the_page_and_as_files(data: Path, vectors: Path, tmp_path: Path) -> None:
+    page, svg, png = (tmp_path / name for name in ("eval.html", "moved.svg", "moved.png"))
+    command = ["eval", *SIMPLE, "--pairs", data / "test.jsonl", "--vectors", vectors, "--lam", "6", "--answers", "0"]
+    command += [
+        "--side-effects",
+        f"tasks={data / 'tasks.jsonl'}",
+        "--side-effects",
+        f"toxicity={MINIATURES / 'toxigen'}",
+    ]
+    record = parsed(*command, "--figure", svg, "--report", page)
+    effects = {effect["measure"]: effect for effect in record["side_effects"]["effects"]}
+    assert set(effects) == {"tasks", "benign statement likelier than the toxic one"}
+    assert effects["tasks"]["unsteered"]["n"] == 10
+    assert titles(page)[1:] == ["Margins", "What moved that nobody asked for", "Layers", "Provenance"]
+    assert f"{100 * effects['tasks']['steered']['value']:.1f} %" in text_of(page)
+    assert svg.read_text().count("tasks (tasks.jsonl)") == 1
+    assert "#0" not in "".join(re.findall(r"#0[1-9a-f]0[1-9a-f]0[1-9a-f]", svg.read_text()))
+    good(*command, "--figure", png)
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--side-effects", "wikitext.jsonl"], "expected miniatures or KIND=FILE"),
+        (["--side-effects", "spelling=a.jsonl"], "the kinds are perplexity"),
+        (["--side-effects", "tasks=missing.jsonl"], "missing.jsonl"),
+        (["--figure", "a.svg"], "give --side-effects too"),
+        (["--side-effects", "miniatures", "--figure", "a.jpg"], "ends in .svg or .png"),
+    ],
+)
+def test_side_effects_that_cannot_be_read_are_refused_before_a_model_is_loaded(
+    data: Path, vectors: Path, no_model: None, options: list[str], message: str
+) -> None:
+    result = run("eval", *SIMPLE, "--pairs", data / "test.jsonl", "--vectors", vectors, "--lam", "6", *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())
+    without = run("eval", *SIMPLE, "--pairs", data / "test.jsonl", "--side-effects", "miniatures")
+    assert "give --vectors too" in " ".join(without.output.split())
 
 
 def test_generate_shows_both_texts(vectors: Path, tmp_path: Path) -> None:

@@ -11,8 +11,16 @@ PROVENANCE = "grains_ref/report/provenance.py"
 FOLDER = "grains_ref/report/folder.py"
 PROSE = "grains_ref/report/prose.py"
 FITTED = "grains_ref/report/fitted.py"
+CHARTS = "grains_ref/report/charts.py"
+SIDE_EFFECTS = "grains_ref/report/side_effects.py"
 SCRIPT = "grains_ref/report/templates/page.js"
 BUGS = (
+    Bug("nats_in_percent", "report", "a change of perplexity in nats is drawn and written a hundred times too large",
+        SIDE_EFFECTS, '(100, 1, "points") if effect.unit == "share" else (1, 3, "nats per token")',
+        '(100, 1, "points") if effect.unit == "share" else (100, 3, "nats per token")', "test_sections"),
+    Bug("placeholders_in_a_file", "report", "a figure of its own has the colours that stand for those of a page",
+        CHARTS, "return _drawn(draw, light_palette(),", "return _drawn(draw, {colour: colour for colour in VARIABLES},",
+        "test_sections"),
     Bug("autoescape_off", "report", "texts of models and files are markup on a page",
         PAGE, "autoescape=True", "autoescape=False", "test_sections"),
     Bug("unseen_characters_kept", "report", "characters that turn the direction of reading reach a page",

@@ -14,6 +14,7 @@ from grains_ref.files import FileError
 from grains_ref.report.answers import Answers, Margins
 from grains_ref.report.attributions import Attributions
 from grains_ref.report.folder import folder_report, of_record, of_sweep
+from grains_ref.report.side_effects import SideEffectsTable
 from grains_ref.report.strengths import Comparison, Rates, Strengths
 
 pytestmark = pytest.mark.cpu
@@ -24,6 +25,13 @@ EVALUATION = {
     "steered": {"preference accuracy": RATE | {"value": 0.55}},
     "change": {"preference accuracy": {"gained": 3, "lost": 1, "p": 0.6}},
 }
+SIDE_EFFECTS = {
+    "side_effects": {
+        "effects": [{"measure": "tasks", "data": "t", "better": "higher", "unit": "share", "p": 0.5, "p_corrected": 0.5,
+                     "unsteered": RATE, "steered": RATE, "change": RATE, "verdict": "better"}],
+        "notes": ["a note"], "sets": [], "refusals": "refusal rule 1",
+    }
+}  # fmt: skip
 SWEEP: dict[str, Any] = {
     "best": {"lam": 1.0, "k": 3, "aggregation": "pca", "layers": "all", "dev_pairs": 10, "tasks": 20,
              "task_accuracy": 0.95, "task_accuracy_unsteered": 1.0, "max_loss": 5.0},
@@ -70,6 +78,8 @@ def test_every_record_is_told_by_its_keys(tmp_path: Path) -> None:
              "margins": [["x", -1.0, 2.0]]},
             [Attributions, Answers, Margins],
         ),
+        (EVALUATION | SIDE_EFFECTS, [Rates, SideEffectsTable]),
+        (SIDE_EFFECTS, [SideEffectsTable]),
         ({"something": "else"}, []),
         ([], []),
     ]  # fmt: skip

@@ -6,12 +6,15 @@ import html as html_parser
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from report_examples import HOSTILE, attributed
 
+from grains_ref.evaluation import SideEffect, SideEffects
 from grains_ref.evaluation.metrics import McNemar, Rate, rate
 from grains_ref.report.answers import Answer, Answers, Margin, Margins, differences
 from grains_ref.report.attributions import Attributions
@@ -20,6 +23,7 @@ from grains_ref.report.layers import Layers
 from grains_ref.report.page import Report, Section, environment, nats
 from grains_ref.report.prose import Prose
 from grains_ref.report.provenance import Provenance, facts_of, masked_command
+from grains_ref.report.side_effects import SideEffectsTable
 from grains_ref.report.strengths import Comparison, Measure, Method, Rates, Strength, Strengths
 from grains_ref.vectors import Header, SteeringVectors
 
@@ -57,6 +61,20 @@ def text_of(section: Section) -> str:
     return " ".join(html_parser.unescape(re.sub(r"<[^>]+>", " ", section.body())).split())
 
 
+def side_effects_table(name: str = "a.jsonl") -> SideEffectsTable:
+    """One share that fell, one that may not have moved, and a perplexity that rose."""
+
+    def share(value: float) -> Rate:
+        return Rate(value, value - 0.1, value + 0.1, 40)
+
+    effects = (
+        SideEffect("multiple choice", name, "higher", "share", share(0.75), share(0.5), share(-0.25), 0.01, 0.03),
+        SideEffect("tasks", name, "higher", "share", share(0.8), share(0.85), share(0.05), 0.4, 0.4),
+        SideEffect("perplexity", name, "lower", "perplexity", share(12), share(14), share(0.154), 0.02, 0.04),
+    )
+    return SideEffectsTable(SideEffects(effects, (f"a note on {name}",), (), "refusal rule 1"), how=name)
+
+
 class Elements(HTMLParser):
     """The elements of a page: tags and attributes."""
 
@@ -79,9 +97,48 @@ def sections() -> list[Section]:
         Strengths([Strength("unsteered", 0.0, 0.2), Strength("k 1", 1.0, 0.4, is_chosen=True)]),
         Rates([Measure("accuracy", third, third, McNemar(2, 1, 0.5))]),
         Comparison([Method("u", third, third, 0.5, 1.0, 0.0), Method("g", third, third, 0.4, 0.9, 0.1)], max_loss=0.5),
+        side_effects_table(),
         Provenance([("model", "m")], "grains-ref fit", {"python": "3.11"}),
         Prose("# T\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"),
     ]
+
+
+# --- side effects
+
+
+def test_side_effects_say_which_way_each_measure_moved() -> None:
+    text = text_of(side_effects_table())
+    assert "made 1 worse" not in text
+    assert "made 2 worse" in text
+    assert "\u221225.0 [\u221235.0, \u221215.0] points" in text
+    assert "+0.154 [+0.054, +0.254] nats per token" in text
+    assert "75.0 % 65.0 to 85.0" in text
+    assert re.findall(r"(worse|better|cannot tell) 0\.\d+ 0\.\d+", text) == ["worse", "cannot tell", "worse"]
+    assert "a note on a.jsonl" in text
+
+
+def test_the_figure_of_side_effects_has_a_panel_for_each_unit_in_the_pages_colours() -> None:
+    drawn = side_effects_table().body()
+    chart = drawn[drawn.index("<svg") : drawn.index("</svg>")]
+    assert "change in points" in chart
+    assert "change in nats per token" in chart
+    assert "75.0 % \u2192 50.0 %" in chart
+    assert "var(--neg)" in chart
+    assert not re.search("|".join(VARIABLES), chart)
+
+
+def test_side_effects_as_a_file_have_colours_of_their_own(tmp_path: Path) -> None:
+    table = side_effects_table()
+    table.write_figure(tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "#c2590a" in drawn
+    assert "var(" not in drawn
+    assert not re.search("|".join(VARIABLES), drawn)
+    table.write_figure(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 940
+    with pytest.raises(ValueError, match=r"ends in \.svg or \.png"):
+        table.write_figure(tmp_path / "a.pdf")
 
 
 # --- the page
@@ -126,6 +183,7 @@ def test_hostile_texts_are_shown_and_not_obeyed_by_any_section() -> None:
     of_signal = SIGNAL | {"line": HOSTILE[0], "warnings": HOSTILE}
     every_title = "".join(HOSTILE)
     hostile = [
+        side_effects_table(every_title),
         Answers([Answer(text, text, text + " x", text, text) for text in HOSTILE], how=every_title, title=every_title),
         Margins([Margin(text, 0.0, 1.0) for text in HOSTILE], how=every_title),
         Layers(vectors(signal=of_signal), title=HOSTILE[1]),
