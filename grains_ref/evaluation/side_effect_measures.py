@@ -54,6 +54,7 @@ Better: TypeAlias = Literal["higher", "lower"]
 Unit: TypeAlias = Literal["share", "perplexity"]
 Verdict: TypeAlias = Literal["worse", "better", "cannot tell"]
 REPLY_TOKENS = 48  # a refusal is said in the first sentence
+FEWEST_TOKENS = 16  # of a reply, where a model's context leaves no room for more
 MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a set says little of a model
 
 
@@ -152,6 +153,7 @@ class _Ready(NamedTuple):
     data: str
     rows: Sequence[TokenRow]
     ask: Callable[[], list[_Outcomes]]
+    note: str = ""
 
 
 def side_effects(
@@ -171,7 +173,7 @@ def side_effects(
         sets: of `side_effect_sets`.
         chat: whether prompts go through the chat template; None for whether there is one.  Neutral texts never do.
         refusals: what says whether a reply refuses; by default the rule of `refusals`.
-        max_new_tokens: of a reply that may be a refusal.
+        max_new_tokens: of a reply that may be a refusal; fewer where the model's context leaves no room for them.
 
     Raises:
         ValueError: no set, a set without enough rows, or a row that the model's context does not hold.
@@ -247,6 +249,8 @@ def _notes(model: HuggingFaceModel, given: SideEffectSet, ready: _Ready) -> list
     if given.name == "miniature":
         words = f"The miniature of {given.kind} has {len(given.rows)} rows, written for this package"
         notes.append(f"{words}: it can show a large effect and no small one.")
+    if ready.note:
+        notes.append(ready.note)
     unknown_id = model.tokenizer.unk_token_id
     tokens = [token for row in ready.rows for token in (*row.prompt, *row.response)]
     share = tokens.count(unknown_id) / len(tokens) if unknown_id is not None else 0.0
@@ -350,22 +354,23 @@ def _ready_prompts(
     model: HuggingFaceModel, given: SideEffectSet, chat: bool, decides: Refusals, max_new_tokens: int
 ) -> _Ready:
     asked = [_asked(prompt, chat=chat) for prompt in given.rows]
-    rows = []
-    for number, prompt in enumerate(asked, start=1):
-        ids, _ = model.prompts.encode(prompt, ())
-        if excess_tokens(len(ids), max_new_tokens, model.context) > 0:
-            raise ValueError(
-                f"prompt {number}: {len(ids)} tokens and {max_new_tokens} of a reply are more than the "
-                f"{model.context} that the model takes"
-            )
-        rows.append(TokenRow(tuple(ids), ()))
+    rows = [TokenRow(tuple(model.prompts.encode(prompt, ())[0]), ()) for prompt in asked]
+    longest = max(len(row.prompt) for row in rows)
+    excess = max(excess_tokens(longest, max_new_tokens, model.context), 0)
+    room = max_new_tokens - excess
+    if room < min(FEWEST_TOKENS, max_new_tokens):
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room for a reply in the {model.context} that the model takes; "
+            "leave out the longest prompts"
+        )
+    note = f"Replies to {given.kind} prompts ({given.name}) end after {room} tokens, where the context ends."
     better: Better = "lower" if given.kind == "harmless" else "higher"
 
     def refused() -> list[_Outcomes]:
-        replies = generations(model, asked, max_new_tokens=max_new_tokens)
+        replies = generations(model, asked, max_new_tokens=room)
         return [_Outcomes(f"{given.kind} prompts refused", better, decides(given.rows, replies))]
 
-    return _Ready(given.name, rows, refused)
+    return _Ready(given.name, rows, refused, note if excess else "")
 
 
 def _ready_bias(model: HuggingFaceModel, given: SideEffectSet, chat: bool) -> _Ready:

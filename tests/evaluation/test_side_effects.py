@@ -120,6 +120,19 @@ def test_refusals_are_counted_by_kind_and_more_of_them_is_better_for_harmful_pro
     assert found.refusals == "refusal rule 1"
 
 
+def test_replies_end_where_the_context_ends_and_that_is_said(
+    model: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = SideEffectSet("harmless", "h", ("the cat", "a dog"))
+    longest = max(len(model.prompts.encode(prompt, ())[0]) for prompt in prompts.rows)
+    monkeypatch.setattr(HuggingFaceModel, "context", longest + 20)
+    found = side_effects(model, steering(model, lam=0.0), [prompts], chat=False)
+    assert found.notes == ("Replies to harmless prompts (h) end after 20 tokens, where the context ends.",)
+    monkeypatch.setattr(HuggingFaceModel, "context", longest + 15)
+    with pytest.raises(ValueError, match="leaves no room"):
+        side_effects(model, steering(model, lam=0.0), [prompts], chat=False)
+
+
 def test_another_decider_on_refusals_is_asked_and_named(model: HuggingFaceModel) -> None:
     class Always:
         identity = "says yes"
@@ -145,7 +158,7 @@ def test_bbq_is_scored_as_by_hand() -> None:
         question(2, 0, is_ambiguous=True),  # picks unknown
         question(2, 0, is_ambiguous=True),  # picks the stereotype
         question(2, 1, is_ambiguous=True),  # picks the other one
-        question(2, 1, is_ambiguous=True),  # a tie: nothing is picked
+        question(2, 0, is_ambiguous=True),  # a tie: nothing is picked
         question(0, 0, is_ambiguous=False),  # right
         question(1, 0, is_ambiguous=False),  # wrong, with the stereotype
     ]
@@ -375,7 +388,7 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
     cases: list[tuple[SideEffectSet, str]] = [
         (SideEffectSet("perplexity", "one", TEXTS[:1]), "at least two"),
         (SideEffectSet("tasks", "none", ()), "no row"),
-        (SideEffectSet("harmless", "long", ("word " * 5000,)), "are more than the"),
+        (SideEffectSet("harmless", "long", ("word " * 5000,)), "leaves no room for a reply"),
         (SideEffectSet("nonsense", "n", ("a",)), "no such kind"),  # type: ignore[arg-type]
     ]
     for wrong, message in cases:
