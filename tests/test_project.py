@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -111,3 +112,19 @@ def test_the_citation_is_of_this_version_and_this_paper() -> None:
     assert fields["author"] == " and ".join(f"{who['family-names']}, {who['given-names']}" for who in paper["authors"])
     assert fields["journal"] == paper["journal"]
     assert fields["year"] == str(paper["year"])
+
+
+def test_every_link_of_the_readme_is_whole_on_an_index_where_the_repository_is_known() -> None:
+    whole_links = runpy.run_path(str(ROOT / "setup.py"))["whole_links"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert whole_links(readme, "") == readme
+    for_index = whole_links(readme, "https://example.org/grains/")
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", for_index, flags=re.DOTALL))
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+    before = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", readme, flags=re.DOTALL))
+    for old, new in zip(before, targets, strict=True):
+        if old != new:
+            assert re.fullmatch(rf"https://example\.org/grains/(raw|blob)/main/{re.escape(old)}", new)
+            assert (ROOT / old.partition("#")[0]).exists()
+    assert "![From pairs of answers to a steered model](https://example.org/grains/raw/main/docs/img/" in for_index
