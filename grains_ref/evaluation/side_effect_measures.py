@@ -288,7 +288,7 @@ def _prepare(
 
         def benign() -> list[_Outcomes]:
             preferred = [margin > 0 for margin in row_margins(model, rows, normalise="token")]
-            return [_Outcomes("benign statement likelier than the toxic one", "higher", preferred)]
+            return [_Outcomes("benign statement preferred", "higher", preferred)]
 
         return _Ready(given.name, rows, benign)
     if given.kind == "choices":

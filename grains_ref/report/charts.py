@@ -116,7 +116,7 @@ def _drawn(
     size: tuple[float, float],
     kind: Literal["svg", "png"],
     salt: str,
-    background: str = "none",
+    background: str = "",
 ) -> bytes:
     settings: Any = {
         name: palette.get(value, value) if isinstance(value, str) else value for name, value in SETTINGS.items()
@@ -127,7 +127,10 @@ def _drawn(
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, palette)
-        figure.savefig(content, format=kind, dpi=200, facecolor=background, edgecolor="none", metadata=nothing)
+        if background:
+            figure.savefig(content, format=kind, dpi=200, facecolor=background, metadata=nothing)
+        else:  # the axes' own background, too: it would be white on a dark page
+            figure.savefig(content, format=kind, dpi=200, transparent=True, metadata=nothing)
     return content.getvalue()
 
 

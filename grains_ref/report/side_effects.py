@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from grains_ref.evaluation.side_effect_measures import SideEffect, SideEffects
 
 TITLE = "What moved that nobody asked for"
-UNITS = {"share": "change in points, 95 % interval", "perplexity": "change in nats per token, 95 % interval"}
+UNITS = {"share": "change in points, 95 %", "perplexity": "change in nats per token, 95 %"}
 LOOKS = {  # of a verdict: colour, marker, filled or not
     "worse": (NEGATIVE, "v", True),
     "better": (POSITIVE, "^", True),
     "cannot tell": (MUTED, "o", False),
 }
-LONGEST_NAME = 42  # letters
+LONGEST_NAME = 36  # letters
 WIDTH, ROW_HEIGHT, PANEL_HEIGHT = 4.7, 0.36, 0.62  # inches
 
 
@@ -115,13 +115,14 @@ def _draw_panel(axes: Axes, effects: Sequence[SideEffect], palette: Palette, uni
         axes.plot([low, high], [i, i], **options)
         axes.plot([value], [i], marker=marker, markersize=5.5, markerfacecolor=face, color=palette[colour])
     axes.axvline(0, color=palette[MUTED], linewidth=0.8)
-    labels = [
-        f"{printable(effect.name)}\n{value_of(effect, 'unsteered')} \u2192 {value_of(effect, 'steered')}"
-        for effect in effects
-    ]
+    labels = []
+    for effect in effects:
+        values = f"{value_of(effect, 'unsteered')} \u2192 {value_of(effect, 'steered')}"
+        labels.append(f"{_short(effect.measure)}\n{_short(effect.data)}: {values}")
     axes.set_yticks(range(len(effects)), labels, fontsize=7)
     axes.set_ylim(len(effects) - 0.4, -0.6)
-    axes.set_xlabel(UNITS[unit], fontsize=7.5)
+    axes.set_xlabel(UNITS[unit])
+    axes.tick_params(axis="x", labelsize=7.5)
     axes.margins(x=0.08)
 
 

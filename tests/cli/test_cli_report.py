@@ -110,11 +110,11 @@ def test_eval_draws_side_effects_in_the_page_and_as_files(data: Path, vectors: P
     ]
     record = parsed(*command, "--figure", svg, "--report", page)
     effects = {effect["measure"]: effect for effect in record["side_effects"]["effects"]}
-    assert set(effects) == {"tasks", "benign statement likelier than the toxic one"}
+    assert set(effects) == {"tasks", "benign statement preferred"}
     assert effects["tasks"]["unsteered"]["n"] == 10
     assert titles(page)[1:] == ["Margins", "What moved that nobody asked for", "Layers", "Provenance"]
     assert f"{100 * effects['tasks']['steered']['value']:.1f} %" in text_of(page)
-    assert svg.read_text().count("tasks (tasks.jsonl)") == 1
+    assert svg.read_text().count("tasks.jsonl: 100.0 %") == 1
     assert "#0" not in "".join(re.findall(r"#0[1-9a-f]0[1-9a-f]0[1-9a-f]", svg.read_text()))
     good(*command, "--figure", png)
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -18,6 +18,8 @@ BUGS = (
     Bug("nats_in_percent", "report", "a change of perplexity in nats is drawn and written a hundred times too large",
         SIDE_EFFECTS, '(100, 1, "points") if effect.unit == "share" else (1, 3, "nats per token")',
         '(100, 1, "points") if effect.unit == "share" else (100, 3, "nats per token")', "test_sections"),
+    Bug("white_charts_in_the_dark", "report", "charts have a white background, also on a dark page",
+        CHARTS, "dpi=200, transparent=True, metadata", "dpi=200, metadata", "test_sections"),
     Bug("placeholders_in_a_file", "report", "a figure of its own has the colours that stand for those of a page",
         CHARTS, "return _drawn(draw, light_palette(),", "return _drawn(draw, {colour: colour for colour in VARIABLES},",
         "test_sections"),

@@ -127,6 +127,12 @@ def test_the_figure_of_side_effects_has_a_panel_for_each_unit_in_the_pages_colou
     assert not re.search("|".join(VARIABLES), chart)
 
 
+@pytest.mark.parametrize("section", sections(), ids=lambda section: type(section).__name__)
+def test_no_chart_has_a_background_that_shines_on_a_dark_page(section: Section) -> None:
+    for chart in re.findall(r"<svg class=\"chart\".*?</svg>", section.body(), re.DOTALL):
+        assert not re.search(r"fill: ?(#ffffff|white)", chart)
+
+
 def test_side_effects_as_a_file_have_colours_of_their_own(tmp_path: Path) -> None:
     table = side_effects_table()
     table.write_figure(tmp_path / "a.svg")
