@@ -8,8 +8,10 @@
 | RepE | `repe` | residual stream at the answer's last token | residual stream of a range of blocks |
 | VTI | `vti` | as ICV, and the vision tower | MLP outputs of decoder and vision tower |
 | ICT | `ict` | attention heads, with clean and with noised pictures | the heads whose probes tell them apart |
+| VJP-delta | `vjp_delta` | a contrast of late states, pulled back | residual stream of earlier blocks |
 | edit gradient | `edit_gradient` | derivative of f with respect to the edit | a site of choice, all blocks |
 | VCD, CRG, IMMUNE | `decoding` | - | the next token's distribution |
+| BiPO | `bipo` | - | residual stream of one block, by training |
 | LoRA | `lora` | - | query and value projections, by training |
 
 Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,

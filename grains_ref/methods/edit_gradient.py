@@ -24,9 +24,8 @@ Convention: `after_prompt` begins at the prompt's last token, so that the answer
 
 Neighbours, and what differs.  BiPO optimises the same kind of v, at one block, over many steps of a loss whose
 derivative at v = 0 is this one but for a factor.  BitFit trains the biases that a model has, by many steps; v is a bias
-that it has not.  VJP-delta also pulls a wanted change back through the network to its blocks; its own text was not at
-hand.  Attribution patching takes the same derivative times the difference of two runs' states, to rank places, not to
-steer.
+that it has not.  VJP-delta pulls back the contrast of two classes' late states, not f.  Attribution patching takes the
+same derivative times the difference of two runs' states, to rank places, not to steer.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ ON_SPLIT_0_ALONE = (  # what costs much or says little more, so that the whole i
     "CAA, one block",
     "CAA, at the difference",
     "NL-ITI",
+    "BiPO",
     "LoRA, the paper's rate",
     "LoRA, rate chosen",
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grains_ref.data import PairFile, PreferencePair
 from grains_ref.grains import DegenerateShiftsError, Steering
-from grains_ref.methods import caa, ict, icv, iti, lora, repe, vti
+from grains_ref.methods import bipo, caa, ict, icv, iti, lora, repe, vjp_delta, vti
 from grains_ref.methods.core import Edit, capture, edit_pixels, keep_norm, length, unit
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
@@ -39,6 +39,8 @@ FITS: dict[str, Callable[..., Any]] = {
     "iti": lambda model, pairs: iti.fit(model, pairs, probe="linear"),
     "nl-iti": lambda model, pairs: iti.fit(model, pairs, probe="mlp", spread="answers"),
     "lora": lora.fit,
+    "bipo": lambda model, pairs: bipo.fit(model, pairs, epochs=2),
+    "vjp_delta": lambda model, pairs: vjp_delta.fit(model, pairs, skipped=3),
 }
 fits = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 
@@ -101,7 +103,7 @@ def test_a_weight_that_is_not_finite(fit: Callable[..., Any], value: float) -> N
     model = random_llama()
     with torch.no_grad():
         model.blocks[1].get_submodule("self_attn.v_proj").weight[0, 0] = value  # type: ignore[index, operator]
-    with pytest.raises((FloatingPointError, ValueError), match=r"block 1|the loss is nan"):
+    with pytest.raises((FloatingPointError, ValueError), match=r"block 1|the loss is nan|scores are not finite"):
         fit(model, PAIRS)
 
 

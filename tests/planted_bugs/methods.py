@@ -10,6 +10,8 @@ ICT = "grains_ref/methods/ict.py"
 VTI = "grains_ref/methods/vti.py"
 REPE = "grains_ref/methods/repe.py"
 LORA = "grains_ref/methods/lora.py"
+BIPO = "grains_ref/methods/bipo.py"
+VJP = "grains_ref/methods/vjp_delta.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
 CONTRAST = "grains_ref/methods/decoding/contrast.py"
 VCD = "grains_ref/methods/decoding/vcd.py"
@@ -120,6 +122,24 @@ BUGS = (
         "test_lora"),
     Bug("lora_unscaled", "baselines", "adapters are not scaled by alpha / rank",
         LORA, "Adapter(rate, alpha / rank, trained_a,", "Adapter(rate, 1.0, trained_a,", "test_lora"),
+    Bug("bipo_one_direction", "baselines", "with d = -1 the loss still asks for the chosen answers",
+        BIPO, "beta * d * (f_of(model, example) - unsteered)", "beta * (f_of(model, example) - unsteered)",
+        "test_bipo"),
+    Bug("bipo_always_added", "baselines", "v is added, never taken away, whatever d is",
+        BIPO, "_add(vector, float(d))", "_add(vector, 1.0)", "test_bipo"),
+    Bug("bipo_without_reference", "baselines", "the loss forgets the model as it is",
+        BIPO, "(f_of(model, example) - unsteered)", "f_of(model, example)", "test_bipo"),
+    Bug("bipo_from_where_it_stood", "baselines", "a step goes along the derivatives of all steps before, too",
+        BIPO, "vector.grad = None", "pass", "test_bipo"),
+    Bug("vjp_delta_sum_of_classes", "baselines", "what is pulled back is summed over the classes",
+        VJP, "_mean([of_text.q for of_text in pos]) - _mean([of_text.q for of_text in neg])",
+        "_mean([of_text.q for of_text in pos]) + _mean([of_text.q for of_text in neg])", "test_vjp_delta"),
+    Bug("vjp_delta_of_all_tokens", "baselines", "the text's first tokens count, too",
+        VJP, "gradient[0, skipped:-1].double().mean(0)", "gradient[0, :-1].double().mean(0)", "test_vjp_delta"),
+    Bug("vjp_delta_contrast_of_the_last", "baselines", "the contrast is set against the last counted token alone",
+        VJP, "x[0, counted.start : counted.stop]", "x[0, counted.stop - 1 : counted.stop]", "test_vjp_delta"),
+    Bug("vjp_delta_never_turned", "baselines", "v keeps the sign that it came with",
+        VJP, "VJPDelta(-v if turned else v,", "VJPDelta(v,", "test_vjp_delta"),
     Bug("one_prompts_end_for_all", "baselines", "where a prompt ends in one thread it ends in all of them",
         CORE, "self._in_prompt[threading.get_ident()] = cache is None or",
         "self._in_prompt = {}; self._in_prompt[threading.get_ident()] = cache is None or", "test_whose_calls"),

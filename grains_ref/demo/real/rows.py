@@ -18,7 +18,7 @@ from torch import Tensor
 from grains_ref.demo.real.trial import Ladder, Steered, Trial
 from grains_ref.fitting.signal import Signal, agreement_of_halves, signal_of
 from grains_ref.grains import Fit, HyperParameters, Steering, vectors
-from grains_ref.methods import caa, edit_gradient, icv, iti, lora, repe
+from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, repe, vjp_delta
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
 
 Row: TypeAlias = Callable[[Trial], list[Ladder]]
@@ -147,6 +147,21 @@ def repe_row(trial: Trial) -> list[Ladder]:
     return [Ladder("RepE", lambda c: functools.partial(fit.steering, trial.model, c=c, blocks=blocks), start=0.25)]
 
 
+def bipo_row(trial: Trial) -> list[Ladder]:
+    """BiPO as its code has it: one block, its own learning rate; the seed is the split's."""
+    trial.note("training BiPO's vector")
+    fit = bipo.fit(trial.model, trial.sets.steer, seed=trial.seed)
+    return [Ladder("BiPO", lambda c: functools.partial(fit.steering, trial.model, c=c), start=1.0)]
+
+
+def vjp_delta_row(trial: Trial) -> list[Ladder]:
+    """VJP-delta on its author's share of the blocks."""
+    n = len(trial.model.blocks)
+    sources = [block for block in vjp_delta.middle(n) if block < vjp_delta.third_from_the_end(n)]
+    fit = vjp_delta.fit(trial.model, trial.sets.steer, blocks=sources)
+    return [Ladder("VJP-delta", lambda c: functools.partial(fit.steering, trial.model, c=c), start=0.25)]
+
+
 def lora_row(*, start: float, rungs: int) -> Row:
     """LoRA; its ladder is one of learning rates, an adapter trained for each as soon as it is asked for."""
 
@@ -186,6 +201,8 @@ ROWS: dict[str, Row] = {
     "ITI": iti_row("linear"),
     "NL-ITI": iti_row("mlp"),
     "RepE": repe_row,
+    "VJP-delta": vjp_delta_row,
+    "BiPO": bipo_row,
     "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
     "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
 }
