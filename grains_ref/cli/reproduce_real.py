@@ -47,7 +47,7 @@ def carry_out(output: Path, *, quick: bool, workers: int, dry_run: bool) -> None
 
 def write_pages(output: Path, wanted: Sequence[Key]) -> None:
     """The page, the record and the figure, of the cells that are there."""
-    from grains_ref.reproduction import real_pages
+    from grains_ref.reproduction import real_pages, real_signal
     from grains_ref.reproduction.kept import read_cell, read_facts
     from grains_ref.vectors import library_versions
 
@@ -57,13 +57,23 @@ def write_pages(output: Path, wanted: Sequence[Key]) -> None:
         if cell is not None:
             found[key] = cell
     subjects = {(name, split): read_facts(output, name, split) for name, split, _ in found}
-    page = real_pages.page(found, subjects)
+    of_signal = real_signal.points(found, subjects)
+    page = "\n".join(
+        [
+            real_pages.what_was_run(found, wanted),
+            "",
+            real_pages.page(found, subjects),
+            real_signal.text_of(of_signal),
+            "",
+        ]
+    )
     real_pages.draw_curves(found, output / "curves.png")
+    real_signal.draw(of_signal, output / "signal.svg")
     content = {"versions": library_versions(), "behaviours": real_pages.record(found, subjects)}
     write_whole(output / "tables.md", page)
     write_whole(output / "record.json", json.dumps(content, indent=1) + "\n")
     out.print(page, soft_wrap=True)
-    err.print(f"written to {output}/: tables.md, record.json, curves.png and .svg")
+    err.print(f"written to {output}/: tables.md, record.json, curves.png and .svg, signal.svg")
 
 
 def _run(units: Sequence[Unit], model: Path, output: Path, *, workers: int) -> None:

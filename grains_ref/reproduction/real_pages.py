@@ -42,6 +42,18 @@ def page(cells: dict[Key, Cell], subjects: Subjects) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def what_was_run(cells: dict[Key, Cell], wanted: Sequence[Key]) -> str:
+    """Which of the wanted cells are there, in words, and which are not."""
+    lines = [f"{sum(key in cells for key in wanted)} of {len(wanted)} cells are finished."]
+    for name in dict.fromkeys(behaviour for behaviour, _, _ in wanted):
+        for split in dict.fromkeys(of_split for behaviour, of_split, _ in wanted if behaviour == name):
+            rows = [row for behaviour, of_split, row in wanted if (behaviour, of_split) == (name, split)]
+            left = [row for row in rows if (name, split, row) not in cells]
+            missing = f"; not run: {'; '.join(left)}" if left else ""
+            lines.append(f"- {name}, split {split}: {len(rows) - len(left)} of {len(rows)} rows{missing}")
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------- tables
 def _overview(cells: dict[Key, Cell], subjects: Subjects, behaviours: Sequence[str]) -> str:
     lines = [

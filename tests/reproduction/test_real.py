@@ -20,7 +20,8 @@ from grains_ref.reproduction.real import (
     main_rows_first,
     seen_of,
 )
-from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record
+from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record, what_was_run
+from grains_ref.reproduction.real_signal import correlation, draw, points, text_of
 
 pytestmark = pytest.mark.cpu
 
@@ -50,6 +51,7 @@ def cell(row: str, *, right: int = 6, strength: float = 0.5) -> Cell:
             "halves": [0.1, 0.0, 0.2],
             "sides": 0.9,
             "template": 0.6,
+            "length": 0.02,
         }
     return {"draws": [draw]}
 
@@ -142,3 +144,55 @@ def test_a_cell_of_a_trial_can_be_kept(row: str, tmp_path: Path) -> None:
     assert len(draw["texts"]) == len(trial.shown)
     assert ("signal" in draw) == (row != "unsteered")
     assert ("asked" in draw) == (row == "unsteered")
+
+
+# ------------------------------------------------------------------------------------------- the signal line
+def test_the_signal_line_is_asked_at_the_strength_nearest_to_a_hundredth_of_the_state() -> None:
+    made = some_cells()
+    found = points(made, FACTS)
+    assert [(point.behaviour, point.split, point.row) for point in found] == [
+        ("lie", 0, "GrAInS"),
+        ("lie", 1, "GrAInS"),
+    ]
+    (first, _) = found
+    assert first.lam == 0.5  # of 0.5 and 1: 1 and 2 hundredths
+    assert first.predicted == pytest.approx(0.05)
+    assert (first.low, first.high) == pytest.approx((-0.05, 0.15))
+    assert first.measured == pytest.approx(2.0)  # from a mean margin of -2 to one of 0
+
+
+def test_a_warning_is_right_where_nothing_is_gained_and_a_silence_where_something_is() -> None:
+    made = some_cells()
+    made["lie", 1, "GrAInS"] = cell("GrAInS", right=8)  # gains, and the line warned
+    made["lie", 0, "GrAInS, mean"] = cell("GrAInS, mean", right=8)
+    made["lie", 0, "GrAInS, mean"]["draws"][0]["signal"]["verdict"] = "toward"
+    text = text_of(points(made, FACTS))
+    assert "Warned in 2 cells, rightly in 1 of 2 (50 %); silent in 1, rightly in 1 of 1 (100 %)" in text
+    assert "right in 2 of 3 (67 %)" in text
+    assert "of f on dev in 1 of 1 cells" in text
+    assert text_of([]) == ""
+
+
+def test_a_correlation_needs_three_points_that_differ(tmp_path: Path) -> None:
+    made = some_cells()
+    for lam, row in ((0.5, "GrAInS, mean"), (1.0, "GrAInS, content")):
+        made["lie", 0, row] = cell(row)
+        made["lie", 0, row]["draws"][0]["signal"]["slope"] = [lam, 0.0, 2.0]
+    found = points(made, FACTS)
+    assert "not known" in text_of(found[:2])
+    assert "not known" in text_of(found)  # all of them measure the same
+    for point_row, margin in (("GrAInS, mean", 1.0), ("GrAInS, content", 3.0)):
+        made["lie", 0, point_row]["draws"][0]["rungs"][1][3] = margin
+    assert correlation(points(made, FACTS)) > 0.5
+    draw(found, tmp_path / "signal.svg")
+    assert (tmp_path / "signal.svg").stat().st_size > 1000
+
+
+def test_what_was_run_names_what_is_missing() -> None:
+    wanted = [("lie", 0, "unsteered"), ("lie", 0, "CAA"), ("prose", 1, "GrAInS")]
+    lines = what_was_run(some_cells(), wanted).splitlines()
+    assert lines == [
+        "1 of 3 cells are finished.",
+        "- lie, split 0: 1 of 2 rows; not run: CAA",
+        "- prose, split 1: 0 of 1 rows; not run: GrAInS",
+    ]
