@@ -113,7 +113,7 @@ def text_of(made: Sequence[Point]) -> str:
         f"silent in {len(silent)}, rightly in {_of(sum(point.gains for point in silent), len(silent))}. All together: "
         f"right in {_of(sum(point.warns != point.gains for point in made), len(made))}.",
         "",
-        "| behaviour | split | row | says | lam | of the state | predicted, nats | on dev, nats | gain, points |",
+        "| behaviour | split | row | says | lam | of the state | predicted | on dev | gain, points |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for point in made:

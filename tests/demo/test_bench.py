@@ -46,6 +46,7 @@ class LeaningModel:
         angle = np.degrees(np.arctan2(y, x))
         return [
             SimpleNamespace(
+                is_forbidden=False,
                 log_prob=(angle - 8 * row.prompt[0] if row.response[0] else 0.0),
                 is_greedy=bool(angle <= (30 + row.prompt[0] / 2 if row.response[0] else 8 * row.prompt[0])),
             )

@@ -277,9 +277,7 @@ def test_public_names_are_found_in_the_package_and_come_from_one_module() -> Non
 
     for name in evaluation.__all__:
         home = getattr(evaluation, name).__module__
-        assert home in {
-            f"grains_ref.evaluation.{module}" for module in ("measures", "choice", "candidates", "fits", "given")
-        }
+        assert home.startswith("grains_ref.evaluation."), name
     with pytest.raises(AttributeError, match="no attribute 'Rate'"):
         evaluation.Rate  # noqa: B018
     with pytest.raises(ImportError):
