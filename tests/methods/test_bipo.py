@@ -68,6 +68,17 @@ def test_the_derivative_is_that_of_the_loss_at_any_v(wide: HuggingFaceModel, d: 
     assert slope == pytest.approx((loss_at(step)[0] - loss_at(-step)[0]) / (2 * step), rel=5e-3)
 
 
+def test_a_derivative_takes_the_place_of_the_one_before(wide: HuggingFaceModel) -> None:
+    batch = batch_of(wide, PAIRS)
+    v = {0: drawn(0, wide.width).requires_grad_()}
+    derivatives = []
+    for _ in range(2):
+        loss_and_gradient(wide, batch, v, d=1, beta=BETA)
+        assert v[0].grad is not None
+        derivatives.append(v[0].grad.clone())
+    torch.testing.assert_close(derivatives[0], derivatives[1])
+
+
 def test_the_loss_is_that_of_scored_answers_under_the_edit_that_steers(wide: HuggingFaceModel) -> None:
     v = {1: drawn(4, wide.width).requires_grad_()}
     vectors = torch.zeros(len(wide.blocks), wide.width, dtype=torch.float64)
