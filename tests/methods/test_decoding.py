@@ -342,6 +342,7 @@ def test_what_greedy_decoding_gives_is_what_scoring_calls_greedy(vision_model: H
     assert all(a.log_prob != b.log_prob for a, b in zip(plain, scored, strict=True))
 
 
+@pytest.mark.thorough
 def test_generate_inside_follows_the_rule_and_leaves_no_trace() -> None:
     model = random_qwen_vl()
     prompts, options = prompts_of(model), {"max_new_tokens": 5, "images": pictures()}
@@ -374,6 +375,7 @@ class FromScratch(LogitsProcessor):
         return new
 
 
+@pytest.mark.thorough
 def test_beams_that_change_places_keep_their_own_contrast() -> None:
     model = random_llava()
     got = generated_ids(model, VCD(alpha=1.0), n=7, num_beams=5)

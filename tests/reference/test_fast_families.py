@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 FAMILIES = {
-    "qwen3_vl": "a picture that is also added behind the first blocks",
     "gpt2": "learnt positions",
+    "qwen3_vl": "a picture that is also added behind the first blocks",
     "phi3": "fused projections",
     "mistral": "a window shorter than the prompt",
     "gemma4_text": "other heads in every second block",

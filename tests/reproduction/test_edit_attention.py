@@ -109,6 +109,7 @@ def test_places_are_disjoint_and_an_edit_of_all_of_them_is_the_edit(wide: Huggin
     assert len(changed) == 4
 
 
+@pytest.mark.thorough
 def test_the_cell_and_its_page(wide: HuggingFaceModel) -> None:
     example = wide.example(PAIR.prompt, PAIR.chosen, PAIR.rejected)
     made: dict[str, Any] = {}

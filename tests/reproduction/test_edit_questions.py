@@ -256,6 +256,7 @@ def some_cells(**changes: Any) -> Any:
     return cells
 
 
+@pytest.mark.thorough
 def test_the_variant_is_chosen_on_dev_and_helps_if_it_is_ahead() -> None:
     outcome = answer(questions.QUESTIONS["b"], some_cells(), FACTS, WORLDS, [0])
     assert outcome.winner == "edit gradient, Fisher"
@@ -311,6 +312,7 @@ def test_tasks_for_the_metric_are_in_no_split() -> None:
     assert all(len(item) == 3 for item in pictured)
 
 
+@pytest.mark.thorough
 def test_the_figure_shows_means_over_seeds_and_what_was_chosen(tmp_path: Path) -> None:
     def with_curve(first: float, chosen: float) -> Any:
         tried = [("unsteered", 0.0, 0.1), ("s", 0.1, first), ("s", 0.2, 0.5), ("s", 7.0, 0.9)]
