@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,6 +99,13 @@ def reproduce(
     ignore: IgnoreOption = None,
     judge_url: Annotated[str, typer.Option(help="Full rung: an OpenAI-compatible endpoint.")] = "",
     judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
+    ability: Annotated[
+        list[str] | None,
+        typer.Option(help="Full rung, tables 4 and 5: a further test of ability, humaneval or xstory_cloze."),
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Let humaneval run what the models write, here.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="Full rung: bfloat16, float16 or float32.")] = "bfloat16",
     report: ReportOption = None,
@@ -110,17 +117,17 @@ def reproduce(
     if rung == "real":
         if report:
             raise ValueError("--report is for the tiny and the full rung; the real one writes tables.md and curves.png")
-        if table or figure or question or weights or data or judge_url or judge_model:
+        if table or figure or question or weights or data or judge_url or judge_model or ability or run_code:
             raise ValueError("--rung real has one table: give --all, or --quick for split 0 only")
         if not everything and not quick:
             raise ValueError("nothing to do: give --all, or --quick for split 0 only")
         reproduce_real.carry_out(output, quick=quick, workers=workers, dry_run=dry_run)
         return
     if rung == "tiny":
-        if weights or data or model or pairs or ignore or judge_url or judge_model:
+        if weights or data or model or pairs or ignore or judge_url or judge_model or ability or run_code:
             raise ValueError(
-                "--weights, --data, --model, --pairs, --ignore and --judge-... are for --rung full; the tiny rung "
-                "needs nothing"
+                "--weights, --data, --model, --pairs, --ignore, --judge-..., --ability and --confirm-run-unsafe-code "
+                "are for --rung full; the tiny rung needs nothing"
             )
         plan = _tiny_plan(everything, table or [], figure or [], question or [], quick=quick)
         from grains_ref.reproduction.cells import tiny_lab
@@ -135,6 +142,7 @@ def reproduce(
     full_rung = _full_rung(
         weights or [], data or [], model or [], pairs or [], ignore or [], judge_url, judge_model, device, dtype, output
     )
+    full_rung = replace(full_rung, abilities=tuple(dict.fromkeys(ability or [])), run_code=run_code)
     plan = _full_plan(everything, table or [], figure or [], question or [], full_rung)
     if _report_inventory(plan, full_rung) and not dry_run:
         raise ValueError("something is missing (see above); nothing was run")
@@ -177,14 +185,17 @@ def _full_plan(
     """The same on the full models; rows that only a planted world can have are left out.
 
     Raises:
-        ValueError: what was asked for is of models that see, and one's own models or pairs were named.
+        ValueError: what was asked for is of models that see, and one's own models or pairs were named; or further
+            abilities were asked for, and no table that has them.
     """
     from grains_ref.reproduction.full import COLUMNS, columns_of, without_planted_rows
     from grains_ref.reproduction.pages import EXTRAS, FIGURES
-    from grains_ref.reproduction.paper import TABLES
+    from grains_ref.reproduction.paper import TABLES, WITH_ABILITIES, with_abilities
 
-    specs = {spec.name: without_planted_rows(spec) for spec in TABLES}
+    specs = {spec.name: with_abilities(without_planted_rows(spec), rung.abilities) for spec in TABLES}
     names = _names(everything, table, figure, question, known=tuple(COLUMNS))
+    if rung.abilities and not set(names) & set(WITH_ABILITIES):
+        raise ValueError(f"--ability adds to {' and '.join(WITH_ABILITIES)}; ask for one of them, or leave it out")
     columns = {name: columns_of(name, rung) for name in names}
     if everything:
         names = [name for name in names if columns[name]]
@@ -302,6 +313,7 @@ def _inputs(rung: FullRung) -> dict[str, str]:
     """What the cells of the full rung depend on beside their names."""
     inputs = {"rung": "full", "dtype": rung.dtype, "device": rung.device.partition(":")[0], "pairs": str(rung.n)}
     inputs |= {"dev and test tasks": ", ".join(map(str, rung.n_tasks))}
+    inputs |= {"further abilities": ", ".join(sorted(rung.abilities)) or "none"}
     inputs |= {f"weights of {name}": place for name, place in rung.weights.items()}
     inputs |= {f"data of {name}": place for name, place in rung.data.items()}
     for name, place in rung.pairs.items():

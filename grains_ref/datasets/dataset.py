@@ -82,6 +82,29 @@ class Capability(Protocol):
 
 
 @dataclass(frozen=True)
+class Harness:
+    """How lm-evaluation-harness asks a dataset's questions, as a further test of ability.
+
+    Attributes:
+        plain, chat: the harness's own files of the task, beneath its folder of tasks: for a model without a chat
+            template and for one with it.
+        split: the harness's name of the split that is asked.
+        metric: what it says of each question: 1 for solved.
+        rows: the questions of a source, checked.
+        runs_code: whether answers are judged by running what the model wrote.
+        through_template: whether the question is a user's message where there is a chat template.
+    """
+
+    plain: str
+    chat: str
+    split: str
+    metric: str
+    rows: Callable[[Source], Sequence[Row]]
+    runs_code: bool = False
+    through_template: bool = True
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset: what it is, how to get it, and what can be made of it.
 
@@ -97,6 +120,7 @@ class Dataset:
         recipes: the ways to make a pair, the default first; () if there is only one.
         judged_question: makes a question for a judge of a row of the test set; None if the test set gives pairs.
         capability: for a test of general ability, its questions; None for other datasets.
+        harness: for a further test of ability, how lm-evaluation-harness asks it; None for other datasets.
         by_hand: what has to be fetched outside of the hub's client, in words; "" if nothing has.
         files: the files and folders that are then in its folder.
     """
@@ -112,6 +136,7 @@ class Dataset:
     recipes: tuple[str, ...] = ()
     judged_question: Callable[[Row], JudgedQuestion] | None = None
     capability: Capability | None = None
+    harness: Harness | None = None
     by_hand: str = ""
     files: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -58,6 +58,8 @@ class Lab:
     # (of steering pairs; None: its image level only) and CRG (of all pairs and tasks)
     reward: Reward | None = None  # of a beginning of a response, for IMMUNE
     judged: Callable[[], Sequence[bool]] | None = None  # which greedy answers a judge calls hallucinations
+    # Further tests of ability: which of their questions are solved, under whatever steering is active.
+    abilities: Mapping[str, Callable[[], Sequence[bool]]] = field(default_factory=dict)
     engine: EngineName = "fast"
     unsteered: dict[str, str] = field(default_factory=dict, init=False)  # its outcomes on test, once measured
     _examples: dict[int, Example] = field(default_factory=dict, init=False)

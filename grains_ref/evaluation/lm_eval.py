@@ -44,7 +44,7 @@ class HarnessModel(LM):
     to the continuation, as there; line breaks stay, since a chat template's belong to the prompt.
 
     Args:
-        model: a text model; pictures are refused by the harness itself.
+        model: any model, of which texts are asked; tasks with pictures are refused by the harness itself.
         batch_size: prompts at once.
         max_new_tokens: of a generation whose task does not say.
         truncate: cut the beginning off what is too long for the model (as `HFLM` does), instead of raising.
@@ -177,9 +177,15 @@ class HarnessModel(LM):
         """
         prompts = self.model.prompts
         opening = prompts.answer_opening if add_generation_prompt else ""
+        chat: list[dict[str, Any]] = list(chat_history)
+        if self.model.family.marker:  # the template of a model that sees drops a content that is no list of parts
+            chat = [
+                {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]}
+                for message in chat_history
+            ]
         written = str(
             self.model.tokenizer.apply_chat_template(
-                chat_history,
+                chat,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,

@@ -22,6 +22,7 @@ from grains_ref.models import BATCH_TOKENS
 from grains_ref.reproduction import cost
 from grains_ref.reproduction.curves import CURVES
 from grains_ref.reproduction.kept import Cell, Unit, write_cell, write_facts
+from grains_ref.reproduction.paper import ABILITY_ROWS
 from grains_ref.reproduction.rows import rows_of
 
 MakeLab: TypeAlias = Callable[[str, int, Path], Lab]  # world, training seed, a folder for data
@@ -59,16 +60,17 @@ def fill(lab: Lab, name: str) -> Cell:
         with cost.measured(lab.model.device) as fit:
             draws = rows_of(is_visual=lab.is_visual)[name](lab)
         figures = {"fit_seconds": fit.seconds, "fit_bytes": fit.peak_bytes}
-        return figures | {"draws": [_measure(lab, settings) for settings in draws]}
+        with_abilities = name in ABILITY_ROWS
+        return figures | {"draws": [_measure(lab, settings, with_abilities=with_abilities) for settings in draws]}
     except DegenerateShiftsError as error:
         return {"error": str(error)}
 
 
-def _measure(lab: Lab, settings: Sequence[Setting]) -> Cell:
+def _measure(lab: Lab, settings: Sequence[Setting], *, with_abilities: bool = False) -> Cell:
     """Choose among the settings on dev, measure the choice on test."""
     choice = lab.bench.choose(settings)
     chosen = {"label": choice.best.label, "strength": choice.best.strength, "tried": tried(choice)}
-    return chosen | _outcomes(lab, choice)
+    return chosen | _outcomes(lab, choice, with_abilities=with_abilities)
 
 
 def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> list[str]:
@@ -88,8 +90,8 @@ def _generate(lab: Lab, setting: Setting, pairs: Sequence[PreferencePair]) -> li
         )
 
 
-def _outcomes(lab: Lab, choice: Choice[Setting]) -> Cell:
-    """What the chosen setting does on test; the unsteered model is measured once."""
+def _outcomes(lab: Lab, choice: Choice[Setting], *, with_abilities: bool) -> Cell:
+    """What the chosen setting does on test; the unsteered model is measured once, for all rows."""
     setting = choice.best
     if setting is UNSTEERED and lab.unsteered:
         return lab.unsteered
@@ -109,6 +111,10 @@ def _outcomes(lab: Lab, choice: Choice[Setting]) -> Cell:
     if lab.judged:
         with setting.steering():
             measured["rejected"] = lab.judged()
+    if with_abilities or setting is UNSTEERED:
+        for name, solved in lab.abilities.items():
+            with setting.steering():
+                measured[name] = solved()
     outcomes = {name: "".join("1" if bit else "0" for bit in bits) for name, bits in measured.items()}
     if setting is UNSTEERED:
         lab.unsteered = outcomes

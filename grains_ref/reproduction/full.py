@@ -9,6 +9,8 @@ every row of every table runs on it unchanged.
 | spa_vl | the same | the same | MMMU |
 | mmhal | 50 of VTI's, the other 50 as dev | hallucinations that a judge finds in greedy answers | MMMU |
 
+Further tests of ability stand beside the last in tables 4 and 5, if they are asked for (`abilities`).
+
 Capability tasks are asked with as many examples as fit the context, at most five, and count as solved when the model's
 most likely next token is the right letter.
 """
@@ -33,6 +35,7 @@ from grains_ref.evaluation.metrics import hallucinated
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.vision_families import family_class
+from grains_ref.reproduction.abilities import ABILITIES, Ability, check_allowed, harness_of, what_lacks
 from grains_ref.reproduction.local import (
     OwnPairs,
     check_shown_as,
@@ -42,7 +45,7 @@ from grains_ref.reproduction.local import (
     read_own_pairs,
     shape_in_words,
 )
-from grains_ref.reproduction.paper import TableSpec
+from grains_ref.reproduction.paper import WITH_ABILITIES, TableSpec
 from grains_ref.tiny_models.full_size import read_config
 
 LLMS = ("llama-3.1-8b", "qwen2.5-7b")
@@ -107,6 +110,7 @@ class FullRung:
     weights: model -> folder or hub id.  data: dataset -> folder or hub id, with "mmlu" and "mmmu" for capability.
     judge: rates MMHal-Bench's answers.  n: steering pairs.  n_tasks: capability tasks in dev and in test.
     pairs: one's own pairs, name -> file or folder (`local`).  ignore: columns of them to leave unread.
+    abilities: further tests, of `abilities.ABILITIES`.  run_code: whether code that a model wrote may be run for them.
     Models with other names than the paper's are one's own.
     """
 
@@ -119,6 +123,12 @@ class FullRung:
     n_tasks: tuple[int, int] = (N_DEV_TASKS, N_TEST_TASKS)
     pairs: Mapping[str, str] = field(default_factory=dict)
     ignore: Sequence[str] = ()
+    abilities: Sequence[str] = ()
+    run_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.abilities:
+            check_allowed(name, run_code=self.run_code)
 
     def own_pairs(self, name: str, *, seed: int) -> OwnPairs:
         """One's own pairs by name; seed: of the split."""
@@ -148,7 +158,18 @@ class FullRung:
             test=(test, test_tasks),
             facts=[pair.id for pair in test],
             judged=judged,
+            abilities=self._abilities(column, model),
         )
+
+    def _abilities(self, column: str, model: HuggingFaceModel) -> dict[str, Ability]:
+        """The further tests of a column, read and checked before anything is measured; none outside tables 4 and 5."""
+        if not any(column in columns_of(table, self) for table in WITH_ABILITIES):
+            return {}
+        return {
+            name: Ability(model, name, self.data.get(name, ""), run_code=self.run_code)
+            for name in ABILITIES
+            if name in self.abilities
+        }
 
     def _tasks(self, model: HuggingFaceModel, own: OwnPairs | None) -> tuple[Sequence[Task], Sequence[Task]]:
         """Capability tasks for dev and test: one's own, or a test of general ability; for own pairs also none."""
@@ -267,11 +288,14 @@ def inventory(columns: Sequence[str], rung: FullRung) -> list[Part]:
         make_part = _model_part if name in HUB_IDS else _own_model_part
         parts.append(make_part(name, rung.weights.get(name, "")))
     parts += [_own_pairs_part(name, rung) for name in named if name in rung.pairs]
+    datasets |= dict.fromkeys(rung.abilities)
     parts += [_dataset_part(name, rung.data.get(name, "")) for name in datasets]
     if rung.device.startswith("cuda"):
         has_cuda = torch.cuda.is_available()
         missing = "" if has_cuda else "no CUDA device here; run where there is one, or give --device cpu (very slow)"
         parts.append(Part("device", rung.device, torch.cuda.get_device_name() if has_cuda else "", missing))
+    for name in rung.abilities:
+        parts.append(Part("ability", name, "runs code" if harness_of(name).runs_code else "", what_lacks(name)))
     if any(find(name).judged_question for name in datasets):
         missing = "" if rung.judge else "give --judge-url and --judge-model: any OpenAI-compatible endpoint"
         parts.append(Part("judge", rung.judge.identity if rung.judge else "-", "", missing))

@@ -19,7 +19,7 @@ All are records with a digest (`grains_ref.files`).  A cell that was changed cou
 
 The outcomes of a draw are strings of 0 and 1, one character per test prompt (or task): `right` (the preferred answer
 is the more likely one), `rejected` (greedy decoding gives the rejected answer), `bleu` (the generated text is closer
-to the preferred answer), `capable`.
+to the preferred answer), `capable`; on the full rung also those of further tests of ability that were asked for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from grains_ref.vectors import library_versions
 
 Cell: TypeAlias = dict[str, Any]
 VERSION = library_versions()["grains_ref"]
-OUTCOMES = ("right", "rejected", "bleu", "capable")
+OUTCOMES = ("right", "rejected", "bleu", "capable", "humaneval", "xstory_cloze")
 Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
 
 

@@ -6,20 +6,23 @@ A `TableSpec` is a view on cells; nothing is run here, and what the cells say is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from grains_ref.datasets.registry import DATASETS
 from grains_ref.demo.planted import Kind
 from grains_ref.reproduction.rows import KS
 
-Measure = Literal["right", "rejected", "bleu", "capable"]
+Measure = Literal["right", "rejected", "bleu", "capable", "humaneval", "xstory_cloze"]
 MEASURES: dict[Measure, str] = {
     "right": "accuracy",
     "rejected": "hallucination rate",
     "bleu": "BLEU accuracy",
     "capable": "capability",
+    "humaneval": "HumanEval, pass@1",
+    "xstory_cloze": "XStoryCloze",
 }
+OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "xstory_cloze")  # not of the prompts of test pairs
 WORLDS_OF: dict[Kind, tuple[str, str]] = {
     "text": ("simple", "graded"),
     "visual": ("simple-visual", "graded-visual"),
@@ -219,6 +222,18 @@ TABLES = (
         },
     ),
 )
+
+
+WITH_ABILITIES = ("table 4", "table 5")  # what steering costs
+ABILITY_ROWS = frozenset(row for spec in TABLES if spec.name in WITH_ABILITIES for row in spec.rows.values())
+
+
+def with_abilities(spec: TableSpec, abilities: Sequence[str]) -> TableSpec:
+    """Tables 4 and 5 with further tests of ability; any other table as it is."""
+    if spec.name not in WITH_ABILITIES:
+        return spec
+    further = tuple(measure for measure in MEASURES if measure in abilities)
+    return replace(spec, measures=(*spec.measures, *further))
 
 
 def needed(spec: TableSpec, worlds: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int, str]]:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from grains_ref.demo.summary import mean_over_draws
 from grains_ref.evaluation.metrics import Rate, clustered_mean, holm, paired_gain, sign_flip_p
 from grains_ref.reproduction.kept import Cell
-from grains_ref.reproduction.paper import Measure, TableSpec
+from grains_ref.reproduction.paper import MEASURES, OF_TASKS, Measure, TableSpec
 
 Cells: TypeAlias = Mapping[tuple[str, int, str], Cell]  # (world, seed, row) -> cell
 Facts: TypeAlias = Mapping[tuple[str, int], Sequence[str]]  # (world, seed) -> which fact each test prompt is about
@@ -70,12 +70,15 @@ def _result(
         for needed in (cell, reference_cell):
             if "error" in needed:
                 return str(needed["error"])
+        for of_row in (cell, reference_cell, cells[world, seed, "unsteered"]):
+            if any(measure not in draw for draw in of_row["draws"]):
+                return f"finished before {MEASURES[measure]} was asked for; name another --out to measure it"
         unsteered = _outcomes(cells[world, seed, "unsteered"], measure)
         mine += _outcomes(cell, measure)
         base += unsteered
         other += _outcomes(reference_cell, measure)
         # Tasks and judged questions are about no fact: each is its own cluster, with its seeds together.
-        by_fact = measure != "capable" and len(unsteered) == len(facts[world, seed])
+        by_fact = measure not in OF_TASKS and len(unsteered) == len(facts[world, seed])
         clusters += facts[world, seed] if by_fact else [f"{i}" for i in range(len(unsteered))]
         for draw in cell["draws"]:
             chosen.append(f"{draw['label']}, {draw['strength']:g}" if draw["strength"] else "unsteered")

@@ -63,7 +63,7 @@ def test_a_description_names_tables_access_and_recipes() -> None:
 
 
 def test_a_name_that_is_none_is_refused() -> None:
-    with pytest.raises(DatasetError, match="there is no dataset named 'glue'; there are faitheval, mmhal"):
+    with pytest.raises(DatasetError, match="there is no dataset named 'glue'; there are faitheval, humaneval, mmhal"):
         available("glue")
 
 

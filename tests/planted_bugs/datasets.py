@@ -4,6 +4,13 @@ from planted_bugs.planting import Bug
 
 READERS = "grains_ref/datasets/"
 BUGS = (
+    Bug("ending_from_zero", "readers", "the right ending is counted from 0",
+        READERS + "xstory_cloze.py", 'labels=(row["answer_right_ending"] == 1, row["answer_right_ending"] == 2)',
+        'labels=(row["answer_right_ending"] == 0, row["answer_right_ending"] != 0)', "test_xstory_cloze"),
+    Bug("problems_run_when_read", "readers", "HumanEval's problems are run when they are read",
+        READERS + "humaneval.py", 'solved = ast.parse(row["prompt"] + row["canonical_solution"])',
+        """solved = ast.parse(row["prompt"] + row["canonical_solution"])
+exec(compile(solved, "problem", "exec"), {})""", "test_humaneval"),
     Bug("draw_without_question", "readers", "all questions draw the same place in the list",
         READERS + "rejection_policy.py", 'random.Random(f"{seed}:{key}")', 'random.Random(f"{seed}")',
         "test_truthfulqa"),

@@ -182,6 +182,8 @@ BUGS = (
         STOPPING, "if token.special and token.content in self.until", "if False", "test_stopping"),
     Bug("empty_stop_text_ignored", "harness", "an empty stop text is left out",
         HARNESS, 'if "" in until:', "if False:", "test_lm_eval"),
+    Bug("chats_of_seeing_models_lost", "harness", "the template of a model that sees drops the harness's messages",
+        HARNESS, "if self.model.family.marker:", "if False:", "test_abilities"),
     Bug("nothing_remembered", "harness", "answers do not reach the harness's cache",
         HARNESS, "self.cache_hook.add_partial(kind, request.args, answer)", "pass", "test_lm_eval"),
     Bug("inspect_unsteered", "inspect", "vectors are read, and answers are those of the plain model",

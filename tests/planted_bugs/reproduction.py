@@ -12,7 +12,27 @@ PAGES = "grains_ref/reproduction/pages.py"
 EDIT_QUESTIONS = "grains_ref/reproduction/edit_questions.py"
 EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
 EDIT_VERDICTS = "grains_ref/reproduction/edit_verdicts.py"
+ABILITIES = "grains_ref/reproduction/abilities.py"
+PAPER = "grains_ref/reproduction/paper.py"
 BUGS = (
+    Bug("code_runs_unasked", "reproduction", "what a model wrote is run although nobody allowed it",
+        ABILITIES, "if harness_of(name).runs_code and not run_code:", "if False:", "test_abilities"),
+    Bug("any_word_allows_code", "reproduction", "the library's switch may say anything",
+        ABILITIES, 'os.environ.get(CODE_SWITCH) != "1"', "CODE_SWITCH not in os.environ", "test_abilities"),
+    Bug("unsafe_for_all_abilities", "reproduction", "the harness may run code for an ability that has none to run",
+        ABILITIES, "confirm_run_unsafe_code=self.harness.runs_code", "confirm_run_unsafe_code=True", "test_abilities"),
+    Bug("answers_in_any_order", "reproduction", "outcomes stand in the order in which the harness lists them",
+        ABILITIES, "[solved[i] for i in range(len(self.rows))]", "[*solved.values()]", "test_abilities"),
+    Bug("stories_as_messages", "reproduction", "a story to be gone on with is put into the chat template",
+        ABILITIES, "has_template and self.harness.through_template", "has_template", "test_abilities"),
+    Bug("abilities_unsteered", "reproduction", "further abilities are the unsteered model's",
+        CELLS, "with setting.steering():\n    measured[name] = solved()", "if True:\n    measured[name] = solved()",
+        "test_cells"),
+    Bug("abilities_of_all_rows", "reproduction", "rows of other tables are asked further abilities, too",
+        CELLS, "if with_abilities or setting is UNSTEERED:", "if True:", "test_cells"),
+    Bug("problems_are_facts", "reproduction", "problems are clustered by the facts of as many prompts",
+        PAPER, 'OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "xstory_cloze")',
+        'OF_TASKS: tuple[Measure, ...] = ("capable",)', "test_abilities"),
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
         KEPT, 'if cell["version"] != VERSION:', "if False:", "test_kept"),
     Bug("damage_is_not_said", "reproduction", "a damaged cell is run again without a word",
@@ -50,7 +70,7 @@ BUGS = (
     Bug("prompts_as_clusters", "reproduction", "intervals are over prompts, not facts",
         STATISTICS, "facts[world, seed] if by_fact", "facts[world, seed] if False", "test_reproduction"),
     Bug("tasks_by_fact", "reproduction", "tasks are put together by the facts of the prompts",
-        STATISTICS, 'by_fact = measure != "capable" and len', "by_fact = len", "test_cells"),
+        STATISTICS, "by_fact = measure not in OF_TASKS and len", "by_fact = len", "test_cells"),
     Bug("uncorrected", "reproduction", "p-values are not corrected",
         STATISTICS, "corrected = holm(p_values)", "corrected = p_values", "test_reproduction"),
     Bug("end_of_any_grid", "reproduction", "a method with one strength is always at the end of its grid",

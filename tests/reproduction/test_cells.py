@@ -38,6 +38,7 @@ class Script:
         self.sizes: list[int] = []  # prompts of every batch
         self.unsteered: Any = None
         self.judged: Any = None
+        self.abilities: dict[str, Any] = {}
         self.test, self.model = (self.pairs, ()), self
         answers = [(p.prompt, answer) for p in self.pairs for answer in (p.chosen, p.rejected)]
         rows = [TokenRow((0,) * 4, (0,) * len(answer.split())) for _, answer in answers]
@@ -97,6 +98,23 @@ def test_a_judge_sees_the_answers_of_the_steered_model(script: Any) -> None:
     script.judged = lambda: [not script.is_steered] * 2
     assert cells._measure(script, [Setting("s", 1.0, script.steering)])["rejected"] == "00"
     assert cells._measure(script, [])["rejected"] == "11"
+
+
+def test_further_abilities_are_those_of_the_steered_model_and_only_of_the_rows_of_their_tables(script: Any) -> None:
+    asked = []
+
+    def solved() -> list[bool]:
+        asked.append(script.is_steered)
+        return [not script.is_steered, True]
+
+    script.abilities = {"humaneval": solved}
+    settings = [Setting("s", 1.0, script.steering)]
+    assert "humaneval" not in cells._measure(script, settings)
+    assert asked == []
+    assert cells._measure(script, settings, with_abilities=True)["humaneval"] == "01"
+    assert cells._measure(script, [])["humaneval"] == "11"  # kept for every row that chooses it
+    assert cells._measure(script, [], with_abilities=True)["humaneval"] == "11"
+    assert asked == [True, False]
 
 
 def test_draws_differ_in_their_seed_and_smoothgrad_costs_what_integrated_gradients_do() -> None:

@@ -542,7 +542,7 @@ def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:
         ([], "nothing to do: give --all"),
         (["--table", "9"], "there is no 'table 9'; there are 'table 1', "),
         (["--question", "laers"], "there is no 'laers'"),
-        (["--all", "--data", "mmlu=x"], "--ignore and --judge-... are for --rung full"),
+        (["--all", "--data", "mmlu=x"], "--ability and --confirm-run-unsafe-code are for --rung full"),
         (["--rung", "full", "--question", "steps"], "there is no 'steps'; there are 'table 1'"),
         (["--rung", "full", "--all", "--quick"], "--quick is for the tiny rung"),
         (["--rung", "real"], "give --all, or --quick for split 0 only"),
