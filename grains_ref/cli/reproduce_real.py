@@ -12,7 +12,7 @@ from grains_ref.cli.console import err, out, progress_bar
 from grains_ref.files import FileError, only_writer, write_whole
 
 if TYPE_CHECKING:
-    from grains_ref.reproduction.kept import Cell, Unit
+    from grains_ref.reproduction.kept import Unit
 
 Key = tuple[str, int, str]  # behaviour, split, row
 
@@ -22,7 +22,7 @@ def carry_out(output: Path, *, quick: bool, workers: int, dry_run: bool) -> None
     from grains_ref.demo.real import BEHAVIOURS
     from grains_ref.demo.real.packages import MODEL, QUESTIONS, prepare, why_missing
     from grains_ref.reproduction.kept import claim, missing
-    from grains_ref.reproduction.real import SPLITS, cells
+    from grains_ref.reproduction.real import SPLITS, cells, without_signal
 
     wanted = cells(tuple(BEHAVIOURS), SPLITS[:1] if quick else SPLITS)
     if dry_run:
@@ -42,21 +42,18 @@ def carry_out(output: Path, *, quick: bool, workers: int, dry_run: bool) -> None
         _tell_plan(wanted, units)
         if units:
             _run(units, model, output, workers=workers or os.cpu_count() or 1)
+        if lacking := without_signal(output, wanted):
+            _add_signals(lacking, model, output, workers=workers or os.cpu_count() or 1)
         write_pages(output, wanted)
 
 
 def write_pages(output: Path, wanted: Sequence[Key]) -> None:
-    """The page, the record and the figure, of the cells that are there."""
+    """The page, the record and the figures, of the cells that are there."""
     from grains_ref.reproduction import real_pages, real_signal
-    from grains_ref.reproduction.kept import read_cell, read_facts
+    from grains_ref.reproduction.real import finished
     from grains_ref.vectors import library_versions
 
-    found: dict[Key, Cell] = {}
-    for key in wanted:
-        cell = read_cell(output, *key)
-        if cell is not None:
-            found[key] = cell
-    subjects = {(name, split): read_facts(output, name, split) for name, split, _ in found}
+    found, subjects = finished(output, wanted)
     of_signal = real_signal.points(found, subjects)
     page = "\n".join(
         [
@@ -96,6 +93,20 @@ def _run(units: Sequence[Unit], model: Path, output: Path, *, workers: int) -> N
                 f"{len(asked) - left} of {len(asked)} cells that were missing are finished and kept in {output}; run "
                 "the same command to go on"
             ) from None
+
+
+def _add_signals(units: Sequence[Unit], model: Path, output: Path, *, workers: int) -> None:
+    from grains_ref.reproduction.real import add_signals
+
+    n = sum(len(rows) for _, _, rows in units)
+    err.print(f"{n} finished cells lack their signal, which is taken now; what they measured stays as it is")
+    with progress_bar() as progress:
+        bar = progress.add_task("starting", total=n)
+
+        def tick(what: str, taken: int) -> None:
+            progress.update(bar, advance=taken, description=f"{what:60}")
+
+        add_signals(output, model, units, workers=min(workers, len(units)), tick=tick)
 
 
 def _tell_damage(problem: FileError) -> None:

@@ -8,7 +8,7 @@ A cell is one row on one behaviour and split; what is kept of it is what `kept` 
 | `margins`, `token_margins` | of the test pairs, nats |
 | `controls`, `everyday`, `greedy` | margins of the controls; nats per token of everyday answers; said word for word |
 | `texts` | what it says to the prompts of the cell `unsteered`, field `asked` |
-| `signal` | figures of the signal line, of rows whose vectors come of shifts |
+| `signal` | figures of the signal line, of rows whose edit it knows |
 
 The cell `unsteered` also holds `asked`, `undisturbed` (accuracy without the cause), `by_words` and `causes`.
 """
@@ -24,14 +24,15 @@ from typing import Any
 from grains_ref.demo import workers as processes
 from grains_ref.demo.real import BEHAVIOURS
 from grains_ref.demo.real.causes import recall
-from grains_ref.demo.real.rows import ROWS, SIGNALLED, grains_signal
+from grains_ref.demo.real.rows import ROWS
 from grains_ref.demo.real.show import question_of
+from grains_ref.demo.real.signals import SIGNALS
 from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen, Trial, share_right
 from grains_ref.demo.real.verdict import Gains, gains
 from grains_ref.demo.real.words import accuracy_by_words
 from grains_ref.demo.workers import Tick
 from grains_ref.grains import DegenerateShiftsError
-from grains_ref.reproduction.kept import Cell, Unit, write_cell, write_facts
+from grains_ref.reproduction.kept import Cell, Unit, read_cell, read_facts, write_cell, write_facts
 
 SPLITS = (0, 1, 2)
 ON_SPLIT_0_ALONE = (  # what costs much or says little more, so that the whole is done within an hour or so
@@ -71,16 +72,21 @@ def run(folder: Path, model: Path, units: Sequence[Unit], *, workers: int, tick:
     processes.run(functools.partial(_fill_unit, folder, model), units, tick, workers=workers)
 
 
-def _fill_unit(folder: Path, model: Path, unit: Unit, tick: Tick) -> None:
+def _trial(model: Path, name: str, split: int, tick: Tick) -> Trial:
     import transformers
 
     from grains_ref.models import load
 
     transformers.utils.logging.disable_progress_bar()
-    name, split, rows = unit
     where = f"{name}, split {split}"
     tick(f"{where}: loading", 0)
-    trial = Trial(load(model, dtype="float32"), BEHAVIOURS[name], split, note=lambda what: tick(f"{where}: {what}", 0))
+    return Trial(load(model, dtype="float32"), BEHAVIOURS[name], split, note=lambda what: tick(f"{where}: {what}", 0))
+
+
+def _fill_unit(folder: Path, model: Path, unit: Unit, tick: Tick) -> None:
+    name, split, rows = unit
+    where = f"{name}, split {split}"
+    trial = _trial(model, name, split, tick)
     write_facts(folder, name, split, trial.sets.subjects)
     for row in rows:
         tick(f"{where}: {row}", 0)
@@ -88,12 +94,39 @@ def _fill_unit(folder: Path, model: Path, unit: Unit, tick: Tick) -> None:
         tick(f"{where}: {row}", 1)
 
 
+def without_signal(folder: Path, keys: Sequence[tuple[str, int, str]]) -> list[Unit]:
+    """Finished cells that lack their signal, by behaviour and split: an earlier run took it of fewer rows."""
+    units: dict[tuple[str, int], list[str]] = {}
+    for behaviour, split, row in keys:
+        cell = read_cell(folder, behaviour, split, row) if row in SIGNALS else None
+        if cell is not None and "draws" in cell and "signal" not in cell["draws"][0]:
+            units.setdefault((behaviour, split), []).append(row)
+    return [(behaviour, split, tuple(rows)) for (behaviour, split), rows in units.items()]
+
+
+def add_signals(folder: Path, model: Path, units: Sequence[Unit], *, workers: int, tick: Tick) -> None:
+    """Take the signal of finished cells that lack it; each cell is written again when its own is there."""
+    processes.run(functools.partial(_add_signals_of_unit, folder, model), units, tick, workers=workers)
+
+
+def _add_signals_of_unit(folder: Path, model: Path, unit: Unit, tick: Tick) -> None:
+    name, split, rows = unit
+    trial = _trial(model, name, split, tick)
+    for row in rows:
+        tick(f"{name}, split {split}: the signal of {row}", 0)
+        cell = read_cell(folder, name, split, row)
+        assert cell is not None
+        cell["draws"][0]["signal"] = SIGNALS[row](trial).record()["figures"]
+        write_cell(folder, name, split, row, {"draws": cell["draws"]})
+        tick(f"{name}, split {split}: the signal of {row}", 1)
+
+
 def fill(trial: Trial, row: str) -> Cell:
     """One cell's figures."""
     try:
         draw = _draw(trial.choose(ROWS[row](trial)))
-        if row in SIGNALLED:
-            draw["signal"] = grains_signal(trial, **SIGNALLED[row]).record()["figures"]
+        if row in SIGNALS:
+            draw["signal"] = SIGNALS[row](trial).record()["figures"]
     except DegenerateShiftsError as error:
         return {"error": str(error)}
     if row == "unsteered":
@@ -136,6 +169,22 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 # ------------------------------------------------------------------------------------------- what cells say
+def finished(
+    folder: Path, wanted: Sequence[tuple[str, int, str]]
+) -> tuple[dict[tuple[str, int, str], Cell], dict[tuple[str, int], Sequence[str]]]:
+    """The cells that are there, and the subjects of their test pairs.
+
+    Raises:
+        FileError: a file is damaged.
+    """
+    cells: dict[tuple[str, int, str], Cell] = {}
+    for key in wanted:
+        cell = read_cell(folder, *key)
+        if cell is not None:
+            cells[key] = cell
+    return cells, {(name, split): read_facts(folder, name, split) for name, split, _ in cells}
+
+
 def seen_of(cell: Cell) -> TestSeen:
     """What a finished cell measured on test."""
     (draw,) = cell["draws"]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from grains_ref.demo.real import BEHAVIOURS
-from grains_ref.demo.real.rows import ROWS, SIGNALLED
+from grains_ref.demo.real.rows import ROWS
 from grains_ref.demo.real.show import one_line
+from grains_ref.demo.real.signals import SIGNALLED
 from grains_ref.demo.real.trial import EVERYDAY_LOSS, share_right
 from grains_ref.demo.real.verdict import Gains
 from grains_ref.evaluation.metrics import Rate
+from grains_ref.reproduction import real_signal
 from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.real import gains_of, seen_of
 
@@ -33,13 +35,33 @@ DRAWN = {  # rows of the curves -> colour and line
 TEXT_ROWS = ("unsteered", "GrAInS", "GrAInS, content, mean", "edit gradient, residual", "CAA", "LoRA, rate chosen")
 
 
-def page(cells: dict[Key, Cell], subjects: Subjects) -> str:
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # in docs/real.md, around what is not written by hand
+
+
+def page(cells: dict[Key, Cell], subjects: Subjects, *, texts: bool = True) -> str:
     """Tables of all behaviours, and what the model says."""
     behaviours = [name for name in BEHAVIOURS if (name, 0, "unsteered") in cells]
-    parts = [_overview(cells, subjects, behaviours)]
+    parts = [_overview(cells, subjects, behaviours)] if behaviours else []
     for name in behaviours:
-        parts += [_table(cells, subjects, name), _signals(cells, subjects, name), _texts(cells, name)]
+        parts += [_table(cells, subjects, name), _signals(cells, subjects, name)]
+        parts += [_texts(cells, name)] if texts else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def renewed(text: str, cells: dict[Key, Cell], subjects: Subjects, wanted: Sequence[Key]) -> str:
+    """docs/real.md with what stands between `BEGIN` and `END` made anew, its headings a level higher.
+
+    Raises:
+        ValueError: the text has not each of them once, in that order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"expected {BEGIN} and {END}, each once and in this order: what is between them is replaced")
+    signal = real_signal.text_of(real_signal.points(cells, subjects))
+    parts = [what_was_run(cells, wanted), page(cells, subjects, texts=False).strip(), signal]
+    measured = "\n\n".join(part for part in parts if part).replace("#### ", "### ")
+    return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
 
 
 def what_was_run(cells: dict[Key, Cell], wanted: Sequence[Key]) -> str:

@@ -1,6 +1,6 @@
 """Does the signal line foretell what steering does?  Of the finished cells of the real rung.
 
-A point is a row on one behaviour and split whose signal was measured (`demo.real.rows.SIGNALLED`).  Two questions:
+A point is a row on one behaviour and split whose cell holds its signal (`demo.real.signals.SIGNALS`).  Two questions:
 
 1. Slope: predicted change of f (slope * lam) beside the measured one, which is that of the mean margin on dev, at the
    strength of the row's ladder whose edit is nearest to `SHARE` of the state's length.
@@ -9,7 +9,7 @@ A point is a row on one behaviour and split whose signal was measured (`demo.rea
    silence is right if it does.  Where no strength was better on dev than none, nothing is gained.
 
 What cells do not hold: margins of single dev pairs, so that the planted worlds' "moves f" (1.96 standard errors on dev)
-cannot be asked; and the signal of rows that are no shifts (edit gradient, CAA, ICV, ...), nor of the controls.
+cannot be asked; and the signal of rows whose edit the line does not know (CAA, ICV, ITI, RepE, VJP-delta, BiPO, LoRA).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from grains_ref.demo.real.rows import SIGNALLED
 from grains_ref.demo.real.verdict import gains
 from grains_ref.evaluation.metrics import Rate
 from grains_ref.reproduction.kept import Cell
@@ -65,7 +64,7 @@ def points(
     made = []
     for (behaviour, split, row), cell in cells.items():
         base = cells.get((behaviour, split, "unsteered"))
-        if row not in SIGNALLED or base is None or "error" in cell:
+        if base is None or "error" in cell or "signal" not in cell["draws"][0]:
             continue
         (draw,) = cell["draws"]
         figures = draw["signal"]
@@ -102,10 +101,12 @@ def text_of(made: Sequence[Point]) -> str:
     silent = [point for point in made if not point.warns]
     directed = [point for point in made if point.verdict in ("toward", "away")]
     along = [point for point in directed if (point.measured > 0) == (point.verdict == "toward")]
+    no_gradients = [point for point in made if not point.row.startswith("edit gradient")]
     lines = [
         f"#### The signal line, over {len(made)} cells",
         "",
-        f"- Correlation of predicted and measured change of f on dev: {_correlation(made)}; by behaviour: "
+        f"- Correlation of predicted and measured change of f on dev: {_correlation(made)}; without edit "
+        f"gradients {_correlation(no_gradients)}; by behaviour: "
         + "; ".join(f"{name} {_correlation(of)}" for name, of in _by_behaviour(made).items())
         + ".",
         f"- A direction that is said (toward, away) is that of f on dev in {len(along)} of {len(directed)} cells.",

@@ -13,7 +13,8 @@ import torch
 from real_trials import tiny_trial
 
 from grains_ref.demo.real.causes import places_of, recall
-from grains_ref.demo.real.rows import ROWS, SIGNALLED, grains_signal
+from grains_ref.demo.real.rows import ROWS
+from grains_ref.demo.real.signals import SIGNALLED, grains_signal
 from grains_ref.demo.real.trial import DevRung, Ladder, TestSeen, Trial, best_of
 from grains_ref.demo.real.verdict import gains
 from grains_ref.evaluation.measures import margins

@@ -14,6 +14,9 @@ EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
 EDIT_VERDICTS = "grains_ref/reproduction/edit_verdicts.py"
 ABILITIES = "grains_ref/reproduction/abilities.py"
 PAPER = "grains_ref/reproduction/paper.py"
+REAL = "grains_ref/reproduction/real.py"
+REAL_PAGES = "grains_ref/reproduction/real_pages.py"
+REAL_SIGNALS = "grains_ref/demo/real/signals.py"
 BUGS = (
     Bug("code_runs_unasked", "reproduction", "what a model wrote is run although nobody allowed it",
         ABILITIES, "if harness_of(name).runs_code and not run_code:", "if False:", "test_abilities"),
@@ -144,4 +147,11 @@ BUGS = (
         EDIT_VERDICTS, "if self.over_control <= 0:", "if False:", "test_edit_questions"),
     Bug("ahead_by_chance", "reproduction", "a variant helps that is ahead within chance only",
         EDIT_VERDICTS, "if not any(lead.low > 0 for", "if not any(lead.value > 0 for", "test_edit_questions"),
+    Bug("real_signal_reversed_interval", "reproduction", "a reversed slope has the old one's interval",
+        REAL_SIGNALS, "Estimate(-slope.value, -slope.high, -slope.low)",
+        "Estimate(-slope.value, slope.low, slope.high)", "test_real_signal"),
+    Bug("real_signal_of_rows_that_have_one", "reproduction", "signals that are there are taken again",
+        REAL, 'and "signal" not in cell["draws"][0]', "", "test_real_signal"),
+    Bug("real_page_loses_its_end", "reproduction", "what is written behind the renewed part of the page is dropped",
+        REAL_PAGES, "rest.partition(END)", '(*rest.partition(END)[:2], "")', "test_real"),
 )  # fmt: skip

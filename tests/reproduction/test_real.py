@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from real_trials import tiny_trial
 
-from grains_ref.demo.real.rows import ROWS, SIGNALLED
+from grains_ref.demo.real.rows import ROWS
+from grains_ref.demo.real.signals import SIGNALLED
 from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen
 from grains_ref.reproduction.kept import Cell, problem_of, read_cell, write_cell
 from grains_ref.reproduction.real import (
@@ -20,7 +21,7 @@ from grains_ref.reproduction.real import (
     main_rows_first,
     seen_of,
 )
-from grains_ref.reproduction.real_pages import curve_of, draw_curves, page, record, what_was_run
+from grains_ref.reproduction.real_pages import BEGIN, END, curve_of, draw_curves, page, record, renewed, what_was_run
 from grains_ref.reproduction.real_signal import correlation, draw, points, text_of
 
 pytestmark = pytest.mark.cpu
@@ -196,3 +197,18 @@ def test_what_was_run_names_what_is_missing() -> None:
         "- lie, split 0: 1 of 2 rows; not run: CAA",
         "- prose, split 1: 0 of 1 rows; not run: GrAInS",
     ]
+
+
+def test_only_what_stands_between_the_marks_of_the_page_is_renewed() -> None:
+    wanted = [("lie", 0, "GrAInS"), ("lie", 0, "CAA")]
+    again = renewed(f"before\n{BEGIN}\nold\n{END}\nafter\n", some_cells(), FACTS, wanted)
+    assert again.startswith(f"before\n{BEGIN}\n\n1 of 2 cells are finished.")
+    assert again.endswith(f"{END}\nafter\n")
+    assert "old" not in again
+    assert "two / lines" not in again  # generated text is chosen by hand
+    assert "\n### The signal line, over 2 cells" in again
+    assert renewed(again, some_cells(), FACTS, wanted) == again
+    assert "0 of 2 cells are finished" in renewed(again, {}, {}, wanted)
+    for damaged in ("no marks", f"{END}{BEGIN}", f"{BEGIN}{END}{END}", f"{BEGIN}{BEGIN}{END}"):
+        with pytest.raises(ValueError, match="each once and in this order"):
+            renewed(damaged, {}, {}, wanted)

@@ -8,6 +8,7 @@
 | `causes` | whether attribution finds the cause, where it is known |
 | `trial` | one behaviour and one split on the model: what is measured, the rule of choice |
 | `rows` | the methods, each as a ladder of strengths |
+| `signals` | what the signal line says of those that it knows |
 | `verdict` | works, does not, cannot tell |
 | `show` | `grains-ref demo --real` |
 

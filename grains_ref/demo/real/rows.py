@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from grains_ref.demo.real.trial import Ladder, Steered, Trial
-from grains_ref.fitting.signal import Signal, agreement_of_halves, signal_of
-from grains_ref.grains import Fit, HyperParameters, Steering, vectors
+from grains_ref.grains import Fit, HyperParameters, Steering
 from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, repe, vjp_delta
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
 
@@ -51,41 +50,30 @@ def along(trial: Trial, label: str, v: Tensor, *, start: float = GENTLE) -> Ladd
 
 
 def gaussian(trial: Trial) -> list[Ladder]:
-    """A random direction in every block, as long as the paper's setting makes it; drawn anew for every split."""
+    """A random direction in every block."""
+    return [along(trial, "Gaussian", gaussian_vectors(trial))]
+
+
+def gaussian_vectors(trial: Trial) -> Tensor:
+    """Random directions, (L, d), as long as the paper's setting makes v; drawn anew for every split."""
     _, fit = grains_fit(trial)
     noise = torch.randn(fit.v.shape, dtype=fit.v.dtype, generator=torch.Generator().manual_seed(trial.seed))
-    noise *= fit.v.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-    return [along(trial, "Gaussian", noise)]
+    return noise * fit.v.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
 
 
 def random_tokens(**changes: Any) -> Row:
     """Tokens drawn at random, anew for every split, all else as in the paper's setting but for the changes."""
 
     def row(trial: Trial) -> list[Ladder]:
-        _, fit = grains_fit(trial, attribution="random", seed=trial.seed, **changes)
+        _, fit = grains_fit(trial, **of_random_tokens(trial), **changes)
         return [along(trial, "random tokens", fit.v)]
 
     return row
 
 
-def grains_signal(trial: Trial, **changes: Any) -> Signal:
-    """The signal line of GrAInS with these changes; no pass but those of the edit's own gradient."""
-    hp, fit = grains_fit(trial, **changes)
-    shifts = [trial.lab.shift(hp, i) for i in range(len(trial.sets.steer))]
-    kinds = [
-        example.encoded.kinds[j]
-        for example, of_example in zip(trial.examples, shifts, strict=True)
-        for j in (*of_example.selection.pos, *of_example.selection.neg)
-    ]
-    halves, of_layers = agreement_of_halves(len(shifts), lambda pairs: vectors([shifts[i] for i in pairs], hp).v)
-    return signal_of(
-        fit.pos.v,
-        fit.neg.v,
-        trial.derivatives("residual", "all"),
-        halves=halves,
-        halves_of_layers=of_layers,
-        template=sum(kind in ("template", "special") for kind in kinds) / len(kinds) if kinds else None,
-    )
+def of_random_tokens(trial: Trial) -> dict[str, Any]:
+    """The changes that draw tokens at random, anew for every split."""
+    return {"attribution": "random", "seed": trial.seed}
 
 
 # ------------------------------------------------------------------------------------------- the edit gradient
@@ -205,10 +193,4 @@ ROWS: dict[str, Row] = {
     "BiPO": bipo_row,
     "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
     "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
-}
-SIGNALLED: dict[str, dict[str, Any]] = {  # rows whose vectors come of shifts: their signal is measured
-    "GrAInS": {},
-    "GrAInS, mean": {"aggregation": "mean"},
-    "GrAInS, content": CONTENT,
-    "GrAInS, content, mean": {"aggregation": "mean", **CONTENT},
 }

@@ -17,7 +17,8 @@ from rich.text import Text
 from grains_ref.data import PreferencePair, Task, content_digest
 from grains_ref.demo.real.behaviours import Behaviour
 from grains_ref.demo.real.causes import Recall, places_of, recall
-from grains_ref.demo.real.rows import CONTENT, ROWS, grains_fit, grains_signal
+from grains_ref.demo.real.rows import CONTENT, ROWS, grains_fit
+from grains_ref.demo.real.signals import grains_signal
 from grains_ref.demo.real.trial import Chosen, Trial, share_right
 from grains_ref.demo.real.verdict import Gains, gains
 from grains_ref.demo.real.words import accuracy_by_words
