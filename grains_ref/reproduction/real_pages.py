@@ -71,7 +71,7 @@ def what_was_run(cells: dict[Key, Cell], wanted: Sequence[Key]) -> str:
         for split in dict.fromkeys(of_split for behaviour, of_split, _ in wanted if behaviour == name):
             rows = [row for behaviour, of_split, row in wanted if (behaviour, of_split) == (name, split)]
             left = [row for row in rows if (name, split, row) not in cells]
-            missing = f"; not run: {'; '.join(left)}" if left else ""
+            missing = f"; not run: {'; '.join(left)}" if 0 < len(left) < len(rows) else ""
             lines.append(f"- {name}, split {split}: {len(rows) - len(left)} of {len(rows)} rows{missing}")
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.real import seen_of
 
 SHARE = 0.01  # length of the edit beside the state's, root mean square over blocks
+LINEAR = 1.0  # nats up to which the figure's axes are linear; logarithmic beyond
 COLOURS = {"lie": "tab:blue", "prose": "tab:orange", "caution": "tab:green"}
 
 
@@ -166,7 +167,11 @@ def draw(made: Sequence[Point], path: Path) -> None:
                 lw=1,
             )
         axis.plot([], [], "o", color=COLOURS.get(name, "tab:gray"), label=name)
-    axis.axline((0, 0), slope=1, color="black", lw=0.7)
+    ends = [end for point in made for end in (point.low, point.high, point.measured)]
+    as_predicted = np.linspace(min(ends), max(ends), 1000)
+    axis.plot(as_predicted, as_predicted, color="black", lw=0.7)
+    axis.set_xscale("symlog", linthresh=LINEAR)  # edit gradients move f a hundred times as far as shifts
+    axis.set_yscale("symlog", linthresh=LINEAR)
     axis.axhline(0, color="#888888", lw=0.5)
     axis.axvline(0, color="#888888", lw=0.5)
     axis.set_xlabel("predicted change of f, nats")

@@ -195,7 +195,7 @@ def test_what_was_run_names_what_is_missing() -> None:
     assert lines == [
         "1 of 3 cells are finished.",
         "- lie, split 0: 1 of 2 rows; not run: CAA",
-        "- prose, split 1: 0 of 1 rows; not run: GrAInS",
+        "- prose, split 1: 0 of 1 rows",
     ]
 
 
