@@ -12,6 +12,7 @@
 | edit gradient | `edit_gradient` | derivative of f with respect to the edit | a site of choice, all blocks |
 | VCD, CRG, IMMUNE | `decoding` | - | the next token's distribution |
 | BiPO | `bipo` | - | residual stream of one block, by training |
+| MAT-Steer | `mat_steer` | residual stream at the answer's last token | one block, gated token by token |
 | LoRA | `lora` | - | query and value projections, by training |
 
 Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,

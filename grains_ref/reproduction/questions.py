@@ -1,4 +1,4 @@
-"""What the paper leaves open, as tables: settings, controls, the edit gradient, the fair fight, rescues; the demos."""
+"""What the paper leaves open, as tables: settings, controls, edit gradient, fair fight, neighbours; the demos."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from grains_ref.reproduction.edit_questions import ROWS, START
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 from grains_ref.reproduction.paper import TableSpec
 from grains_ref.reproduction.rows import CANDIDATES, EDITS, N_EXAMPLES
+from grains_ref.reproduction.systems import table_rows
 
 DIRECTIONS = {
     "Unsteered": "unsteered",
@@ -276,5 +277,13 @@ QUESTIONS = (  # the tables of the demos, and what the paper leaves open
         ("right", "rejected", "capable"),
         {"Unsteered": "unsteered", "GrAInS, the paper's setting": "GrAInS"}
         | {name: name for name in decoding_rows.ROWS},
+    ),
+    TableSpec("systems", "The systems named as neighbours", "text", ("right", "capable"), table_rows(is_visual=False)),
+    TableSpec(
+        "systems, visual",
+        "The systems named as neighbours (visual worlds)",
+        "visual",
+        ("right", "rejected", "capable"),
+        table_rows(is_visual=True),
     ),
 )

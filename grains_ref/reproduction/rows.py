@@ -20,7 +20,7 @@ from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
 from grains_ref.methods import attributions, caa, edit_gradient, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
-from grains_ref.reproduction import decoding_rows, edit_questions
+from grains_ref.reproduction import decoding_rows, edit_questions, systems
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
@@ -272,6 +272,7 @@ TEXT: dict[str, Row] = SHARED | {
     "greedy set of layers": _greedy_layers,
 }
 TEXT |= rows_of_the_fight(is_visual=False)
+TEXT |= systems.TEXT
 TEXT |= {f"k = {k}": grains(k=k) for k in KS["text"] if k != 3}
 TEXT |= {f"{n} examples": _examples(n) for n in N_EXAMPLES}
 TEXT |= {f"{n} examples, mean": _examples(n, aggregation="mean") for n in N_EXAMPLES if n not in (10, 100)}
@@ -286,6 +287,7 @@ VISUAL |= {
 }
 VISUAL |= rows_of_the_fight(is_visual=True)
 VISUAL |= decoding_rows.ROWS
+VISUAL |= systems.VISUAL
 VISUAL |= {f"k = {k}": grains(k=k) for k in KS["visual"] if k != 20}
 
 

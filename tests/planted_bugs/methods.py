@@ -13,6 +13,7 @@ LORA = "grains_ref/methods/lora.py"
 BIPO = "grains_ref/methods/bipo.py"
 VJP = "grains_ref/methods/vjp_delta.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
+MAT_STEER = "grains_ref/methods/mat_steer.py"
 CONTRAST = "grains_ref/methods/decoding/contrast.py"
 VCD = "grains_ref/methods/decoding/vcd.py"
 CRG = "grains_ref/methods/decoding/crg.py"
@@ -198,4 +199,15 @@ BUGS = (
         CORE, "if value not in words:", "if not words:", "test_refusals"),
     Bug("iti_reads_the_label", "baselines", "sigma is read at the label of an answer",
         ITI, 're.sub(r"\\s+\\S+:$", "", text)', "text", "test_refusals"),
+    Bug("mat_steer_gates_inverted", "baselines", "a gate closes where it should open",
+        MAT_STEER, "return torch.sigmoid(x @ w.transpose(-1, -2) + b[..., None, :])",
+        "return torch.sigmoid(-(x @ w.transpose(-1, -2) + b[..., None, :]))", "test_mat_steer"),
+    Bug("mat_steer_cosines_not_squared", "baselines", "vectors of two attributes are driven to opposite directions",
+        MAT_STEER, "cosines.triu(diagonal=1).square().sum((1, 2))", "cosines.triu(diagonal=1).sum((1, 2))",
+        "test_mat_steer"),
+    Bug("mat_steer_wrong_gradient", "baselines", "lengths are differentiated by a rule that drops them",
+        MAT_STEER, "directions = normalize(v, dim=-1)", "directions = unit(v)", "test_mat_steer"),
+    Bug("mat_steer_aims_at_rejected", "baselines", "rejected answers are aligned with rejected ones",
+        MAT_STEER, "aims = [_drawn(of_attribute, size, draw) for of_attribute in chosen]",
+        "aims = [_drawn(of_attribute, size, draw) for of_attribute in rejected]", "test_mat_steer"),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grains_ref.demo.real.trial import Ladder, Steered, Trial
 from grains_ref.grains import Fit, HyperParameters, Steering
-from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, repe, vjp_delta
+from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, mat_steer, repe, vjp_delta
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
 
 Row: TypeAlias = Callable[[Trial], list[Ladder]]
@@ -150,6 +150,13 @@ def vjp_delta_row(trial: Trial) -> list[Ladder]:
     return [Ladder("VJP-delta", lambda c: functools.partial(fit.steering, trial.model, c=c), start=0.25)]
 
 
+def mat_steer_row(trial: Trial) -> list[Ladder]:
+    """MAT-Steer on the block that its authors chose, 14 of 32, or as deep a one."""
+    fit = mat_steer.fit(trial.model, trial.sets.steer)
+    block = len(trial.model.blocks) * 14 // 32
+    return [Ladder("MAT-Steer", lambda c: functools.partial(fit.steering, trial.model, block=block, c=c), start=0.5)]
+
+
 def lora_row(*, start: float, rungs: int) -> Row:
     """LoRA; its ladder is one of learning rates, an adapter trained for each as soon as it is asked for."""
 
@@ -191,6 +198,7 @@ ROWS: dict[str, Row] = {
     "RepE": repe_row,
     "VJP-delta": vjp_delta_row,
     "BiPO": bipo_row,
+    "MAT-Steer": mat_steer_row,
     "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
     "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
 }

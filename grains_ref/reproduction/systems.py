@@ -1,0 +1,48 @@
+"""The systems that the paper and its readers name as neighbours: the rows of the question `systems`, by world.
+
+A system's row is added to `TEXT`, to `VISUAL` or to both, and nowhere else: the tables, the order of the cells and the
+command follow.  A row is what it is everywhere (`grains_ref.demo.rows`): settings, gentlest first, of which the rule of
+every row chooses one on dev.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grains_ref.demo.lab import Lab
+from grains_ref.demo.rows import Draws, Row
+from grains_ref.methods import mat_steer
+from grains_ref.reproduction import decoding_rows
+
+
+def _fitted(method: Any, **options: Any) -> Row:
+    """A method fitted on the steering pairs, with its declared grid."""
+
+    def row(lab: Lab) -> Draws:
+        return [method.fit(lab.model, lab.steer, **options).settings(lab.model)]
+
+    return row
+
+
+STEERING: dict[str, Row] = {  # in worlds of both kinds
+    "MAT-Steer": _fitted(mat_steer),
+    "MAT-Steer, as its code has it": _fitted(mat_steer, options=mat_steer.CODE),
+}
+
+TEXT: dict[str, Row] = {**STEERING}
+VISUAL: dict[str, Row] = {**STEERING}
+
+BESIDE = {  # what stands in the tables beside the systems
+    "Unsteered": "unsteered",
+    "GrAInS, the paper's setting": "GrAInS",
+    "CAA": "CAA",
+    "ICV": "ICV",
+}
+
+
+def table_rows(*, is_visual: bool) -> dict[str, str]:
+    """What the page calls a row -> the row; in the visual worlds the decoding methods stand beside them, each alone."""
+    if not is_visual:
+        return BESIDE | {name: name for name in TEXT}
+    alone = [name for name in decoding_rows.ROWS if not name.startswith("GrAInS")]
+    return BESIDE | {name: name for name in (*VISUAL, *alone)}
