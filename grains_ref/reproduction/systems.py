@@ -11,7 +11,7 @@ from typing import Any
 
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import Draws, Row
-from grains_ref.methods import mat_steer
+from grains_ref.methods import mat_steer, nullu
 from grains_ref.reproduction import decoding_rows
 
 
@@ -27,6 +27,8 @@ def _fitted(method: Any, **options: Any) -> Row:
 STEERING: dict[str, Row] = {  # in worlds of both kinds
     "MAT-Steer": _fitted(mat_steer),
     "MAT-Steer, as its code has it": _fitted(mat_steer, options=mat_steer.CODE),
+    "Nullu": _fitted(nullu),
+    "Nullu, last token": _fitted(nullu, read="last"),
 }
 
 TEXT: dict[str, Row] = {**STEERING}

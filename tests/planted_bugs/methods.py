@@ -14,6 +14,7 @@ BIPO = "grains_ref/methods/bipo.py"
 VJP = "grains_ref/methods/vjp_delta.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
 MAT_STEER = "grains_ref/methods/mat_steer.py"
+NULLU = "grains_ref/methods/nullu.py"
 CONTRAST = "grains_ref/methods/decoding/contrast.py"
 VCD = "grains_ref/methods/decoding/vcd.py"
 CRG = "grains_ref/methods/decoding/crg.py"
@@ -210,4 +211,15 @@ BUGS = (
     Bug("mat_steer_aims_at_rejected", "baselines", "rejected answers are aligned with rejected ones",
         MAT_STEER, "aims = [_drawn(of_attribute, size, draw) for of_attribute in chosen]",
         "aims = [_drawn(of_attribute, size, draw) for of_attribute in rejected]", "test_mat_steer"),
+    Bug("nullu_keeps_the_subspace", "baselines", "what lies in the subspace stays and all else is projected out",
+        NULLU, "return (wide - rows.T @ (rows @ wide)).to(weight)", "return (rows.T @ (rows @ wide)).to(weight)",
+        "test_nullu"),
+    Bug("nullu_not_undone", "baselines", "the projected weights stay behind",
+        NULLU, "weight.data.copy_(before[block])", "weight.data.copy_(without(before[block], directions[block]))",
+        "test_nullu"),
+    Bug("nullu_centred_on_rejected", "baselines", "what the rejected states share is left in the weights",
+        NULLU, "torch.linalg.svd(chosen, full_matrices=False)", "torch.linalg.svd(rejected, full_matrices=False)",
+        "test_nullu"),
+    Bug("nullu_nobody_told", "baselines", "edits of weights that are left in the wrong order pass",
+        NULLU, "    if changed:", "    if False:", "test_nullu"),
 )  # fmt: skip

@@ -7,6 +7,7 @@ same for all.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from grains_ref.demo.real.trial import Ladder, Steered, Trial
 from grains_ref.grains import Fit, HyperParameters, Steering
-from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, mat_steer, repe, vjp_delta
+from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, mat_steer, nullu, repe, vjp_delta
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
 
 Row: TypeAlias = Callable[[Trial], list[Ladder]]
@@ -157,6 +158,19 @@ def mat_steer_row(trial: Trial) -> list[Ladder]:
     return [Ladder("MAT-Steer", lambda c: functools.partial(fit.steering, trial.model, block=block, c=c), start=0.5)]
 
 
+def nullu_row(trial: Trial) -> list[Ladder]:
+    """Nullu in the later half of the blocks; its ladder is one of ranks, from 1 on by factors of two."""
+    fit = nullu.fit(trial.model, trial.sets.steer)
+    n = len(trial.model.blocks)
+
+    def at(rank: float) -> Steered:
+        if rank < 1:  # a ladder that is too steep goes on below its start: no direction is projected out
+            return contextlib.nullcontext
+        return functools.partial(fit.steering, trial.model, rank=int(rank), blocks=range(n // 2, n))
+
+    return [Ladder("rank", at, start=1.0, rungs=5)]
+
+
 def lora_row(*, start: float, rungs: int) -> Row:
     """LoRA; its ladder is one of learning rates, an adapter trained for each as soon as it is asked for."""
 
@@ -199,6 +213,7 @@ ROWS: dict[str, Row] = {
     "VJP-delta": vjp_delta_row,
     "BiPO": bipo_row,
     "MAT-Steer": mat_steer_row,
+    "Nullu": nullu_row,
     "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
     "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
 }
