@@ -14,6 +14,7 @@
 | BiPO | `bipo` | - | residual stream of one block, by training |
 | MAT-Steer | `mat_steer` | residual stream at the answer's last token | one block, gated token by token |
 | Nullu | `nullu` | residual stream, mean over prompt and answer | MLPs' output weights, for as long as it is entered |
+| CorrSteer | `corr_steer` | features of the residual stream, answer by answer | residual stream of one block or all |
 | LoRA | `lora` | - | query and value projections, by training |
 
 Each has `fit(model, pairs, ...)`, which returns a frozen result with `settings(model)`: its declared search grid,

@@ -11,7 +11,7 @@ from typing import Any
 
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import Draws, Row
-from grains_ref.methods import mat_steer, nullu
+from grains_ref.methods import corr_steer, mat_steer, nullu
 from grains_ref.reproduction import decoding_rows
 
 
@@ -29,6 +29,9 @@ STEERING: dict[str, Row] = {  # in worlds of both kinds
     "MAT-Steer, as its code has it": _fitted(mat_steer, options=mat_steer.CODE),
     "Nullu": _fitted(nullu),
     "Nullu, last token": _fitted(nullu, read="last"),
+    "CorrSteer, raw activations": _fitted(corr_steer),
+    "CorrSteer, trained autoencoder": _fitted(corr_steer, features="trained"),
+    "CorrSteer, trained autoencoder, own answers": _fitted(corr_steer, features="trained", answers="greedy"),
 }
 
 TEXT: dict[str, Row] = {**STEERING}

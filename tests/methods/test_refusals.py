@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grains_ref.data import PairFile, PreferencePair
 from grains_ref.grains import DegenerateShiftsError, Steering
-from grains_ref.methods import bipo, caa, ict, icv, iti, lora, mat_steer, nullu, repe, vjp_delta, vti
+from grains_ref.methods import bipo, caa, corr_steer, ict, icv, iti, lora, mat_steer, nullu, repe, vjp_delta, vti
 from grains_ref.methods.core import Edit, capture, edit_pixels, keep_norm, length, unit
 from grains_ref.models import HuggingFaceModel
 from grains_ref.tiny_models.random_models import random_llama
@@ -38,6 +38,7 @@ FITS: dict[str, Callable[..., Any]] = {
     "repe": repe.fit,
     "mat-steer": mat_steer.fit,
     "nullu": nullu.fit,
+    "corr-steer": corr_steer.fit,
     "iti": lambda model, pairs: iti.fit(model, pairs, probe="linear"),
     "nl-iti": lambda model, pairs: iti.fit(model, pairs, probe="mlp", spread="answers"),
     "lora": lora.fit,
@@ -75,7 +76,9 @@ def test_one_pair_where_several_are_needed(name: str, least: int) -> None:
         FITS[name](text_world().model, PAIRS[: least - 1])
 
 
-@pytest.mark.parametrize("name", ["caa", "icv", "icv paper", "icv mean", "repe", "iti", "nl-iti", "mat-steer", "nullu"])
+@pytest.mark.parametrize(
+    "name", ["caa", "icv", "icv paper", "icv mean", "repe", "iti", "nl-iti", "mat-steer", "nullu", "corr-steer"]
+)
 def test_answers_that_are_the_same_have_no_direction(name: str) -> None:
     same = [dataclasses.replace(pair, rejected=pair.chosen) for pair in PAIRS]
     with pytest.raises(DegenerateShiftsError, match=r"block 0:|blocks 0 to 2:|all blocks together:"):

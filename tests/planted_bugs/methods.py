@@ -15,6 +15,8 @@ VJP = "grains_ref/methods/vjp_delta.py"
 EDIT = "grains_ref/methods/edit_gradient.py"
 MAT_STEER = "grains_ref/methods/mat_steer.py"
 NULLU = "grains_ref/methods/nullu.py"
+CORR = "grains_ref/methods/corr_steer.py"
+AUTOENCODER = "grains_ref/methods/sparse_autoencoder.py"
 CONTRAST = "grains_ref/methods/decoding/contrast.py"
 VCD = "grains_ref/methods/decoding/vcd.py"
 CRG = "grains_ref/methods/decoding/crg.py"
@@ -221,5 +223,16 @@ BUGS = (
         NULLU, "torch.linalg.svd(chosen, full_matrices=False)", "torch.linalg.svd(rejected, full_matrices=False)",
         "test_nullu"),
     Bug("nullu_nobody_told", "baselines", "edits of weights that are left in the wrong order pass",
-        NULLU, "    if changed:", "    if False:", "test_nullu"),
+        NULLU, "if changed:", "if False:", "test_nullu"),
+    Bug("corr_steer_reads_the_last_token", "baselines", "an answer's last token is read, which made no token",
+        CORR, "return states[:, :-1].double()", "return states[:, 1:].double()", "test_corr_steer"),
+    Bug("corr_steer_mean_of_all", "baselines", "a feature is turned up to its mean over wrong answers, too",
+        CORR, "z[right, i].mean() * axis", "z[:, i].mean() * axis", "test_corr_steer"),
+    Bug("corr_steer_largest_either_way", "baselines", "features of wrong answers are turned up as well",
+        CORR, "if r[i] > 0 else torch.zeros(model.width).double()", "", "test_corr_steer"),
+    Bug("autoencoder_without_its_bias", "baselines", "states are decoded without the decoder's bias",
+        AUTOENCODER, "features @ self.decoder[block] + self.scale[block] * self.decoder_bias[block]",
+        "features @ self.decoder[block]", "test_corr_steer"),
+    Bug("autoencoder_in_other_units", "baselines", "features are in units of the scaled states",
+        AUTOENCODER, "return scale * inner.relu()", "return inner.relu()", "test_corr_steer"),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grains_ref.demo.real.trial import Ladder, Steered, Trial
 from grains_ref.grains import Fit, HyperParameters, Steering
-from grains_ref.methods import bipo, caa, edit_gradient, icv, iti, lora, mat_steer, nullu, repe, vjp_delta
+from grains_ref.methods import bipo, caa, corr_steer, edit_gradient, icv, iti, lora, mat_steer, nullu, repe, vjp_delta
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
 
 Row: TypeAlias = Callable[[Trial], list[Ladder]]
@@ -171,6 +171,17 @@ def nullu_row(trial: Trial) -> list[Ladder]:
     return [Ladder("rank", at, start=1.0, rungs=5)]
 
 
+def corr_steer_row(trial: Trial) -> list[Ladder]:
+    """CorrSteer on raw activations of all blocks; a small autoencoder would know nothing of a model of this size."""
+    fit = corr_steer.fit(trial.model, trial.sets.steer)
+    blocks = range(len(trial.model.blocks))
+
+    def at(c: float) -> Steered:
+        return functools.partial(fit.steering, trial.model, c=c, blocks=blocks)
+
+    return [Ladder("all blocks", at, start=0.0625)]
+
+
 def lora_row(*, start: float, rungs: int) -> Row:
     """LoRA; its ladder is one of learning rates, an adapter trained for each as soon as it is asked for."""
 
@@ -214,6 +225,7 @@ ROWS: dict[str, Row] = {
     "BiPO": bipo_row,
     "MAT-Steer": mat_steer_row,
     "Nullu": nullu_row,
+    "CorrSteer, raw": corr_steer_row,
     "LoRA, the paper's rate": lora_row(start=lora.PAPER[0], rungs=1),
     "LoRA, rate chosen": lora_row(start=4e-4, rungs=3),
 }
