@@ -161,7 +161,7 @@ def _tiny_plan(
         ValueError: nothing was asked for, or something that does not exist.
     """
     from grains_ref.reproduction.edit_verdicts import VERDICTS
-    from grains_ref.reproduction.pages import EXTRAS, FIGURES
+    from grains_ref.reproduction.pages import EXTRAS, FIGURES, OF_DOUBLE_WORLD
     from grains_ref.reproduction.paper import TABLES, WORLDS_OF
     from grains_ref.reproduction.questions import QUESTIONS
 
@@ -174,7 +174,7 @@ def _tiny_plan(
     return Plan(
         tables={specs[name]: WORLDS_OF[specs[name].kind] for name in names if name in specs},
         figures={name: worlds for name in names if name in FIGURES},
-        extras={name: ("double",) if name == "transfer" else worlds for name in names if name in further},
+        extras={name: ("double",) if name in OF_DOUBLE_WORLD else worlds for name in names if name in further},
         seeds=SEEDS[:1] if quick else SEEDS,
     )
 
@@ -412,7 +412,7 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
             parts.append(pages.EXTRAS[name](cells, worlds, plan.seeds))
         if name in CURVES:
             curves = {world: [cells[world, seed, name]["curve"] for seed in plan.seeds] for world in worlds}
-            if name == "transfer":
+            if name in pages.OF_DOUBLE_WORLD:
                 curves = {world: [without_outcomes(curve) for curve in of_world] for world, of_world in curves.items()}
             content["curves"][name] = curves
     content["cost"] = pages.cost_record(cells)

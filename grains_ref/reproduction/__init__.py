@@ -7,6 +7,8 @@
 | `cells` | one row on one model is a cell; runs the missing ones, keeps each as soon as it is done |
 | `cost` | seconds and peak memory of building steering vectors |
 | `curves` | cells that are no rows: figure 3, the geometry of the aggregations, how vectors move margins |
+| `habits` | two habits of one model at once: MAT-Steer trained on both and on each |
+| `systems` | rows of the systems that the paper and its readers name as neighbours |
 | `transfer` | two behaviours in one model: each one's vector on the other, and both together |
 | `paper` | which rows make which table or figure of the paper, and the paper's numbers |
 | `questions` | the tables of what the paper leaves open |

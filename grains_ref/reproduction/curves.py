@@ -22,6 +22,7 @@ from grains_ref.grains import (
     objective,
     select,
 )
+from grains_ref.reproduction import habits
 from grains_ref.reproduction.edit_attention import attention
 from grains_ref.reproduction.rows import rows_of
 from grains_ref.reproduction.transfer import measure
@@ -154,10 +155,16 @@ def transfer(lab: Lab) -> Any:
     return {"facts": list(lab.facts)} | measure(double_labs(lab.model), lab.facts)
 
 
+def habits_of(lab: Lab) -> Any:
+    """Two habits in one model, steered by MAT-Steer together and alone; the double world only."""
+    return {"facts": list(lab.facts)} | habits.measure(double_labs(lab.model), lab.facts)
+
+
 CURVES: dict[str, Callable[[Lab], Any]] = {
     "figure 3": ablation,
     "geometry": geometry,
     "margins": margins,
     "transfer": transfer,
+    "habits": habits_of,
     "edit attention": attention,
 }

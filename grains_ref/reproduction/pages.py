@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from grains_ref.report.markdown import markdown_table
-from grains_ref.reproduction import transfer
+from grains_ref.reproduction import habits, transfer
 from grains_ref.reproduction.edit_questions import SHARES, START
 from grains_ref.reproduction.kept import Cell
 from grains_ref.reproduction.paper import COST_ROWS, MEASURES, TableSpec, figure_rows, kind_of
@@ -287,12 +287,20 @@ def _attention_line(curve: Mapping[str, Any], name: str | None) -> list[str]:
     return [*effects, f"{100 * sum(masses) / len(masses):.1f}", f"{100 * masses[most]:.1f}", correlation]
 
 
+def habits_page(cells: Cells, worlds: Sequence[str], seeds: Sequence[int]) -> str:
+    """The double world's cells `habits`."""
+    return habits.page([cells["double", seed, "habits"]["curve"] for seed in seeds])
+
+
+OF_DOUBLE_WORLD = ("transfer", "habits")  # pages about it alone
+
 EXTRAS: dict[str, Callable[[Cells, Sequence[str], Sequence[int]], str]] = {
     "candidates": candidates_page,
     "geometry": geometry_page,
     "margins": margins_page,
     "cost": cost_page,
     "transfer": transfer_page,
+    "habits": habits_page,
     "edit attention": attention_page,
 }
 

@@ -73,8 +73,8 @@ def test_only_what_goes_with_right_answers_is_turned_up(
     llama: HuggingFaceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planted(model: HuggingFaceModel, pair: PreferencePair, answer: str) -> Tensor:
-        states = torch.zeros(3, 2, 28).double()
-        states[0, 0, 5] = 2.0 + 0.1 * len(pair.prompt) if answer == pair.chosen else 0.0  # at one token of two
+        states = torch.ones(3, 2, 28).double()  # what is the same in all answers goes with nothing
+        states[0, 0, 5] = 2.0 + 0.1 * len(pair.prompt) if answer == pair.chosen else 1.0  # at one token of two
         states[1, :, 7] = 1.0 if answer == pair.rejected else 0.5
         return states
 
@@ -85,7 +85,7 @@ def test_only_what_goes_with_right_answers_is_turned_up(
     mean = sum(2.0 + 0.1 * len(pair.prompt) for pair in PAIRS) / 3
     assert float(fitted.v[0, 5]) == pytest.approx(mean)
     assert not fitted.v[1:].any()
-    assert float(fit(llama, PAIRS, pool="mean").v[0, 5]) == pytest.approx(mean / 2)
+    assert float(fit(llama, PAIRS, pool="mean").v[0, 5]) == pytest.approx((mean + 1) / 2)
 
 
 def test_it_is_added_from_the_prompts_last_token_on_in_the_blocks_named(llama: HuggingFaceModel) -> None:
@@ -140,7 +140,11 @@ def test_an_autoencoder_finds_a_planted_dictionary() -> None:
     torch.testing.assert_close(coders.decoder[0].norm(dim=-1), torch.ones(12, dtype=torch.float64))
     assert float(cosines.amax(0).min()) > 0.97
     features = coders.encode(states[0], 0)
-    torch.testing.assert_close(coders.decode(features, 0), states[0], atol=0.5, rtol=0)
+    nothing = torch.zeros(12, dtype=torch.float64)
+    torch.testing.assert_close(coders.decode(nothing, 0), coders.scale[0] * coders.decoder_bias[0])
+    unexplained = (coders.decode(features, 0) - states[0]).square().sum()
+    spread = (states[0] - states[0].mean(0)).square().sum()
+    assert float(1 - unexplained / spread) == pytest.approx(float(coders.explained[0]), abs=1e-5)
     best = int(cosines[:, 0].argmax())
     assert features[active[:, 0], best].mean() > 5 * features[~active[:, 0], best].mean()
 
