@@ -8,6 +8,7 @@ CURVES = "grains_ref/reproduction/curves.py"
 ROWS = "grains_ref/reproduction/rows.py"
 STATISTICS = "grains_ref/reproduction/statistics.py"
 TRANSFER = "grains_ref/reproduction/transfer.py"
+HABITS = "grains_ref/reproduction/habits.py"
 PAGES = "grains_ref/reproduction/pages.py"
 EDIT_QUESTIONS = "grains_ref/reproduction/edit_questions.py"
 EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
@@ -154,4 +155,8 @@ BUGS = (
         REAL, 'and "signal" not in cell["draws"][0]', "", "test_real_signal"),
     Bug("real_page_loses_its_end", "reproduction", "what is written behind the renewed part of the page is dropped",
         REAL_PAGES, "rest.partition(END)", '(*rest.partition(END)[:2], "")', "test_real"),
+    Bug("habits_chosen_for_the_first", "reproduction", "a setting for two habits is chosen by one of them",
+        HABITS, "for bench in benches) / len(benches)", "for bench in benches[:1])", "test_habits"),
+    Bug("habits_in_turn_once", "reproduction", "of two habits in turn only the first is steered",
+        HABITS, "for behaviour in labs]", "for behaviour in list(labs)[:1]]", "test_habits"),
 )  # fmt: skip
