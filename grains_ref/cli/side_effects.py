@@ -80,24 +80,24 @@ def _read(kind: str, path: Path) -> SideEffectSet:
     return read_set(kind, path)  # type: ignore[arg-type]  # it was looked up among the kinds
 
 
-def print_side_effects(found: SideEffects) -> None:
+def print_side_effects(effects: SideEffects) -> None:
     """The table for people, and what to know of it."""
     from grains_ref.report.side_effects import TITLE, change_of, value_of
 
     rows = [
         (effect.name, value_of(effect, "unsteered"), value_of(effect, "steered"), change_of(effect), effect.verdict)
-        for effect in found.effects
+        for effect in effects.effects
     ]
     console.out.print(console.table_of(TITLE, ("", "unsteered", "steered", "change in pairs, 95 %", ""), rows))
-    for note in found.notes:
+    for note in effects.notes:
         console.out.print(note, style="dim")
 
 
-def draw_side_effects(found: SideEffects, figure: Path | None) -> None:
+def draw_side_effects(effects: SideEffects, figure: Path | None) -> None:
     """The picture, if one was asked for."""
     if figure is None:
         return
     from grains_ref.report.side_effects import SideEffectsTable
 
-    first(lambda: SideEffectsTable(found).write_figure(figure))
+    first(lambda: SideEffectsTable(effects).write_figure(figure))
     console.err.print(f"the side effects: {figure}")

@@ -1,7 +1,7 @@
 """Side effects: what steering moved that nobody asked for, on several sets at once, unsteered beside steered.
 
     sets = [*miniatures(), read_set("perplexity", "wikitext.jsonl"), read_set("tasks", "my_tasks.jsonl")]
-    found = side_effects(model, steering_of(model, vectors, lam=2.0), sets)
+    effects = side_effects(model, steering_of(model, vectors, lam=2.0), sets)
 
 | kind of set | measure | better is |
 |---|---|---|
@@ -199,8 +199,14 @@ def side_effects(
         effects=tuple(replace(effect, p_corrected=corrected[str(i)]) for i, effect in enumerate(effects)),
         notes=tuple(notes),
         sets=tuple(
-            {"kind": one.kind, "name": one.name, "source": one.source, "rows": len(one.rows), "digest": one.digest}
-            for one in sets
+            {
+                "kind": given.kind,
+                "name": given.name,
+                "source": given.source,
+                "rows": len(given.rows),
+                "digest": given.digest,
+            }
+            for given in sets
         ),
         refusals=decides.identity,
     )

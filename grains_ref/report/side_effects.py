@@ -34,7 +34,7 @@ WIDTH, ROW_HEIGHT, PANEL_HEIGHT = 4.7, 0.36, 0.62  # inches
 class SideEffectsTable(Section):
     """All measures of a steering on sets that it was not made for."""
 
-    found: SideEffects
+    measured: SideEffects
     how: str = ""
     title: str = TITLE
 
@@ -44,32 +44,32 @@ class SideEffectsTable(Section):
         """See `Section`."""
         return {
             "chart": self._chart(),
-            "rows": self.found.effects,
-            "notes": self.found.notes,
+            "rows": self.measured.effects,
+            "notes": self.measured.notes,
             "how": self.how,
-            "refusals": self.found.refusals if self._has_refusals() else "",
+            "refusals": self.measured.refusals if self._has_refusals() else "",
             "value": value_of,
             "change": change_of,
             "interval": interval_of,
-            "n_worse": sum(effect.verdict == "worse" for effect in self.found.effects),
+            "n_worse": len([effect for effect in self.measured.effects if effect.verdict == "worse"]),
         }
 
     def _has_refusals(self) -> bool:
-        return any("refused" in effect.measure for effect in self.found.effects)
+        return any("refused" in effect.measure for effect in self.measured.effects)
 
     def _chart(self) -> Markup:
-        words = "; ".join(f"{effect.name} {change_of(effect)}, {effect.verdict}" for effect in self.found.effects)
+        words = "; ".join(f"{effect.name} {change_of(effect)}, {effect.verdict}" for effect in self.measured.effects)
         return figure_chart("Side effects", words, self.draw, size=self.size)
 
     @property
     def size(self) -> tuple[float, float]:
         """Of the figure, in inches."""
-        n_panels = len({effect.unit for effect in self.found.effects})
-        return WIDTH, ROW_HEIGHT * len(self.found.effects) + PANEL_HEIGHT * n_panels + 0.35
+        n_panels = len({effect.unit for effect in self.measured.effects})
+        return WIDTH, ROW_HEIGHT * len(self.measured.effects) + PANEL_HEIGHT * n_panels + 0.35
 
     def draw(self, figure: Figure, palette: Palette) -> None:
         """A panel for each unit, a row for each measure: the change with its interval, and what it is a change of."""
-        panels = {unit: [one for one in self.found.effects if one.unit == unit] for unit in UNITS}
+        panels = {unit: [effect for effect in self.measured.effects if effect.unit == unit] for unit in UNITS}
         panels = {unit: effects for unit, effects in panels.items() if effects}
         heights = [len(effects) + PANEL_HEIGHT / ROW_HEIGHT for effects in panels.values()]
         all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]

@@ -66,7 +66,8 @@ def renewed(text: str, cells: dict[Key, Cell], subjects: Subjects, wanted: Seque
 
 def what_was_run(cells: dict[Key, Cell], wanted: Sequence[Key]) -> str:
     """Which of the wanted cells are there, in words, and which are not."""
-    lines = [f"{sum(key in cells for key in wanted)} of {len(wanted)} cells are finished."]
+    finished = [key for key in wanted if key in cells]
+    lines = [f"{len(finished)} of {len(wanted)} cells are finished."]
     for name in dict.fromkeys(behaviour for behaviour, _, _ in wanted):
         for split in dict.fromkeys(of_split for behaviour, of_split, _ in wanted if behaviour == name):
             rows = [row for behaviour, of_split, row in wanted if (behaviour, of_split) == (name, split)]

@@ -102,6 +102,8 @@ def text_of(made: Sequence[Point]) -> str:
     silent = [point for point in made if not point.warns]
     directed = [point for point in made if point.verdict in ("toward", "away")]
     along = [point for point in directed if (point.measured > 0) == (point.verdict == "toward")]
+    rightly_warned = [point for point in warned if not point.gains]
+    rightly_silent = [point for point in silent if point.gains]
     no_gradients = [point for point in made if not point.row.startswith("edit gradient")]
     lines = [
         f"#### The signal line, over {len(made)} cells",
@@ -111,9 +113,9 @@ def text_of(made: Sequence[Point]) -> str:
         + "; ".join(f"{name} {_correlation(of)}" for name, of in _by_behaviour(made).items())
         + ".",
         f"- A direction that is said (toward, away) is that of f on dev in {len(along)} of {len(directed)} cells.",
-        f"- Warned in {len(warned)} cells, rightly in {_of(sum(not point.gains for point in warned), len(warned))}; "
-        f"silent in {len(silent)}, rightly in {_of(sum(point.gains for point in silent), len(silent))}. All together: "
-        f"right in {_of(sum(point.warns != point.gains for point in made), len(made))}.",
+        f"- Warned in {len(warned)} cells, rightly in {_of(len(rightly_warned), len(warned))}; "
+        f"silent in {len(silent)}, rightly in {_of(len(rightly_silent), len(silent))}. All together: "
+        f"right in {_of(len(rightly_warned) + len(rightly_silent), len(made))}.",
         "",
         "| behaviour | split | row | says | lam | of the state | predicted | on dev | gain, points |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -22,11 +22,11 @@ def grains_signal(trial: Trial, **changes: Any) -> Signal:
     """Of GrAInS with these changes; no pass but those of the edit's own gradient."""
     hp, fit = grains_fit(trial, **changes)
     shifts = [trial.lab.shift(hp, i) for i in range(len(trial.sets.steer))]
-    kinds = [
-        example.encoded.kinds[j]
-        for example, of_example in zip(trial.examples, shifts, strict=True)
-        for j in (*of_example.selection.pos, *of_example.selection.neg)
-    ]
+    kinds: list[str] = []  # of all selected tokens
+    for example, of_example in zip(trial.examples, shifts, strict=True):
+        selected = (*of_example.selection.pos, *of_example.selection.neg)
+        kinds += [example.encoded.kinds[j] for j in selected]
+    of_template = [kind for kind in kinds if kind in ("template", "special")]
     halves, of_layers = agreement_of_halves(len(shifts), lambda pairs: vectors([shifts[i] for i in pairs], hp).v)
     return signal_of(
         fit.pos.v,
@@ -34,7 +34,7 @@ def grains_signal(trial: Trial, **changes: Any) -> Signal:
         trial.derivatives("residual", "all"),
         halves=halves,
         halves_of_layers=of_layers,
-        template=sum(kind in ("template", "special") for kind in kinds) / len(kinds) if kinds else None,
+        template=len(of_template) / len(kinds) if kinds else None,
     )
 
 
