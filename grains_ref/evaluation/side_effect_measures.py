@@ -194,7 +194,9 @@ def side_effects(
         after = [outcome for each in ready for outcome in each.ask()]
     effects = [_compared(data, old, new) for (data, old), new in zip(before, after, strict=True)]
     corrected = holm({str(i): effect.p for i, effect in enumerate(effects)})
-    notes = [note for given, each in zip(sets, ready, strict=True) for note in _notes(model, given, each)]
+    notes = _note_on_miniatures(sets)
+    for given, each in zip(sets, ready, strict=True):
+        notes += _notes(model, given, each)
     return SideEffects(
         effects=tuple(replace(effect, p_corrected=corrected[str(i)]) for i, effect in enumerate(effects)),
         notes=tuple(notes),
@@ -249,12 +251,18 @@ def _perplexity(nats: Mean) -> Mean:
     return Mean(math.exp(nats.value), math.exp(nats.low), math.exp(nats.high), nats.n)
 
 
+def _note_on_miniatures(sets: Sequence[SideEffectSet]) -> list[str]:
+    """One sentence on all sets that are miniatures."""
+    of_kinds = [f"{given.kind} {len(given.rows)}" for given in sets if given.name == "miniature"]
+    if not of_kinds:
+        return []
+    words = "The miniatures were written for this package and can show large effects and no small ones; rows:"
+    return [f"{words} {', '.join(of_kinds)}."]
+
+
 def _notes(model: HuggingFaceModel, given: SideEffectSet, ready: _Ready) -> list[str]:
     """What a reader of a set's figures has to know."""
     notes = []
-    if given.name == "miniature":
-        words = f"The miniature of {given.kind} has {len(given.rows)} rows, written for this package"
-        notes.append(f"{words}: it can show a large effect and no small one.")
     if ready.note:
         notes.append(ready.note)
     unknown_id = model.tokenizer.unk_token_id

@@ -123,6 +123,7 @@ def _draw_panel(axes: Axes, effects: Sequence[SideEffect], palette: Palette, uni
     axes.set_ylim(len(effects) - 0.4, -0.6)
     axes.set_xlabel(UNITS[unit])
     axes.tick_params(axis="x", labelsize=7.5)
+    axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.08)
 
 

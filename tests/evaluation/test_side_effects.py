@@ -399,6 +399,8 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
 
 
 def test_a_set_of_words_that_the_model_does_not_know_is_marked(simple_model: HuggingFaceModel) -> None:
-    texts = [one for one in miniatures() if one.kind == "perplexity"]
-    found = side_effects(simple_model, steering(simple_model, lam=0.0), texts)
-    assert any("unknown to the tokenizer" in note for note in found.notes)
+    (texts,) = (given for given in miniatures() if given.kind == "perplexity")
+    more = SideEffectSet("perplexity", "miniature", TEXTS)
+    of_miniatures, *others = side_effects(simple_model, steering(simple_model, lam=0.0), [texts, more]).notes
+    assert of_miniatures.endswith(f"rows: perplexity {len(texts.rows)}, perplexity {len(TEXTS)}.")
+    assert any("unknown to the tokenizer" in note for note in others)
