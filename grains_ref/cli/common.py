@@ -6,7 +6,7 @@ Everything heavy is imported inside functions, so that a command which needs no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -332,6 +332,19 @@ def read_task_file(path: Path | None, *, ignore: Sequence[str] | None) -> tuple[
     for remark in file.remarks:
         err.print(remark, style="yellow")
     return file.tasks
+
+
+AS_MESSAGES = "give each prompt as 'messages', a list of turns (docs/data.md)."
+
+
+def note_plain_texts(model: HuggingFaceModel, prompts: Iterable[object], *, instead: str) -> None:
+    """Say it if a chat model is given texts without its template: its answers are then seldom those of a chat."""
+    if model.prompts.template_digest and all(isinstance(prompt, str) for prompt in prompts):
+        err.print(
+            "note: this model has a chat template, and your prompts are plain texts, which it reads without the "
+            f"template. If it is to answer them as in a chat, {instead}",
+            style="yellow",
+        )
 
 
 def report_skipped(problems: Sequence[Exception]) -> None:

@@ -90,6 +90,7 @@ def eval_(
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
+    common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
     has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
     if in_use:

@@ -128,6 +128,7 @@ def fit(
         first(lambda: check_target(output))  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         wrapped = common.load_model(model, dtype, device, device_map, date, base)
+        common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
         hp = choose_hp(wrapped)
         fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
         common.report_skipped(skipped)
@@ -187,6 +188,11 @@ def _print_fit(made: _Made, n: int, output: Path) -> None:
     title = f"{n} examples -> {output}"
     console.out.print(console.table_of(title, ("", ""), list(made.facts["words"].items())))
     console.print_signal(made.signal.record())
+    if made.signal.verdict in ("none", "away"):
+        other_method = "with --method edit_gradient and another --out, or " if made.record else ""
+        console.out.print(f"Next: fit again {other_method}with other pairs: a strength of these is not likely to help.")
+        console.out.print(f"'grains-ref inspect {output}' shows them layer by layer.")
+        return
     console.out.print(f"Next: choose a strength with 'grains-ref sweep --vectors {output}',")
     console.out.print(f"or look with 'grains-ref inspect {output}'.")
 
@@ -278,7 +284,7 @@ def _fit_edit_gradient(
             "method": "edit gradient (not the paper's)",
             "site": edit.site,
             "positions": edit.positions,
-            "lam is a share of the state's mean length there": f"{record.fit.scale:.3g}",
+            "the state's mean length there, of which lam is a share": f"{record.fit.scale:.3g}",
         },
     }
     return _Made(with_signal(record.vectors, signal), signal, facts)

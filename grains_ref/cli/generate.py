@@ -71,6 +71,7 @@ def generate(
         wrapped, force=force, chat=chat, engine=chosen_engine
     )  # refuses other vectors before the work
     prompts = [common.as_prompt(text, chat=chat) for text in prompt]
+    common.note_plain_texts(wrapped, prompts, instead="add --chat.")
     unsteered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
     with steering:
         steered = wrapped.generate(prompts, images=images, max_new_tokens=max_new_tokens)
@@ -83,7 +84,7 @@ def generate(
         for name in ("prompt", "unsteered", f"steered, lam {in_use.lam:g}"):
             table.add_column(name)
         for row in rows:
-            table.add_row(*(console.plain(cell) for cell in row))
+            table.add_row(*(console.plain(cell) or "(nothing)" for cell in row))
         console.out.print(table)
     if html:
         from grains_ref.report.answers import Answer, Answers

@@ -102,6 +102,7 @@ def attribute(
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
     hp = choose_hp(wrapped)
     pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", _paths(images))
+    common.note_plain_texts(wrapped, [pair.prompt], instead="add --chat.")
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
     if overlay:
         _check_boxes(example.encoded)

@@ -97,7 +97,8 @@ class Signal:
         parts = []
         if self.slope:
             slope = self.slope
-            parts.append(f"f begins to change by {slope.value:+.3g} [{slope.low:+.3g}, {slope.high:+.3g}] nats per lam")
+            interval = f"[{_signed(slope.low)}, {_signed(slope.high)}]"
+            parts.append(f"f begins to change by {_signed(slope.value)} {interval} nats per lam")
         if self.cosine is not None:
             parts.append(f"cosine with the edit's gradient {_two(self.cosine)} (random: below {_two(self.chance)})")
         if self.random is not None:
@@ -330,6 +331,11 @@ def mean_with_interval(values: Tensor) -> Estimate:
     mean = values.mean().item()
     error = 1.96 * (values.std() / math.sqrt(len(values))).item()
     return Estimate(mean, mean - error, mean + error)
+
+
+def _signed(value: float) -> str:
+    """Three digits; thousands in full, as +1,990."""
+    return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}"
 
 
 def _two(value: float) -> str:

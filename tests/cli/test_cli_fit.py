@@ -16,6 +16,7 @@ from grains_ref.demo import planted as demo
 from grains_ref.evaluation import margins
 from grains_ref.files import only_writer_of
 from grains_ref.fitting import checked_examples
+from grains_ref.fitting.signal import Signal
 from grains_ref.fitting.work_folder import open_work_folder
 from grains_ref.grains import HyperParameters, eligible_tokens, fit, select
 from grains_ref.grains import attribute as attribute_example
@@ -313,6 +314,22 @@ def test_the_date_is_fixed_kept_in_the_header_and_missed_where_it_is_another(dat
     assert "the date is 'today'; expected year-month-day" in bad(*attributed, "--date", "today")
 
 
+@pytest.mark.thorough
+def test_plain_texts_for_a_chat_model_are_noted(dated_model: Path, data: Path, tmp_path: Path) -> None:
+    words = "this model has a chat template, and your prompts are plain texts"
+    text = {"prompt": "Is the earth flat?", "chosen": "No.", "rejected": "Yes."}
+    chat = {"messages": [{"role": "user", "content": "Is it?"}], "chosen": "No.", "rejected": "Yes."}
+    texts, chats = lines(tmp_path / "texts.jsonl", [text] * 3), lines(tmp_path / "chats.jsonl", [chat] * 3)
+    model = ["--model", dated_model]
+    out = tmp_path / "v.safetensors"
+    fitted = ["fit", *model, "--out", out, "--aggregation", "mean", "--m", "1", "--no-signal", "--pairs"]
+    assert words in run(*fitted, texts).stderr
+    assert words not in run(*fitted, chats).stderr
+    assert "give each prompt as 'messages'" in run("eval", *model, "--pairs", texts).stderr.replace("\n", " ")
+    assert words not in run("eval", *model, "--pairs", chats).stderr
+    assert words not in run("eval", *SIMPLE, "--pairs", data / "test.jsonl").stderr  # it has no template
+
+
 # --- the signal, and the edit gradient
 
 
@@ -329,6 +346,23 @@ def test_fit_says_whether_its_vectors_mean_anything_and_the_file_keeps_it(data: 
     assert said["line"] in inspected
     assert "cos(v, gradient)" in inspected
     assert all(warning in inspected for warning in said["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "next_step"),
+    [
+        ("toward", "Next: choose a strength with 'grains-ref sweep --vectors"),
+        ("not measured", "Next: choose a strength with 'grains-ref sweep --vectors"),
+        ("none", "Next: fit again with --method edit_gradient and another --out, or with other pairs"),
+        ("away", "Next: fit again with --method edit_gradient and another --out, or with other pairs"),
+    ],
+)
+def test_nobody_is_sent_to_choose_a_strength_of_vectors_that_mean_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, next_step: str
+) -> None:
+    monkeypatch.setattr(Signal, "verdict", verdict)
+    command = ["fit", *SIMPLE, "--pairs", data / "steer.jsonl", "--aggregation", "mean", "--m", "1", "--no-signal"]
+    assert next_step in " ".join(good(*command, "--out", tmp_path / "v").split())
 
 
 @pytest.mark.thorough

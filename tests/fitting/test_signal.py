@@ -211,6 +211,8 @@ def test_the_line_has_the_figures() -> None:
     )
     assert "; with random tokens' vector 0.40; halves" in signal(random=0.4).line()
     assert signal(slope=None, cosine=None, halves=None).line() == "not measured."
+    large = signal(slope=Estimate(1990.4, 999.6, 2330)).line()
+    assert "by +1,990 [+1,000, +2,330] nats" in large
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ BUGS = (
     Bug("template_like_words", "text", "special tokens are shown as the user's words",
         TOKENS, 'FRAMING: tuple[Kind, ...] = ("template", "special")', 'FRAMING: tuple[Kind, ...] = ("template",)',
         "test_tokens"),
+    Bug("any_vectors_are_swept", "fit", "vectors that mean nothing are handed on to the choice of a strength",
+        "grains_ref/cli/fit.py", 'if made.signal.verdict in ("none", "away"):', "if False:", "test_cli_fit"),
     Bug("sweep_without_signal", "fit", "the vectors of a sweep say nothing of their signal",
         SWEEP, "if no_signal or not work_folder:", "if True:", "test_cli_choose"),
 )  # fmt: skip
