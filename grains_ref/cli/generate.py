@@ -92,4 +92,6 @@ def generate(
 
         answers = Answers([Answer(*row) for row in rows], how=in_use.words)
         facts = [*model_facts(wrapped, chat=chat), ("vectors", str(vectors)), *facts_of(in_use.vectors)]
-        write_report(html, f"{len(rows)} prompts, plain and steered", [answers], facts)
+        write_report(
+            html, f"{len(rows)} {'prompt' if len(rows) == 1 else 'prompts'}, plain and steered", [answers], facts
+        )

@@ -200,10 +200,12 @@ def strengths_axis(axes: Axes, strengths: Sequence[float]) -> None:
     values = sorted(set(strengths))
     smallest = min((abs(value) for value in values if value), default=1.0)
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.6)
-    kept: list[float] = []
+    span = math.log(max(abs(value) for value in values) / smallest) if any(values) else 0.0
+    width_of_label = max(0.4, 0.09 * span)
+    labelled: list[float] = []
     for value in values:  # labels that would run into each other are left out
-        has_room = not kept or value * kept[-1] <= 0 or abs(math.log(value / kept[-1])) > 0.4
+        has_room = not labelled or value * labelled[-1] <= 0 or abs(math.log(value / labelled[-1])) > width_of_label
         if has_room:
-            kept.append(value)
-    axes.set_xticks(kept, [f"{value:g}" for value in kept])
+            labelled.append(value)
+    axes.set_xticks(labelled, [f"{value:g}" for value in labelled])
     axes.minorticks_off()
