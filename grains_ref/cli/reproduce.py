@@ -101,7 +101,9 @@ def reproduce(
     judge_model: Annotated[str, typer.Option(help="Full rung: the judge's model.")] = "",
     ability: Annotated[
         list[str] | None,
-        typer.Option(help="Full rung, tables 4 and 5: a further test of ability, humaneval or xstory_cloze."),
+        typer.Option(
+            help="Full rung, tables 4 and 5: a further test of ability: humaneval, writing_prompts or xstory_cloze."
+        ),
     ] = None,
     run_code: Annotated[
         bool, typer.Option("--confirm-run-unsafe-code", help="Let humaneval run what the models write, here.")

@@ -88,6 +88,7 @@ class Harness:
     Attributes:
         plain, chat: the harness's own files of the task, beneath its folder of tasks: for a model without a chat
             template and for one with it.
+        is_ours: whether the files lie in this package's folder instead, as the harness has no such task.
         split: the harness's name of the split that is asked.
         metric: what it says of each question: 1 for solved.
         rows: the questions of a source, checked.
@@ -102,6 +103,7 @@ class Harness:
     rows: Callable[[Source], Sequence[Row]]
     runs_code: bool = False
     through_template: bool = True
+    is_ours: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ of App. B are `grains.attribute`'s; none of these is among `HyperParameters.attr
 |---|---|
 | guided_ig, guided_ig_wide | m forward and backward |
 | shapley | n T + 2 forward |
+| kernel_shap | n T + 2 forward |
 | occlusion | T + 1 forward |
 | occlusion_pairs | T forward |
+| occlusion_all_pairs | T (T - 1) / 2 + 1 forward, above T = 25 about 300 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -36,11 +38,14 @@ from grains_ref.grains import (
 )
 from grains_ref.methods.core import DRAWING
 
-Name: TypeAlias = Literal["guided_ig", "guided_ig_wide", "shapley", "occlusion", "occlusion_pairs"]
+Name: TypeAlias = Literal[
+    "guided_ig", "guided_ig_wide", "shapley", "kernel_shap", "occlusion", "occlusion_pairs", "occlusion_all_pairs"
+]
 
 FRACTION = 0.25  # of the features, moved at a time: the default of the authors' public code
 MAX_DISTANCE = 0.02  # from the straight path, in shares of the way: likewise
-PERMUTATIONS = 5  # of Shapley's sampling: as many as eq. (2) has nodes
+PERMUTATIONS = 5  # of Shapley's sampling: as many as eq. (2) has nodes; KernelSHAP costs the same
+MOST_PAIRS = 300  # all pairs of 25 tokens; longer prompts have theirs sampled
 POINTS_AT_ONCE = 16  # masked prompts in one pass
 CLOSE = 1e-9  # share of the whole way that counts as arrived
 
@@ -64,9 +69,13 @@ def attribute_by(name: Name, model: Model, example: Example, hp: HyperParameters
         start = model.baseline(example.encoded, hp.path_baseline)
         return guided_integrated_gradients(f, x, start, m=hp.m, max_distance=1 / hp.m)
     baseline = model.baseline(example.encoded, hp.mask_baseline)
+    seed = generator_of(example, hp.seed).initial_seed()
     if name == "shapley":
-        seed = generator_of(example, hp.seed).initial_seed()
         return shapley_values(f, x, baseline, n=PERMUTATIONS, seed=seed)
+    if name == "kernel_shap":
+        return kernel_shap(f, x, baseline, n=PERMUTATIONS * len(x) + 2, seed=seed)
+    if name == "occlusion_all_pairs":
+        return occlusion_of_all_pairs(f, x, baseline, most=MOST_PAIRS, seed=seed)
     return occlusion(f, x, baseline, width=1 if name == "occlusion" else 2)
 
 
@@ -136,18 +145,41 @@ def shapley_values(f: Function, x: Tensor, baseline: Tensor, *, n: int, seed: in
     _check_shapes(x, baseline)
     if n < 1:
         raise ValueError(f"n must be at least 1, the number of orders; got {n}")
-    try:
-        from captum.attr import ShapleyValueSampling
-    except ImportError as error:
-        raise ImportError("Shapley values need captum; install it with: pip install 'grains-ref[baselines]'") from error
-
-    def of_present(present: Tensor) -> Tensor:  # (B, T) of zeros and ones: captum's features are the tokens
-        return f(torch.where(present[..., None] > 0, x, baseline))
-
+    captum = _captum()
     everyone = torch.ones(1, len(x), dtype=at_least_float32(x), device=x.device)
     with DRAWING, torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        values = ShapleyValueSampling(of_present).attribute(
+        values = captum.ShapleyValueSampling(_of_present(f, x, baseline)).attribute(
+            everyone, baselines=0.0, n_samples=n, perturbations_per_eval=POINTS_AT_ONCE
+        )
+    return spread_scores(f, x, baseline, values[0].to(at_least_float32(x)))
+
+
+def kernel_shap(f: Function, x: Tensor, baseline: Tensor, *, n: int, seed: int) -> Attribution:
+    r"""KernelSHAP (Lundberg and Lee 2017): Shapley values as a regression on n sampled sets of tokens.
+
+        a = argmin over a of  sum over sets S of  (f(only S in) - a_0 - sum_{t in S} a_t)^2
+
+    x, baseline: (T, d).  The first two sets are all tokens and none; they weigh a million times as much as the others,
+    so that a adds up to f(x) - f(baseline) but for about a millionth.  Of the others a size k is drawn with probability
+    proportional to 1 / (k (T - k)), then a set of that size.  Captum's `KernelShap` computes it, each token a feature;
+    the global generator is left as it stood.
+
+    Raises:
+        ImportError: captum is not installed.
+        ValueError: n is below T + 2, which leaves scores open; T is below 2; or other shapes than (T, d).
+    """
+    _check_shapes(x, baseline)
+    if len(x) < 2 or n < len(x) + 2:
+        raise ValueError(
+            f"KernelSHAP needs at least 2 tokens, and n of at least two more than there are; got {len(x)} tokens and "
+            f"n = {n}. Fewer sets leave scores open."
+        )
+    captum = _captum()
+    everyone = torch.ones(1, len(x), dtype=at_least_float32(x), device=x.device)
+    with DRAWING, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        values = captum.KernelShap(_of_present(f, x, baseline)).attribute(
             everyone, baselines=0.0, n_samples=n, perturbations_per_eval=POINTS_AT_ONCE
         )
     return spread_scores(f, x, baseline, values[0].to(at_least_float32(x)))
@@ -178,6 +210,42 @@ def occlusion(f: Function, x: Tensor, baseline: Tensor, *, width: int = 1) -> At
         total[window] += fall
         times[window] += 1
     return spread_scores(f, x, baseline, total / times)
+
+
+def occlusion_of_all_pairs(f: Function, x: Tensor, baseline: Tensor, *, most: int, seed: int) -> Attribution:
+    r"""Any two tokens at their baseline at once: the scores whose sums in twos come nearest to the falls of f.
+
+        a = argmin over a of  sum over pairs {t, u} of  (f(x) - f(x with t and u at the baseline) - a_t - a_u)^2
+
+    x, baseline: (T, d).  All pairs, where there are at most `most`.  Otherwise tokens are put in a circle at random,
+    `most` / T times but at least twice, and neighbours there are the pairs.  Where several a come equally near, the
+    shortest is taken: with T = 2 each token has half of the one fall.
+
+    Convention: the paper's footnote 4 speaks of single tokens only.  The mean of a token's falls would not do: it holds
+      a part of every other token's.
+
+    Raises:
+        ValueError: T is below 2, `most` is below 1, or other shapes than (T, d).
+    """
+    _check_shapes(x, baseline)
+    n_tokens = len(x)
+    if n_tokens < 2 or most < 1:
+        raise ValueError(f"pairs need at least 2 tokens, and most at least 1; got {n_tokens} and {most}")
+    if n_tokens * (n_tokens - 1) // 2 <= most:
+        pairs = torch.combinations(torch.arange(n_tokens))  # (P, 2)
+    else:
+        draws = torch.Generator().manual_seed(seed)
+        circles = [torch.randperm(n_tokens, generator=draws) for _ in range(max(2, most // n_tokens))]
+        pairs = torch.cat([torch.stack([circle, circle.roll(1)], dim=1) for circle in circles])
+    masked = []
+    for pair in pairs.tolist():
+        point = x.clone()
+        point[pair] = baseline[pair]
+        masked.append(point)
+    falls = (_value(f, [x])[0] - _value(f, masked)).cpu().double()
+    members = torch.zeros(len(pairs), n_tokens, dtype=torch.float64).scatter_(1, pairs, 1.0)
+    scores = torch.linalg.pinv(members.T @ members, hermitian=True) @ members.T @ falls
+    return spread_scores(f, x, baseline, scores.to(at_least_float32(x)).to(x.device))
 
 
 @torch.no_grad()
@@ -222,6 +290,28 @@ def _go_on(
         gone = torch.where(moving, gone + share * (furthest - gone), gone)
         if share == 1.0:  # arrived, not one rounding short of it
             gone = gone.masked_fill(moving, furthest)
+
+
+def _captum() -> Any:
+    """Captum's attributions.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError("Shapley values need captum; install it with: pip install 'grains-ref[baselines]'") from error
+    return captum.attr
+
+
+def _of_present(f: Function, x: Tensor, baseline: Tensor) -> Callable[[Tensor], Tensor]:
+    """f of which tokens are in, (B, T) of zeros and ones: captum's features are the tokens."""
+
+    def value(present: Tensor) -> Tensor:
+        return f(torch.where(present[..., None] > 0, x, baseline))
+
+    return value
 
 
 def _value(f: Callable[[Tensor], Tensor], points: list[Tensor]) -> Tensor:

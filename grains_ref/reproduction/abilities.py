@@ -4,9 +4,10 @@
 |---|---|---|
 | humaneval | `humaneval`, `humaneval_instruct` | the first greedy answer passes the problem's tests |
 | xstory_cloze | `xstorycloze_en`, never through the chat template | the ending that fits is the more likely one |
+| writing_prompts | ours, `grains_ref/datasets/writing_prompts.yaml` | a story is written that does not fall apart |
 
-Prompts, stop texts and the judging are the harness's own; the rows are read, checked and handed over here, so that a
-local folder serves as well as the hub.
+Prompts, stop texts and the judging of the other two are the harness's own; the rows are read, checked and handed over
+here, so that a local folder serves as well as the hub.
 
 HumanEval runs what the model wrote, on this machine.  Three things have to allow it, none of which is done here for the
 user: the caller (`run_code`, the harness's own `confirm_run_unsafe_code`), the environment (HF_ALLOW_CODE_EVAL=1, which
@@ -21,6 +22,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from grains_ref import datasets
 from grains_ref.datasets.dataset import Harness
 from grains_ref.datasets.registry import DATASETS, find
 from grains_ref.datasets.sources import Source
@@ -136,10 +138,12 @@ class Ability:
         return f"grains_ref_{self.name}"
 
     def _write_task(self, folder: Path, file: str) -> None:
-        """The rows, and a task that is the harness's own but for where its questions lie."""
+        """The rows, and a task that is the packaged one but for where its questions lie."""
         import lm_eval
 
-        packaged = Path(lm_eval.__file__).parent / "tasks" / file
+        packaged = Path(datasets.__file__).parent / file
+        if not self.harness.is_ours:
+            packaged = Path(lm_eval.__file__).parent / "tasks" / file
         rows = folder / "rows.jsonl"
         rows.write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in self.rows), encoding="utf-8")
         data_files = json.dumps({self.harness.split: str(rows)})

@@ -86,4 +86,6 @@ ROWS: dict[str, Row] = {
     "IMMUNE, the world's judge": _alone(_immune),
     "GrAInS + VCD": _with_grains(_vcd),
     "GrAInS + VCD, as published": _with_grains(_published_vcd),
+    "GrAInS + CRG, boxes given": _with_grains(_crg),
+    "GrAInS + IMMUNE, the world's judge": _with_grains(_immune),
 }

@@ -35,7 +35,7 @@ from grains_ref.vectors import library_versions
 
 Cell: TypeAlias = dict[str, Any]
 VERSION = library_versions()["grains_ref"]
-OUTCOMES = ("right", "rejected", "bleu", "capable", "humaneval", "xstory_cloze")
+OUTCOMES = ("right", "rejected", "bleu", "capable", "humaneval", "writing_prompts", "xstory_cloze")
 Unit = tuple[str, int, tuple[str, ...]]  # a world, a training seed, the names of cells to fill
 
 

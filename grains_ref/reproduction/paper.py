@@ -13,16 +13,18 @@ from grains_ref.datasets.registry import DATASETS
 from grains_ref.demo.planted import Kind
 from grains_ref.reproduction.rows import KS
 
-Measure = Literal["right", "rejected", "bleu", "capable", "humaneval", "xstory_cloze"]
+Measure = Literal["right", "rejected", "bleu", "capable", "humaneval", "writing_prompts", "xstory_cloze"]
 MEASURES: dict[Measure, str] = {
     "right": "accuracy",
     "rejected": "hallucination rate",
     "bleu": "BLEU accuracy",
     "capable": "capability",
     "humaneval": "HumanEval, pass@1",
+    "writing_prompts": "WritingPrompts, stories",
     "xstory_cloze": "XStoryCloze",
 }
-OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "xstory_cloze")  # not of the prompts of test pairs
+# Of tasks, not of the prompts of test pairs.
+OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "writing_prompts", "xstory_cloze")
 WORLDS_OF: dict[Kind, tuple[str, str]] = {
     "text": ("simple", "graded"),
     "visual": ("simple-visual", "graded-visual"),
@@ -172,8 +174,10 @@ TABLES = (
             "GrAInS, Guided IG": "Guided IG",
             "GrAInS, Guided IG, wide band": "Guided IG, wide band",
             "GrAInS, SHAP": "SHAP",
+            "GrAInS, KernelSHAP": "KernelSHAP",
             "GrAInS, occlusion": "occlusion",
             "GrAInS, occlusion of neighbours": "occlusion in pairs",
+            "GrAInS, occlusion of all pairs": "occlusion of all pairs",
             "GrAInS, tokens masked one at a time": "masked one at a time",
         },
         ("Llama TruthfulQA", "Toxigen", "FaithEval"),

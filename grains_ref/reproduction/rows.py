@@ -237,8 +237,10 @@ SHARED |= {
     "Guided IG": _scored_by("guided_ig"),
     "Guided IG, wide band": _scored_by("guided_ig_wide"),
     "SHAP": _scored_by("shapley"),
+    "KernelSHAP": _scored_by("kernel_shap"),
     "occlusion": _scored_by("occlusion"),
     "occlusion in pairs": _scored_by("occlusion_pairs"),
+    "occlusion of all pairs": _scored_by("occlusion_all_pairs"),
     "masked one at a time": _masked_one_at_a_time,
 }
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}

@@ -4,6 +4,10 @@ from planted_bugs.planting import Bug
 
 READERS = "grains_ref/datasets/"
 BUGS = (
+    Bug("circles_are_stories", "datasets", "a text that goes round in a circle counts as a story",
+        READERS + "writing_prompts.py", "different >= LEAST_DIFFERENT and", "", "test_writing_prompts"),
+    Bug("titles_with_their_tag", "datasets", "the model is asked with the tag that stands before a title",
+        READERS + "writing_prompts.py", 'TAG.sub("", prompt).strip()', "prompt.strip()", "test_writing_prompts"),
     Bug("ending_from_zero", "readers", "the right ending is counted from 0",
         READERS + "xstory_cloze.py", 'labels=(row["answer_right_ending"] == 1, row["answer_right_ending"] == 2)',
         'labels=(row["answer_right_ending"] == 0, row["answer_right_ending"] != 0)', "test_xstory_cloze"),

@@ -35,7 +35,7 @@ BUGS = (
     Bug("abilities_of_all_rows", "reproduction", "rows of other tables are asked further abilities, too",
         CELLS, "if with_abilities or setting is UNSTEERED:", "if True:", "test_cells"),
     Bug("problems_are_facts", "reproduction", "problems are clustered by the facts of as many prompts",
-        PAPER, 'OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "xstory_cloze")',
+        PAPER, 'OF_TASKS: tuple[Measure, ...] = ("capable", "humaneval", "writing_prompts", "xstory_cloze")',
         'OF_TASKS: tuple[Measure, ...] = ("capable",)', "test_abilities"),
     Bug("old_versions_kept", "reproduction", "cells of another version are kept",
         KEPT, 'if cell["version"] != VERSION:', "if False:", "test_kept"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def test_the_switch_of_the_library_is_the_users_to_set(monkeypatch: pytest.Monke
 
 
 def test_an_unknown_ability_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match="no ability 'mmlu'; there are humaneval, xstory_cloze"):
+    with pytest.raises(ValueError, match="no ability 'mmlu'; there are humaneval, writing_prompts, xstory_cloze"):
         FullRung({}, {}, None, abilities=("mmlu",))
 
 
@@ -310,6 +311,32 @@ def test_the_harness_says_which_completions_pass(harness: None, monkeypatch: pyt
 
 
 @needs_harness
+@pytest.mark.skipif("GRAINS_CODE_EVAL" not in os.environ, reason="set GRAINS_CODE_EVAL to the folder of code_eval.py")
+def test_the_librarys_own_judge_says_the_same(allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`metrics/code_eval` of huggingface/evaluate, which `evaluate` would fetch from the hub."""
+    import evaluate
+
+    from grains_ref.evaluation.lm_eval import HarnessModel
+
+    judge = evaluate.load(os.environ["GRAINS_CODE_EVAL"])
+    monkeypatch.setattr(evaluate, "load", lambda name: judge)
+    monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
+    model = random_llama()
+    model.text_config.max_position_embeddings = 4096
+    code = Ability(model, "humaneval", fixture("humaneval"), run_code=True)
+
+    def answers(self: Any, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
+        texts = []
+        for context in contexts:
+            (row,) = [row for row in code.rows if row["prompt"].strip() in context]
+            texts.append("\n    return None\n" if row["entry_point"] == "fold" else "\n" + row["canonical_solution"])
+        return texts
+
+    monkeypatch.setattr(HarnessModel, "_generate", answers)
+    assert code() == [row["entry_point"] != "fold" for row in code.rows]
+
+
+@needs_harness
 def test_the_likelier_ending_counts_and_steering_moves_it(harness: None) -> None:
     from grains_ref.models import TokenRow
 
@@ -332,6 +359,27 @@ def test_the_likelier_ending_counts_and_steering_moves_it(harness: None) -> None
     with Steering(model.blocks, v, lam=3.0):
         assert stories() != plain
     assert stories() == plain
+
+
+@needs_harness
+@pytest.mark.parametrize("make", [random_llama, random_llava])
+def test_the_harness_says_which_answers_are_stories(harness: None, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    from grains_ref.evaluation.lm_eval import HarnessModel
+
+    model = make()
+    model.text_config.max_position_embeddings = 4096
+    stories = Ability(model, "writing_prompts", fixture("writing_prompts"), run_code=False)
+    asked: list[tuple[str, int]] = []
+
+    def answers(self: Any, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
+        asked.extend((context, options["max_gen_toks"]) for context in contexts)
+        circle = "and on it went " * 40
+        return [circle if "dragon" in text else " ".join(f"word{i}x" for i in range(100)) for text in contexts]
+
+    monkeypatch.setattr(HarnessModel, "_generate", answers)
+    assert stories() == ["dragon" not in row["prompt"] for row in stories.rows]
+    assert all("Write a short story" in context and "[ WP ]" not in context for context, _ in asked)
+    assert {n for _, n in asked} == {256}
 
 
 @needs_harness
