@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +21,12 @@ from grains_ref.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from grains_ref.conformance.alone import Start
+    from grains_ref.conformance.budgets import Budget
     from grains_ref.conformance.dialects import Dialect
     from grains_ref.conformance.live import LiveResult
     from grains_ref.conformance.ports import Port, PythonPort
     from grains_ref.conformance.programs import CommandPort
+    from grains_ref.conformance.runner import Run
 
 conform = typer.Typer(
     help="Check a port of the method, stage by stage: Python module, any program, or files.", no_args_is_help=True
@@ -284,7 +286,6 @@ def _check_open(
 
     from grains_ref.conformance.alone import ask_alone
     from grains_ref.conformance.budgets import load_budgets, root
-    from grains_ref.conformance.report import print_run, write_json, write_junit
     from grains_ref.conformance.runner import ask_case, number_of_cases, read_xfails, run_port
     from grains_ref.conformance.vectors import check_complete
 
@@ -322,13 +323,7 @@ def _check_open(
         )
         if start:
             result = ask_alone(result, start, ask_case(budgets, spoken))
-    print_run(result, budgets, out, repeat=repeat)
-    if json_file:
-        write_json(result, json_file)
-    if junit:
-        write_junit(result, junit)
-    if result.failed:
-        raise typer.Exit(1)
+    _report(result, budgets, json_file, junit, repeat=repeat)
 
 
 def _modes(mode: str) -> tuple[Any, ...]:
@@ -363,7 +358,6 @@ def _check_fresh(
     from grains_ref.conformance.alone import ask_alone
     from grains_ref.conformance.budgets import load_budgets
     from grains_ref.conformance.fresh import ask_seed, run_fresh
-    from grains_ref.conformance.report import print_run, write_json, write_junit
 
     try:
         for file in (json_file, junit):
@@ -388,6 +382,15 @@ def _check_fresh(
             result = ask_alone(result, start, ask_seed(budgets, spoken))
     finally:
         port.close()
+    _report(result, budgets, json_file, junit, repeat=repeat)
+
+
+def _report(
+    result: Run, budgets: Mapping[tuple[str, str], Budget], json_file: Path | None, junit: Path | None, *, repeat: str
+) -> None:
+    """Print what came of a run and write it where asked; exit code 1 where something failed."""
+    from grains_ref.conformance.report import print_run, write_json, write_junit
+
     print_run(result, budgets, out, repeat=repeat)
     if json_file:
         write_json(result, json_file)

@@ -101,17 +101,17 @@ def _by_name(given: Sequence[str], option: str, what: str) -> dict[str, str]:
     Raises:
         ValueError: something else, or a name twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not value or not _NAME.fullmatch(name):
             raise ValueError(
                 f"{option} {text[:80]!r}: expected NAME={what}, where NAME is letters, digits, '.', '_' and '-'"
             )
-        if name in found:
+        if name in values:
             raise ValueError(f"{option}: {name} is given twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _strength(name: str, text: str) -> float:

@@ -390,7 +390,7 @@ if __name__ == "__main__":
     if sys.argv[1:] not in ([], ["--measure"]):
         sys.exit("usage: python -m grains_ref.conformance.budgets [--measure]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one
-    for one in DIALECTS.values():
-        print(f"\nDialect {one.name}\n")
-        stored = [] if sys.argv[1:] else list(load_budgets(one.name).values())
-        print(table(stored or (measure(stage, dtype, dialect=one) for stage in one.oracle for dtype in DTYPES)))
+    for dialect in DIALECTS.values():
+        print(f"\nDialect {dialect.name}\n")
+        stored = [] if sys.argv[1:] else list(load_budgets(dialect.name).values())
+        print(table(stored or (measure(stage, dtype, dialect=dialect) for stage in dialect.oracle for dtype in DTYPES)))

@@ -384,6 +384,8 @@ if __name__ == "__main__":
         sys.exit("usage: python -m grains_ref.conformance.vectors FOLDER [--measure | --weakest]")
     torch.set_num_threads(1)  # the tensors are far too small for a second one
     new: dict[str, Iterable[Budget]] = {}
-    for one in DIALECTS.values() if options else ():
-        new[one.name] = measured(one) if options == ["--measure"] else with_weakest_bugs(Path(folders[0]), one)
+    for dialect in DIALECTS.values() if options else ():
+        new[dialect.name] = (
+            measured(dialect) if options == ["--measure"] else with_weakest_bugs(Path(folders[0]), dialect)
+        )
     write(Path(folders[0]), new)

@@ -71,7 +71,7 @@ class HarnessModel(LM):
             for start in range(0, len(rows), _CHUNK):
                 chunk = rows[start : start + _CHUNK]
                 scored = self.model.score_rows(chunk, batch_size=self.batch_size)
-                answers += [(one.log_prob, one.is_greedy) for one in scored]
+                answers += [(score.log_prob, score.is_greedy) for score in scored]
                 bar.update(len(chunk))
         self._remember("loglikelihood", requests, answers)
         return answers
@@ -83,9 +83,9 @@ class HarnessModel(LM):
             ids = self._prompt_ids(request.args[0]) if request.args[0] else []
             longest = self.model.context or len(ids) + 1
             windows = get_rolling_token_windows(ids, self._prefix, max_seq_len=longest, context_len=1)
-            rows = [TokenRow(tuple(before), tuple(said)) for before, said in map(make_disjoint_window, windows)]
+            rows = [TokenRow(tuple(before), tuple(scored)) for before, scored in map(make_disjoint_window, windows)]
             # Past the check of `model.score_rows`: the harness counts what is fed, and a window's last token is not.
-            answers.append(sum(one.log_prob for one in score_rows(self.model, rows, batch_size=self.batch_size)))
+            answers.append(sum(score.log_prob for score in score_rows(self.model, rows, batch_size=self.batch_size)))
         self._remember("loglikelihood_rolling", requests, answers)
         return answers
 

@@ -109,15 +109,15 @@ class Measured:
         if not self._folder:
             return compute()
         names = {i: _scores_name(hp, i) for i in batch}
-        kept = {
+        stored = {
             i: self._folder.read(names[i], shapes={"a": example.encoded.ids.shape}, dtype=_dtype(example))
             for i, example in batch.items()
         }
-        if all(kept.values()):
-            return [finished.tensors["a"] for finished in kept.values() if finished]
+        if all(stored.values()):
+            return [finished.tensors["a"] for finished in stored.values() if finished]
         computed = compute()
         for i, a in zip(batch, computed, strict=True):
-            if not kept[i]:
+            if not stored[i]:
                 self._folder.write(names[i], {"a": a}, {})
         return computed
 
@@ -135,18 +135,20 @@ class Measured:
             return compute()
         names = {i: _shift_name(hp, i) for i in batch}
         shapes = {"delta_pos": layers, "delta_neg": layers}
-        kept = {i: self._folder.read(names[i], shapes=shapes, dtype=_dtype(example)) for i, example in batch.items()}
-        if all(kept.values()):
-            found = []
+        stored = {i: self._folder.read(names[i], shapes=shapes, dtype=_dtype(example)) for i, example in batch.items()}
+        if all(stored.values()):
+            shifts = []
             for (i, example), a in zip(batch.items(), scores, strict=True):
                 selection = select(a, k=hp.k, eligible=eligible_tokens(example.encoded, hp.eligible))
-                tensors = kept[i].tensors  # type: ignore[union-attr]
-                found.append(Shift(a, selection, tensors["delta_pos"], tensors["delta_neg"]))
-            return found
+                tensors = stored[i].tensors  # type: ignore[union-attr]
+                shifts.append(Shift(a, selection, tensors["delta_pos"], tensors["delta_neg"]))
+            return shifts
         computed = compute()
         for i, shift in zip(batch, computed, strict=True):
             tensors = {"delta_pos": shift.delta_pos, "delta_neg": shift.delta_neg}
-            if not kept[i] and all(tensor.isfinite().all() for tensor in tensors.values()):  # else the fit refuses them
+            if not stored[i] and all(
+                tensor.isfinite().all() for tensor in tensors.values()
+            ):  # else the fit refuses them
                 self._folder.write(names[i], tensors, {})
         return computed
 
@@ -156,8 +158,8 @@ class Measured:
         def figures() -> Figures:
             return {"right": "".join("1" if is_right else "0" for is_right in compute())}
 
-        kept = self._figures("unsteered", figures)
-        bits = kept.get("right")
+        unsteered = self._figures("unsteered", figures)
+        bits = unsteered.get("right")
         if not isinstance(bits, str) or len(bits) != n or not set(bits) <= {"0", "1"}:
             raise self._wrong("unsteered")
         return [bit == "1" for bit in bits]
@@ -180,10 +182,10 @@ class Measured:
     def wrong(self, setting: Any, compute: Callable[[], int]) -> int:
         """How many tasks a setting answers wrongly, counted as far as is allowed; raises as `dev` does."""
         name = f"tasks-{_digest(setting)}"
-        kept = self._figures(name, lambda: figures_of("wrong", compute))
-        if isinstance(kept.get("overflow"), str):
-            raise FloatingPointError(kept["overflow"])
-        wrong = kept.get("wrong")
+        finished = self._figures(name, lambda: figures_of("wrong", compute))
+        if isinstance(finished.get("overflow"), str):
+            raise FloatingPointError(finished["overflow"])
+        wrong = finished.get("wrong")
         if type(wrong) is not int or wrong < 0:
             raise self._wrong(name)
         return wrong
@@ -191,11 +193,11 @@ class Measured:
     def _figures(self, name: str, compute: Callable[[], Figures]) -> Figures:
         if not self._folder:
             return compute()
-        kept = self._folder.read_figures(name)
-        if kept is None:
-            kept = dict(compute())
-            self._folder.write_figures(name, kept)
-        return kept
+        figures = self._folder.read_figures(name)
+        if figures is None:
+            figures = dict(compute())
+            self._folder.write_figures(name, figures)
+        return figures
 
     def _wrong(self, name: str) -> WorkFolderError:
         assert self._folder

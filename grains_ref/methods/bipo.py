@@ -44,7 +44,8 @@ from grains_ref.grains import (
     finite_number,
     log_prob,
 )
-from grains_ref.methods.core import Change, Edit, Setting, at_site, check_pairs, check_vectors, whole_number
+from grains_ref.methods.adding import add_vectors
+from grains_ref.methods.core import Change, Edit, Setting, at_site, check_pairs, whole_number
 from grains_ref.models import HuggingFaceModel
 
 LEARNING_RATE = 5e-4
@@ -76,9 +77,7 @@ class BiPO:
             TypeError: c is no number.
             ValueError: the vectors are of another model, or c is not finite.
         """
-        check_vectors(model, self.v)
-        strength = finite_number("c", c)
-        return Edit(model, "residual", {b: _add(self.v[b], strength) for b in self.blocks}, positions="all")
+        return add_vectors(model, self.v, c=c, blocks=self.blocks)
 
     def settings(self, model: HuggingFaceModel) -> list[Setting]:
         """The search grid, `MULTIPLIERS`, gentlest first."""
@@ -187,4 +186,5 @@ def loss_and_gradient(
 
 
 def _add(v: Tensor, c: float) -> Change:
+    """In the precision of v, which is trained: rounded to half precision its steps would vanish."""
     return lambda h: (h + c * v.to(h.device)).to(h)

@@ -19,16 +19,14 @@ from torch import Tensor
 
 from grains_ref.data import Message, PreferencePair
 from grains_ref.files import check_listed
-from grains_ref.grains import different_numbers, finite_number
+from grains_ref.methods.adding import add_vectors
 from grains_ref.methods.core import (
-    Change,
     Edit,
     Positions,
     Setting,
     capture,
     check_option,
     check_pairs,
-    check_vectors,
     length,
     mean_difference,
     unit,
@@ -60,10 +58,7 @@ class CAA:
             TypeError: c is no number, or blocks no list of whole numbers.
             ValueError: the vectors are of another model, a block does not exist or is named twice, or c is not finite.
         """
-        check_vectors(model, self.v)
-        chosen = different_numbers("blocks", blocks, below=len(model.blocks))
-        strength = finite_number("c", c)
-        return Edit(model, "residual", {b: _add(self.v, b, strength) for b in chosen}, positions=positions)
+        return add_vectors(model, self.v, c=c, blocks=blocks, positions=positions)
 
     def settings(
         self,
@@ -147,15 +142,11 @@ def same_lengths(fits: Sequence[CAA]) -> list[CAA]:
     return [replace(fit, v=mean * unit(fit.v)) for fit in fits]
 
 
-def _add(v: Tensor, block: int, c: float) -> Change:
-    return lambda h: h + c * v[block].to(h)
-
-
 def _difference(model: HuggingFaceModel, pair: PreferencePair, read: Read) -> Tensor:
     """(L, d): the residual stream at the chosen answer's token that is read minus that at the rejected one's."""
     states = []
     for answer, other in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen)):
-        ids, others = (model.response_ids(pair.prompt, one).tolist() for one in (answer, other))
+        ids, others = (model.response_ids(pair.prompt, text).tolist() for text in (answer, other))
         i = _token(model, answer, ids, others, read)
         states.append(capture(model, [(pair.prompt, answer, pair.image)], site="residual", last=len(ids) - i)[0, :, 0])
     return states[0] - states[1]

@@ -20,18 +20,10 @@ import torch
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
-from grains_ref.grains import DegenerateShiftsError, different_numbers, finite_number
+from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods import sparse_autoencoder
-from grains_ref.methods.core import (
-    Change,
-    Edit,
-    Positions,
-    Setting,
-    capture,
-    check_option,
-    check_pairs,
-    check_vectors,
-)
+from grains_ref.methods.adding import add_vectors
+from grains_ref.methods.core import Edit, Positions, Setting, capture, check_option, check_pairs
 from grains_ref.methods.sparse_autoencoder import SparseAutoencoders
 from grains_ref.models import HuggingFaceModel
 
@@ -68,10 +60,7 @@ class CorrSteer:
             TypeError: c is no number, or blocks no list of whole numbers.
             ValueError: the features are of another model, a block does not exist or is named twice, or c is not finite.
         """
-        check_vectors(model, self.v)
-        chosen = different_numbers("blocks", blocks, below=len(model.blocks))
-        strength = finite_number("c", c)
-        return Edit(model, "residual", {b: _add(strength * self.v[b]) for b in chosen}, positions=positions)
+        return add_vectors(model, self.v, c=c, blocks=blocks, positions=positions)
 
     @property
     def best(self) -> int:
@@ -187,7 +176,3 @@ def _states_to_train_on(model: HuggingFaceModel, pairs: Sequence[PreferencePair]
             item = (pair.prompt, answer, pair.image)
             states.append(capture(model, [item], site="residual", last=min(n, MOST_TOKENS))[0])
     return torch.cat(states, dim=1)
-
-
-def _add(v: Tensor) -> Change:
-    return lambda h: h + v.to(h)

@@ -108,14 +108,14 @@ class TrustedHeads:
 
     def settings(self, model: HuggingFaceModel) -> list[Setting]:
         """The search grid with alpha = beta, by alpha and number of heads."""
-        both = "object" in self.levels
-        name = "ICT" if both else "ICT (image level)"
+        has_objects = "object" in self.levels
+        name = "ICT" if has_objects else "ICT (image level)"
         counts = head_counts(len(self.levels["image"].ranking), HEADS)
         return [
             Setting(
                 f"{name}, heads {heads}",
                 alpha,
-                partial(self.steering, model, heads=heads, alpha=alpha, beta=alpha if both else 0.0),
+                partial(self.steering, model, heads=heads, alpha=alpha, beta=alpha if has_objects else 0.0),
             )
             for alpha in ALPHAS
             for heads in counts
@@ -161,8 +161,8 @@ def fit(
             f"{len(others[0].images)}; ICT compares one picture with a degraded one"
         )
     weights = noise_weights(noise_step)
-    found = [list(boxes(pair)) if boxes else [] for pair in pairs]
-    seen = [i for i, one in enumerate(found) if one]
+    boxes_of = [list(boxes(pair)) if boxes else [] for pair in pairs]
+    seen = [i for i, boxes_of_pair in enumerate(boxes_of) if boxes_of_pair]
     if boxes and len(seen) < 2:
         raise ValueError(f"boxes were found in {len(seen)} of {len(pairs)} pictures; the object level needs two")
     clean = torch.stack([_read(model, pair, _unchanged) for pair in pairs])
@@ -170,7 +170,7 @@ def fit(
     levels: dict[Level, ProbedHeads] = {"image": _probe("ICT, image", clean, noised, seed=seed)}
     n_pairs: dict[Level, int] = {"image": len(pairs)}
     if seen:
-        inside = {i: pixels_inside(model, pairs[i], found[i]) for i in seen}
+        inside = {i: pixels_inside(model, pairs[i], boxes_of[i]) for i in seen}
         changes = [_noise(model, pairs[i], weights, seed=seed, where=inside[i]) for i in seen]
         noised = [_read(model, pairs[i], change) for i, change in zip(seen, changes, strict=True)]
         levels["object"] = _probe("ICT, object", clean[seen], noised, seed=seed)
@@ -214,8 +214,8 @@ def noise_weights(step: int) -> tuple[float, float]:
         raise ValueError(f"noise step {step} does not exist; the schedule has steps 0 to {NOISE_STEPS - 1}")
     s = torch.linspace(-6, 6, NOISE_STEPS, dtype=torch.float64)
     b = 1e-5 + (5e-3 - 1e-5) * s.sigmoid()
-    kept = (1 - b[: step + 1]).prod().item()
-    return math.sqrt(kept), math.sqrt(1 - kept)
+    abar = (1 - b[: step + 1]).prod().item()
+    return math.sqrt(abar), math.sqrt(1 - abar)
 
 
 def _unchanged(pixels: Tensor) -> Tensor:
@@ -297,10 +297,10 @@ def boxes_in_file(path: str | os.PathLike[str], *, ignore: Collection[str] = ())
     """
     boxes_of: dict[str, list[Box]] = {}
     for pair, value in read_column(path, "boxes", ignore=ignore):
-        found = value or []
-        if not isinstance(found, list) or not all(isinstance(box, list) for box in found):
-            raise pair.error("boxes", f"must be a list of [left, top, right, bottom]; found {found!r}"[:200])
-        boxes_of[pair.id] = found
+        of_row = value or []
+        if not isinstance(of_row, list) or not all(isinstance(box, list) for box in of_row):
+            raise pair.error("boxes", f"must be a list of [left, top, right, bottom]; found {of_row!r}"[:200])
+        boxes_of[pair.id] = of_row
 
     def boxes(pair: PreferencePair) -> Sequence[Box]:
         if pair.id not in boxes_of:
@@ -347,11 +347,11 @@ def detector(
 
     def boxes(pair: PreferencePair) -> Sequence[Box]:
         text = phrase(pair)
-        found = find(
+        detections = find(
             read_picture(pair.images[0]),
             candidate_labels=[text.lower().rstrip(".") + "." if grounding else text],
             threshold=threshold,
         )
-        return [tuple(one["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")) for one in found]
+        return [tuple(detection["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")) for detection in detections]
 
     return boxes

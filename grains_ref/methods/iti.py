@@ -199,9 +199,9 @@ def _states(model: HuggingFaceModel, items: Sequence[Item], windows: Sequence[in
     for item in items:
         length = len(model.response_ids(item[0], item[1]))
         (state,) = capture(model, [item], site="heads", last=min(max(windows), length)).double()  # (L, n, K * d_h)
-        for kept, n in zip(means, windows, strict=True):
-            kept.append(state[:, -n:].mean(1).unflatten(-1, (n_heads(model), -1)))
-    return [torch.stack(kept) for kept in means]
+        for of_window, n in zip(means, windows, strict=True):
+            of_window.append(state[:, -n:].mean(1).unflatten(-1, (n_heads(model), -1)))
+    return [torch.stack(of_window) for of_window in means]
 
 
 def _followed_by_questions(

@@ -104,11 +104,11 @@ class Adapter:
     def _check(self, model: HuggingFaceModel) -> None:
         for name in PROJECTIONS:
             fits = [(b.shape[0], a.shape[1]) for a, b in zip(self.a[name], self.b[name], strict=True)]
-            found = [tuple(_projection(block, name).weight.shape) for block in model.blocks]
-            if fits != found:
+            shapes = [tuple(_projection(block, name).weight.shape) for block in model.blocks]
+            if fits != shapes:
                 raise ValueError(
                     f"the adapter is for {len(fits)} blocks with {name} of shape {fits[0]}, but {model.name} has "
-                    f"{len(found)} with {found[0]}; train it on the model that it steers"
+                    f"{len(shapes)} with {shapes[0]}; train it on the model that it steers"
                 )
             for i, (a, b) in enumerate(zip(self.a[name], self.b[name], strict=True)):
                 if not (a.isfinite().all() and b.isfinite().all()):
@@ -124,8 +124,8 @@ class Lora:
     def settings(self, model: HuggingFaceModel) -> list[Setting]:
         """The trained adapters at full strength, lowest learning rate first."""
         return [
-            Setting(f"LoRA, rate {one.learning_rate:g}", 1.0, functools.partial(one.steering, model))
-            for one in sorted(self.adapters, key=lambda one: one.learning_rate)
+            Setting(f"LoRA, rate {adapter.learning_rate:g}", 1.0, functools.partial(adapter.steering, model))
+            for adapter in sorted(self.adapters, key=lambda adapter: adapter.learning_rate)
         ]
 
 

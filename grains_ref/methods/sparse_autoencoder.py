@@ -85,6 +85,6 @@ def train(states: Tensor, *, features: int, penalty: float = PENALTY, seed: int 
     with torch.no_grad():
         unexplained = (rows - run(rows)[1]).square().sum((1, 2))
         spread = (rows - rows.mean(1, keepdim=True)).square().sum((1, 2))
-    kept = encoder, encoder_bias, normalize(decoder, dim=-1), decoder_bias
+    parameters = encoder, encoder_bias, normalize(decoder, dim=-1), decoder_bias
     explained = 1 - unexplained / spread.clamp_min(1e-12)
-    return SparseAutoencoders(*(part.detach().double() for part in (*kept, scale, explained)))
+    return SparseAutoencoders(*(part.detach().double() for part in (*parameters, scale, explained)))

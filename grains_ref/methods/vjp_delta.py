@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from grains_ref.data import PreferencePair
-from grains_ref.grains import DegenerateShiftsError, Hooks, at_least_float32, different_numbers, finite_number
+from grains_ref.grains import DegenerateShiftsError, Hooks, at_least_float32, different_numbers
+from grains_ref.methods.adding import add_vectors
 from grains_ref.methods.core import (
     NEGLIGIBLE,
     Change,
@@ -42,7 +43,6 @@ from grains_ref.methods.core import (
     check_option,
     check_pairs,
     check_states,
-    check_vectors,
     whole_number,
 )
 from grains_ref.models import HuggingFaceModel, Item
@@ -77,9 +77,7 @@ class VJPDelta:
             TypeError: c is no number.
             ValueError: the vectors are of another model, or c is not finite.
         """
-        check_vectors(model, self.v)
-        strength = finite_number("c", c)
-        return Edit(model, "residual", {b: _add(self.v[b], strength) for b in self.blocks}, positions="all")
+        return add_vectors(model, self.v, c=c, blocks=self.blocks)
 
     def settings(self, model: HuggingFaceModel) -> list[Setting]:
         """The search grid, `STRENGTHS`, gentlest first."""
@@ -223,7 +221,3 @@ def _run(model: HuggingFaceModel, item: Item) -> None:
 
 def _mean(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(rows)).double().mean(0)
-
-
-def _add(v: Tensor, c: float) -> Change:
-    return lambda h: h + c * v.to(h)

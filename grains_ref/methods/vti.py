@@ -175,14 +175,14 @@ def visual_vectors(
     pictures = {picture.digest: picture for picture in read}
     if len(pictures) < 3:
         raise ValueError(f"need at least three different pictures for a principal component; got {len(pictures)}")
-    found = [
+    differences = [
         _masked_minus_original(model, tower, blocks, picture, ratio=ratio, masks=masks, seed=seed)
         for picture in pictures.values()
     ]
-    counts = {one.shape[1] for one in found}
+    counts = {difference.shape[1] for difference in differences}
     if len(counts) > 1:
         raise ValueError(f"pictures have {sorted(counts)} tokens; vectors per token need the same number in all")
-    delta = torch.stack(found)  # (N, L_V + 1, n, d_V)
+    delta = torch.stack(differences)  # (N, L_V + 1, n, d_V)
     _, layers, n, width = delta.shape
     by_token = delta.reshape(len(delta), n, layers, width) if legacy_layout else delta.transpose(1, 2)
     rows = []

@@ -57,6 +57,6 @@ def features_of(digest: str, kept: Features, compute: Callable[[], Entrance]) ->
     if features is None:
         features = compute()
     here[digest] = features
-    while len(here) > 1 and sum(one.nbytes for one in list(here.values())) > FEATURE_BYTES:
+    while len(here) > 1 and sum(entrance.nbytes for entrance in list(here.values())) > FEATURE_BYTES:
         here.popitem(last=False)
     return features

@@ -24,11 +24,11 @@ def edges(patches: int, canvas: int, *, extent: int, scale: float) -> list[tuple
     canvas: pixels along this axis, which the patches divide.  extent: pixels of the picture, centred on the canvas
     after it was scaled.
     """
-    shown = min(math.ceil(extent * scale), canvas)  # pixels of the canvas that show the picture
-    padding = (canvas - shown) // 2  # in front of it
+    filled = min(math.ceil(extent * scale), canvas)  # pixels of the canvas that show the picture
+    padding = (canvas - filled) // 2  # in front of it
     step = canvas / patches
 
     def in_picture(pixel: float) -> float:
-        return min(max((pixel - padding) * extent / shown, 0.0), extent)
+        return min(max((pixel - padding) * extent / filled, 0.0), extent)
 
     return [(in_picture(i * step), in_picture((i + 1) * step)) for i in range(patches)]

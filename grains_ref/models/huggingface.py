@@ -99,9 +99,9 @@ class HuggingFaceModel:
         self.origin = dict(origin or {})
         self.text_config = hf.config.get_text_config()
         self.embed: nn.Embedding = hf.get_input_embeddings()  # type: ignore[assignment]
-        found = find_decoder(hf, self.text_config.num_hidden_layers)
-        self.decoder: nn.Module = found.module  # what embeddings enter
-        self.blocks: Sequence[nn.Module] = found.blocks
+        decoder = find_decoder(hf, self.text_config.num_hidden_layers)
+        self.decoder: nn.Module = decoder.module  # what embeddings enter
+        self.blocks: Sequence[nn.Module] = decoder.blocks
         image_id = image_token_id(hf.config)
         image_token = str(tokenizer.convert_ids_to_tokens(image_id)) if family.marker else ""
         self.family: Family = family(hf.config, image_processor, image_token)

@@ -268,7 +268,7 @@ def _read(where: str, what: str, read: Callable[[], _T]) -> _T:
 
 def _older_chat_template(path_or_hub_id: str | Path) -> str | None:
     """The chat template of a repository that keeps it with the processor (chat_template.json), or None."""
-    found = transformers.utils.cached_file(
+    file = transformers.utils.cached_file(
         str(path_or_hub_id), "chat_template.json", _raise_exceptions_for_missing_entries=False
     )
-    return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"]) if found else None
+    return str(json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]) if file else None

@@ -189,10 +189,10 @@ def _draw(picture: Image.Image, panels: Sequence[Panel], title: str) -> Figure:
     for unused in axes[len(captions) :]:
         unused.set_visible(False)
 
-    shown = picture.resize(_grid(picture.size), Image.Resampling.BOX)
-    _show(axes[0], np.asarray(shown), picture.size)
+    coarse = picture.resize(_grid(picture.size), Image.Resampling.BOX)
+    _show(axes[0], np.asarray(coarse), picture.size)
     axes[0].set_title(f"the picture, {width} x {height} pixels", fontsize=10)
-    grey = 1 - DIMMED * (1 - np.asarray(shown.convert("L"), dtype=np.float64) / 255)
+    grey = 1 - DIMMED * (1 - np.asarray(coarse.convert("L"), dtype=np.float64) / 255)
     maps = [score_map(picture.size, panel.patches, panel.a) for panel in panels]
     maps = [density * density.size / 100 for density in maps]  # per cell -> per 1 % of the picture
     reach = max(float(np.abs(density).max()) for density in maps) or 1.0

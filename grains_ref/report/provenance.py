@@ -29,16 +29,16 @@ def masked_command(arguments: Sequence[str], environment: Mapping[str, str] | No
     return hidden(text, secrets, part=LONG_PART)
 
 
-def _masked_address(found: re.Match[str]) -> str:
-    address, question, query = found[0].partition("#")[0].partition("?")
+def _masked_address(match: re.Match[str]) -> str:
+    address, question, query = match[0].partition("#")[0].partition("?")
     scheme, _, rest = address.partition("://")
     _, at, place = rest.rpartition("@")
     host, _, path = place.partition("/")
     try:
-        shown = address_of(f"{scheme}://{host}{question}{query}", path).shown
+        readable = address_of(f"{scheme}://{host}{question}{query}", path).shown
     except ValueError:  # nothing that a request could be sent to
         return f"{scheme}://***"
-    return shown.replace("://", "://***@", 1) if at else shown
+    return readable.replace("://", "://***@", 1) if at else readable
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ BUGS = (
         HARNESS, "continuation = context[len(bare) :] + continuation", "continuation = continuation",
         "test_lm_eval"),
     Bug("windows_overlap", "harness", "tokens in two windows are scored twice",
-        HARNESS, "for before, said in map(make_disjoint_window, windows)]", "for before, said in windows]",
+        HARNESS, "for before, scored in map(make_disjoint_window, windows)]", "for before, scored in windows]",
         "test_lm_eval"),
     Bug("answers_by_length", "harness", "generations come back in the order of their contexts' lengths",
         HARNESS, "[replies[i] for i in range(len(requests))]", "[*replies.values()]", "test_lm_eval"),

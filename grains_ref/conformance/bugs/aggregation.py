@@ -15,19 +15,19 @@ from grains_ref.conformance.stages import Stage, Values, array, run_oracle, tens
 
 Direction: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """The shifts of one layer (N, d) -> v (d,)."""
-Both: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+BothSides: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """The shifts of both sides, (N, L, d) each -> v_pos, v_neg, (L, d) each."""
 
 
 def aggregation_with(
     direction: Direction | None = None,
     *,
-    both: Both | None = None,
+    both_sides: BothSides | None = None,
     combine: Callable[[Tensor, Tensor], Tensor] = torch.sub,
 ) -> Stage:
     """Eq. (5) and (6) with another direction per layer, another treatment of both sides, or another combination."""
 
-    def one(deltas: np.ndarray) -> np.ndarray:
+    def one_side(deltas: np.ndarray) -> np.ndarray:
         return np.stack([(direction or first_component)(D) for D in deltas.swapaxes(0, 1)])
 
     def stage(*, delta_pos: np.ndarray, delta_neg: np.ndarray, dtype: str) -> Values:
@@ -35,7 +35,7 @@ def aggregation_with(
             "aggregation", {"delta_pos": delta_pos, "delta_neg": delta_neg}, dtype
         )  # refuses shifts that define no direction
         pos, neg = (array(tensor(deltas, dtype)) for deltas in (delta_pos, delta_neg))
-        sides = both(pos, neg) if both else (one(pos), one(neg))
+        sides = both_sides(pos, neg) if both_sides else (one_side(pos), one_side(neg))
         v_pos, v_neg = (tensor(v, dtype) for v in sides)
         return {"v_pos": array(v_pos), "v_neg": array(v_neg), "v": array(combine(v_pos, v_neg))}
 
@@ -190,7 +190,7 @@ def signed_by(rule: Callable[[np.ndarray, np.ndarray], float]) -> Direction:
     return direction
 
 
-def both_sides(change: Callable[[np.ndarray], np.ndarray]) -> Both:
+def changed(change: Callable[[np.ndarray], np.ndarray]) -> BothSides:
     """The right components of shifts (N, L, d) that are changed on both sides."""
     return lambda pos, neg: (each_layer(change(pos)), each_layer(change(neg)))
 
@@ -205,21 +205,21 @@ def centred_together(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.n
     """Both sides centred by the mean of both."""
     mean = (pos.mean(0) + neg.mean(0)) / 2
 
-    def one(deltas: np.ndarray) -> np.ndarray:
+    def one_side(deltas: np.ndarray) -> np.ndarray:
         rows = zip(deltas.swapaxes(0, 1), mean, strict=True)
         return np.stack([along(svd(D - middle)[2][0], D) for D, middle in rows])
 
-    return one(pos), one(neg)
+    return one_side(pos), one_side(neg)
 
 
 def first_layer_signs(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The solver's sign, turned for all layers alike so that the first is right."""
 
-    def one(deltas: np.ndarray) -> np.ndarray:
+    def one_side(deltas: np.ndarray) -> np.ndarray:
         raw = each_layer(deltas, lambda D: svd(centred(D))[2][0])
         return raw if raw[0] @ deltas[:, 0].mean(0) >= 0 else -raw
 
-    return one(pos), one(neg)
+    return one_side(pos), one_side(neg)
 
 
 def neg_reversed(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +263,7 @@ ROWS: tuple[Row, ...] = (
     ("sign_reversed", "both directions pointing away from their mean shifts",
      "Steering moves toward the rejected answer", "study", aggregation_with(lambda D: -first_component(D))),
     ("neg_signed_by_pos", "v_neg turned away from v_pos instead of toward its own mean shift",
-     "V is always long, whatever the shifts say", "ours", aggregation_with(both=neg_signed_by_pos)),
+     "V is always long, whatever the shifts say", "ours", aggregation_with(both_sides=neg_signed_by_pos)),
     ("sum_of_sides", "v = v_pos + v_neg", "Exactly orthogonal to the right v", "study",
      aggregation_with(combine=torch.add)),
     ("difference_reversed", "v = v_neg - v_pos", "Steering moves toward the rejected answer", "study",
@@ -273,13 +273,13 @@ ROWS: tuple[Row, ...] = (
     ("v_pos_alone", "v = v_pos", "The negative side is lost", "released code, row 14",
      aggregation_with(combine=lambda pos, neg: pos)),
     ("sides_pooled", "one component of the positive and negative shifts together",
-     "V is zero, or twice one direction", "ours", aggregation_with(both=pooled)),
+     "V is zero, or twice one direction", "ours", aggregation_with(both_sides=pooled)),
     ("layers_side_by_side", "one component of all layers at once, cut into layers",
      "Layers with large shifts decide for all", "ours",
-     aggregation_with(both=lambda pos, neg: (all_layers_at_once(pos), all_layers_at_once(neg)))),
+     aggregation_with(both_sides=lambda pos, neg: (all_layers_at_once(pos), all_layers_at_once(neg)))),
     ("one_direction_for_all_layers", "the layers' shifts pooled as if they were examples",
      "Every layer gets the same vector", "ours",
-     aggregation_with(both=lambda pos, neg: (one_for_all_layers(pos), one_for_all_layers(neg)))),
+     aggregation_with(both_sides=lambda pos, neg: (one_for_all_layers(pos), one_for_all_layers(neg)))),
     ("shifts_normalised", "every shift scaled to unit length first", "Weak examples count as much as strong ones",
      "field", aggregation_with(lambda D: first_component(np.stack([unit(row) for row in D])))),
     ("features_standardised", "every feature scaled to unit variance first", "Another direction", "field",
@@ -315,7 +315,7 @@ ROWS: tuple[Row, ...] = (
     ("centred_over_both", "the means over examples and over the width subtracted", "Another component", "ours",
      aggregation_with(component_of(over_both_axes))),
     ("centred_together", "both sides centred by the mean of both", "The sides' means enter their components", "ours",
-     aggregation_with(both=centred_together)),
+     aggregation_with(both_sides=centred_together)),
     ("half_centred", "half of the mean subtracted", "The mean enters the component", "ours",
      aggregation_with(component_of(lambda D: D - D.mean(0) / 2))),
     ("scaled_by_largest_entry", "every shift divided by its largest entry first",
@@ -328,9 +328,9 @@ ROWS: tuple[Row, ...] = (
     ("first_example_twice", "the first example counted twice", "Another mean, another component", "ours",
      aggregation_with(lambda D: first_component(np.concatenate([D[:1], D])))),
     ("layers_in_turn", "every layer with the shifts of the layer before it", "Every vector is added at another block",
-     "ours", aggregation_with(both=both_sides(in_turn))),
+     "ours", aggregation_with(both_sides=changed(in_turn))),
     ("layers_reversed", "the layers in reverse order", "Every vector is added at another block", "ours",
-     aggregation_with(both=both_sides(lambda deltas: deltas[:, ::-1]))),
+     aggregation_with(both_sides=changed(lambda deltas: deltas[:, ::-1]))),
     ("features_reversed", "the features in reverse order", "Vectors point anywhere", "ours",
      aggregation_with(lambda D: first_component(D)[::-1])),
     # signs
@@ -343,9 +343,9 @@ ROWS: tuple[Row, ...] = (
     ("signed_by_last_example", "the sign by the last example instead of the mean",
      "A side points away from its shifts", "ours", aggregation_with(signed_by(lambda u, D: D[-1] @ u))),
     ("first_layer_signs", "one sign for all layers, that of the first", "Some layers point away from their shifts",
-     "ours", aggregation_with(both=first_layer_signs)),
+     "ours", aggregation_with(both_sides=first_layer_signs)),
     ("neg_reversed", "v_neg pointing away from its mean shift, v_pos right",
-     "Both sides push the same way", "ours", aggregation_with(both=neg_reversed)),
+     "Both sides push the same way", "ours", aggregation_with(both_sides=neg_reversed)),
     # length and combination
     ("l1_length", "components at L1 length 1", "Lambda means something else in every layer", "field",
      aggregation_with(lambda D: first_component(D) / np.abs(first_component(D)).sum())),
@@ -367,7 +367,7 @@ ROWS: tuple[Row, ...] = (
     ("v_normalised_as_a_whole", "v of all layers together scaled to unit length", "Lambda means something else", "ours",
      aggregation_with(combine=lambda pos, neg: over_all_layers(pos - neg))),
     ("component_of_differences", "the component of delta_pos - delta_neg instead of the sides' own",
-     "Another direction", "field", aggregation_with(both=of_the_difference)),
+     "Another direction", "field", aggregation_with(both_sides=of_the_difference)),
 )  # fmt: skip
 
 BUGS = bugs_of("aggregation", ROWS)

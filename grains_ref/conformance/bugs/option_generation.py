@@ -95,7 +95,7 @@ END: tuple[Row, ...] = (
 
 def beams_with(
     *,
-    kept: Callable[[int], int] = lambda beams: beams,
+    width: Callable[[int], int] = lambda beams: beams,
     scores: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(-1),
     before: Callable[[float], float] = lambda total: total,
     edit: Any = right_edit,
@@ -111,14 +111,14 @@ def beams_with(
             alive: list[tuple[float, list[int]]] = [(0.0, [])]
             for _ in range(n):
                 longer = []
-                for total, said in alive:
+                for total, written in alive:
                     out = next_logits(
-                        ids=np.array([[*row, *said]]), attention_mask=np.array([[*mask, *[1] * len(said)]]),
+                        ids=np.array([[*row, *written]]), attention_mask=np.array([[*mask, *[1] * len(written)]]),
                         v=v, lam=lam, layers=layers, forced=np.array([[0]]), dtype=dtype,
                     )  # fmt: skip
                     more = scores(torch.from_numpy(out["logits"])[0, 0]).tolist()
-                    longer += [(before(total) + more[token], [*said, token]) for token in range(len(more))]
-                alive = sorted(longer, key=lambda one: one[0], reverse=True)[: kept(beams)]
+                    longer += [(before(total) + more[token], [*written, token]) for token in range(len(more))]
+                alive = sorted(longer, key=lambda beam: beam[0], reverse=True)[: width(beams)]
             tokens.append(alive[0][1])
             sums.append(alive[0][0])
         return {"tokens": np.array(tokens), "log_p": np.array(sums)}
@@ -128,7 +128,7 @@ def beams_with(
 
 BEAMS: tuple[Row, ...] = (
     ("beams_are_greedy", "one beam whatever was asked for", "Another text", "field",
-     beams_with(kept=lambda beams: 1)),
+     beams_with(width=lambda beams: 1)),
     ("beams_add_logits", "logits added up instead of log-probabilities", "Beams are compared by what is no score",
      "field", beams_with(scores=lambda logits: logits)),
     ("beams_by_the_last_token", "beams compared by their last token alone", "What was said before does not count",

@@ -19,19 +19,19 @@ from grains_ref.conformance.stages import Stage, Values, array, tensor
 
 
 # ------------------------------------------------------------------------------------- batches
-def _said(y: Any, seen: Any) -> np.ndarray:
-    """What is seen of a response."""
+def _without_padding(y: Any, seen: Any) -> np.ndarray:
+    """A response's own tokens."""
     return np.asarray(y)[: int(np.sum(seen))]
 
 
-def _everything(y: Any, seen: Any) -> np.ndarray:
+def _with_padding(y: Any, seen: Any) -> np.ndarray:
     return np.asarray(y)
 
 
 def row_by_row(
     stage: Stage,
     *,
-    said: Callable[[Any, Any], np.ndarray] = _said,
+    response: Callable[[Any, Any], np.ndarray] = _without_padding,
     mask: Callable[[np.ndarray, int], np.ndarray] = lambda masks, row: masks[row],
     baseline: Callable[[np.ndarray, int], np.ndarray] = lambda rows, row: rows[row],
     after: Callable[[np.ndarray], np.ndarray] = lambda values: values,
@@ -47,7 +47,7 @@ def row_by_row(
                 own["baseline"] = baseline(given["baseline"], row)
             for side in ("pos", "neg"):
                 if f"y_{side}" in given:
-                    own[f"y_{side}"] = said(given[f"y_{side}"][row], given[f"seen_{side}"][row])
+                    own[f"y_{side}"] = response(given[f"y_{side}"][row], given[f"seen_{side}"][row])
                 else:
                     own[side] = np.flatnonzero(given[f"in_{side}"][row]).tolist()
             rows.append(stage(**own, dtype=dtype))
@@ -76,7 +76,8 @@ def _sets_of(choose: Callable[[np.ndarray], np.ndarray]) -> Stage:
 
 OBJECTIVE_BATCH: tuple[Row, ...] = (
     ("batch_response_padding_scored", "the padding of the shorter responses scored like their tokens",
-     "Short answers pay for the batch they are in", "field", row_by_row(objective_with(right_sides), said=_everything)),
+     "Short answers pay for the batch they are in", "field",
+     row_by_row(objective_with(right_sides), response=_with_padding)),
     ("batch_prompt_padding_attended", "an attention mask of ones for every row",
      "The score depends on the longest prompt of the batch", "field",
      row_by_row(objective_with(right_sides), mask=_ones)),
@@ -91,7 +92,7 @@ ATTRIBUTION_BATCH: tuple[Row, ...] = (
      "Scores shrink with the size of the batch", "field",
      row_by_row(attribution_with(), after=lambda values: values / len(values))),
     ("batch_response_padding_attributed", "the padding of the shorter responses attributed like their tokens",
-     "Tokens that explain padding are selected", "field", row_by_row(attribution_with(), said=_everything)),
+     "Tokens that explain padding are selected", "field", row_by_row(attribution_with(), response=_with_padding)),
     ("batch_baseline_of_one_row", "the first row's baseline for every row",
      "Baselines that differ by example are lost", "ours",
      row_by_row(attribution_with(), baseline=lambda rows, row: rows[0])),
