@@ -218,6 +218,14 @@ def sweep_command(out: Path) -> list[str | Path]:
 COMMANDS = {"sweep": sweep_command, "fit": fit_command}
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The vectors of `fit_command` in one process."""
+    out = tmp_path_factory.mktemp("alone") / "v"
+    finish(as_texts(fit_command(out)))
+    return out
+
+
 def as_texts(command: list[str | Path]) -> list[str]:
     return [str(word) for word in command]
 
@@ -234,10 +242,9 @@ def test_vectors_and_numbers_are_those_of_one_process_bit_for_bit(name: str, n: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "several"]
 
 
-def test_an_eval_has_the_numbers_of_one_process(tmp_path: Path) -> None:
-    finish(as_texts(fit_command(tmp_path / "v")))
+def test_an_eval_has_the_numbers_of_one_process(fitted: Path) -> None:
     files = ["--pairs", world() / "dev.jsonl", "--tasks", world() / "dev_tasks.jsonl"]
-    command = ["eval", *SIMPLE, *files, "--vectors", tmp_path / "v", "--lam", "5", "--json"]
+    command = ["eval", *SIMPLE, *files, "--vectors", fitted, "--lam", "5", "--json"]
     with monkeypatched_batches():
         expected = finish(as_texts(command))
         first, second = (ended.result for ended in command_in(2, command))
@@ -300,9 +307,8 @@ def killed_at_its_second_batch(rank: int) -> None:
     resumable._computed_shifts = count
 
 
-def test_a_fit_that_loses_a_process_is_taken_up_by_another_number_of_processes(tmp_path: Path) -> None:
-    one, several = tmp_path / "one", tmp_path / "several"
-    finish(as_texts(fit_command(one)))
+def test_a_fit_that_loses_a_process_is_taken_up_by_another_number_of_processes(fitted: Path, tmp_path: Path) -> None:
+    several = tmp_path / "several"
     first, second, third = command_in(3, fit_command(several), before=killed_at_its_second_batch)
     assert second.code == -signal.SIGKILL
     for other in (first, third):
@@ -313,7 +319,7 @@ def test_a_fit_that_loses_a_process_is_taken_up_by_another_number_of_processes(t
     assert kept >= 3  # the whole first round
     again = json.loads(command_in(2, fit_command(several))[0].result.out)
     assert again["resumed"] == kept
-    assert several.read_bytes() == one.read_bytes()
+    assert several.read_bytes() == fitted.read_bytes()
     assert not Path(f"{several}.work").exists()
 
 

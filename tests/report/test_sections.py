@@ -127,12 +127,6 @@ def test_the_figure_of_side_effects_has_a_panel_for_each_unit_in_the_pages_colou
     assert not re.search("|".join(VARIABLES), chart)
 
 
-@pytest.mark.parametrize("section", sections(), ids=lambda section: type(section).__name__)
-def test_no_chart_has_a_background_that_shines_on_a_dark_page(section: Section) -> None:
-    for chart in re.findall(r"<svg class=\"chart\".*?</svg>", section.body(), re.DOTALL):
-        assert not re.search(r"fill: ?(#ffffff|white)", chart)
-
-
 def test_side_effects_as_a_file_have_colours_of_their_own(tmp_path: Path) -> None:
     table = side_effects_table()
     table.write_figure(tmp_path / "a.svg")
@@ -151,12 +145,14 @@ def test_side_effects_as_a_file_have_colours_of_their_own(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: type(section).__name__)
-def test_every_section_shows_itself_in_a_notebook(section: Section) -> None:
+def test_every_section_shows_itself_in_a_notebook_and_no_chart_shines_on_a_dark_page(section: Section) -> None:
     frame = section._repr_html_()
     assert frame.startswith('<iframe sandbox="allow-scripts"')
     page = html_parser.unescape(re.findall(r'srcdoc="([^"]*)"', frame)[0])
     assert page.startswith("<!doctype html>")
     assert f'<h2 id="{section.anchor}-title">{section.title}</h2>' in page
+    for chart in re.findall(r"<svg class=\"chart\".*?</svg>", page, re.DOTALL):
+        assert not re.search(r"fill: ?(#ffffff|white)", chart)
 
 
 def test_a_page_fetches_nothing_and_runs_one_script() -> None:
