@@ -148,7 +148,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(12 << 30)
     for name, message in {
-        "missing": "does not exist",
+        "missing": "does not exist; looked in /",
         "pipe": "no regular file",
         ".": "it is a folder",
         "sparse": "larger than 5 bytes",

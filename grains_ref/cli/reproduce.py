@@ -114,6 +114,10 @@ def reproduce(
 ) -> None:
     """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
     check_page(report)
+    if output.exists() and not output.is_dir():
+        raise FileError(
+            f"--out {output} is a file; expected a folder for cells and pages, which is made if it is missing"
+        )
     if report and dry_run:
         raise ValueError("--dry-run runs nothing, so that there is nothing to --report")
     if rung == "real":

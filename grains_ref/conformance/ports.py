@@ -218,7 +218,11 @@ def import_port(name: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PortError(f"the port {name!r} cannot be imported: {told_by(error)}") from error
+        advice = ""
+        if name.endswith(".py") or "/" in name:
+            module = name.rpartition("/")[2].removesuffix(".py")
+            advice = f". A port is named as in `import {module}`: without .py, from the folder that the file lies in"
+        raise PortError(f"the port {name!r} cannot be imported: {told_by(error)}{advice}") from error
 
 
 def known_names(what: str, names: Any, known: Mapping[str, Any]) -> tuple[str, ...]:

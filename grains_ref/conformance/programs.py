@@ -183,7 +183,10 @@ class Program:
                 command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True
             )
         except (OSError, ValueError, IndexError) as error:  # the last two: a null byte, an empty command
-            raise PortError(f"{shlex.join(command)} cannot be started: {error}") from error
+            raise PortError(
+                f"{shlex.join(command)} cannot be started: {error}. Give the program's path, and for a script its "
+                "interpreter in front: --cmd 'python3 port.py'"
+            ) from error
         self._lines: queue.Queue[bytes] = queue.Queue(maxsize=2)  # who writes more waits until it is asked for
         self._errors: deque[str] = deque(maxlen=20)
         self._is_over = threading.Event()

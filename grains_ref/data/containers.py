@@ -239,7 +239,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | FieldError:
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 20) : error.pos + 20]
         place = f"{error.msg} at column {error.pos + 1}, near {near!r}"
-        return FieldError("", f"not JSON: {place}. Expected one complete object. {_spread(raw)}".rstrip())
+        return FieldError("", f"not JSON: {place}. Expected one complete object. {_advice(raw)}".rstrip())
     except (RecursionError, ValueError) as error:  # nested too deeply; NaN; a number of thousands of digits
         return FieldError("", f"the JSON cannot be read: {error}.")
     if not isinstance(row, dict):
@@ -249,10 +249,15 @@ def _parsed(raw: bytes) -> dict[str, Any] | FieldError:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _spread(raw: bytes) -> str:
-    """Advice where a line is only the beginning of an object."""
-    if raw.strip() in (b"{", b"[", b"[{"):
+def _advice(raw: bytes) -> str:
+    """Advice where a line is only the beginning of an object, one as Python prints it, or none at all."""
+    line = raw.strip()
+    if line in (b"{", b"[", b"[{"):
         return "If objects are spread over several lines: jq -c . OLD > NEW"
+    if line.startswith(b"{'"):
+        return "It looks like a dict that Python printed; write rows with json.dumps, whose quotation marks are double."
+    if not line.startswith((b"{", b"[")):
+        return 'Is it another file? A line of JSONL is such as {"prompt": ..., "chosen": ..., "rejected": ...}'
     return ""
 
 

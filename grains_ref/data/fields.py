@@ -82,7 +82,7 @@ def _image(value: Any, *, folder: Path) -> Path:
     image = folder / name
     problem = _no_picture(image)
     if problem:
-        expected = f"expected a file, its path counted from {folder}."
+        expected = f"expected a file, its path counted from {folder.resolve()}, where the pairs or tasks are."
         raise FieldError("image", f"{shortened(str(image))} {problem}; {expected}")
     return image
 

@@ -94,6 +94,8 @@ def take_task(row: dict[str, Any]) -> Taken:
     """
     columns = Columns(row)
     name, prompt = _given_prompt(columns)
+    if not columns.has("answer") and columns.has("chosen"):
+        raise FieldError("answer", "missing, but the row has 'chosen': is it a file of pairs? A task has one 'answer'.")
     return _complete(columns, Parts(name, prompt, (as_text(columns.take("answer"), "answer"),)))
 
 

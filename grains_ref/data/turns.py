@@ -50,7 +50,9 @@ def as_string(value: Any, field: str) -> str:
         FieldError: it is no string, or holds half of a surrogate pair.
     """
     if not isinstance(value, str):
-        raise FieldError(field, f"expected a string, found {found(value)}.")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        advice = " Write it in quotation marks." if is_number else ""
+        raise FieldError(field, f"expected a string, found {found(value)}.{advice}")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise FieldError(field, "holds half of a surrogate pair (a broken emoji), which no tokenizer takes; repair it.")
     return value

@@ -140,7 +140,7 @@ def read_whole(path: Path, *, limit: int = MAX_BYTES) -> bytes:
             large = os.fstat(file.fileno()).st_size > limit
             data = b"" if large else file.read(limit + 1)
     except FileNotFoundError:
-        raise FileError(f"{path} does not exist") from None
+        raise FileError(f"{path} does not exist; looked in {Path.cwd()}") from None
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if large or len(data) > limit:  # a file may grow while it is read

@@ -138,7 +138,7 @@ def test_a_wrong_greeting_is_refused(tmp_path: Path, hello: str, message: str) -
 
 
 def test_a_program_that_does_not_exist_is_named() -> None:
-    with pytest.raises(PortError, match="no_such_port cannot be started"):
+    with pytest.raises(PortError, match=r"no_such_port cannot be started: .* for a script its interpreter in front"):
         CommandPort("./no_such_port")
 
 
@@ -173,6 +173,12 @@ def test_an_exception_is_a_refusal_and_a_wrong_return_is_not() -> None:
         PythonPort(module(steering=lambda h, **_: h)).run("steering", INPUTS, "float32", "")
     with pytest.raises(PortError, match="cannot be imported: ModuleNotFoundError"):
         PythonPort("no.such.module")
+
+
+@pytest.mark.parametrize("name", ["no_such_port.py", "./no_such_port.py"])
+def test_a_port_that_is_named_as_a_file_is_told_how_to_name_it(name: str) -> None:
+    with pytest.raises(PortError, match=r"as in `import no_such_port`: without \.py"):
+        PythonPort(name)
 
 
 # --- folders

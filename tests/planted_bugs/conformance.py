@@ -18,6 +18,8 @@ TOY = "grains_ref/conformance/toy.py"
 SIGNATURES = "grains_ref/conformance/signatures.py"
 RULES = "grains_ref/conformance/cases/generated.py"
 BUGS = (
+    Bug("port_named_as_a_file", "conformance", "who names a port's file is not told how a port is named",
+        PORTS, 'if name.endswith(".py") or "/" in name:', "if False:", "test_conform_ports"),
     Bug("digits_are_numbers", "conformance", "text of digits counts as numbers",
         COMPARE, 'array.dtype.kind in "bUScMmO"', 'array.dtype.kind in "bScMmO"', "test_bad_ports"),
     Bug("exits_end_the_run", "conformance", "a port that calls sys.exit ends the run",

@@ -19,6 +19,8 @@ REAL = "grains_ref/reproduction/real.py"
 REAL_PAGES = "grains_ref/reproduction/real_pages.py"
 REAL_SIGNALS = "grains_ref/demo/real/signals.py"
 BUGS = (
+    Bug("cells_into_a_file", "reproduction", "a file in the place of the folder is refused in the system's words",
+        "grains_ref/cli/reproduce.py", "if output.exists() and not output.is_dir():", "if False:", "test_reproduction"),
     Bug("code_runs_unasked", "reproduction", "what a model wrote is run although nobody allowed it",
         ABILITIES, "if harness_of(name).runs_code and not run_code:", "if False:", "test_abilities"),
     Bug("any_word_allows_code", "reproduction", "the library's switch may say anything",

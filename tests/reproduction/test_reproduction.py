@@ -536,6 +536,13 @@ def test_the_command_says_what_it_would_run(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_the_command_refuses_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("mine")
+    refused = CliRunner().invoke(app, ["reproduce", "--table", "8", "--quick", "--out", str(tmp_path / "r")])
+    assert refused.exit_code == 1
+    assert "r is a file; expected a folder" in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
