@@ -17,6 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from shared import first_quick
 from typer.testing import CliRunner
 
 from grains_ref.cli import app
@@ -197,9 +198,17 @@ def test_stored_cases_are_those_of_the_code(dialect: Dialect, stage: str) -> Non
         for name, value in inputs.items():
             np.testing.assert_array_equal(np.asarray(value), np.asarray(case.inputs[name]), err_msg=f"{case.id} {name}")
         if case.result != "invalid":
-            made = vectors._output(dialect.name, case.id)  # what would be written
-            assert distance(stage, case.inputs, right.out, made) <= vectors.KEPT, case.id
-            assert set(right.out) == set(made) == set(OUTPUTS[stage])
+            assert set(right.out) == set(OUTPUTS[stage])
+
+
+# Those of the other dialect are held within the budgets by test_kit_authors.py.
+@pytest.mark.parametrize(("dialect", "stage"), first_quick(FILES, len(DIALECTS["paper"].oracle)))
+def test_stored_answers_are_those_of_the_code_but_for_rounding(dialect: Dialect, stage: str) -> None:
+    for case in (case for case in dialect.cases if case.stage == stage and case.result != "invalid"):
+        stored = vectors.right_of(dialect.name, case.id, ROOT).out
+        made = vectors._output(dialect.name, case.id)  # what would be written
+        assert set(stored) == set(made)
+        assert distance(stage, case.inputs, stored, made) <= vectors.KEPT, case.id
 
 
 FIRST = {  # digests of what revision 1 asked, and of its answers where only one is right
