@@ -90,7 +90,6 @@ def eval_(
     task_list = common.read_task_file(tasks, ignore=ignore)
     in_use = common.read_vectors(vectors, lam, layers) if vectors else None
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
-    common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
     ways: dict[str, AbstractContextManager[object]] = {"unsteered": nullcontext()}
     has_chats = any(not isinstance(pair.prompt, str) for pair in file.pairs)
     if in_use:
@@ -100,6 +99,7 @@ def eval_(
     has_choices = all(pair.choices for pair in file.pairs)
     rows_of_choices = choice_rows(wrapped, file.pairs) if has_choices else []
     check_same_rows(wrapped, [*rows, *rows_of_tasks, *rows_of_choices])
+    common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
     outcomes: dict[str, dict[str, Sequence[bool]]] = {}
     margins: dict[str, dict[str, Sequence[float]]] = {}
     texts: dict[str, list[str]] = {}

@@ -128,10 +128,10 @@ def fit(
         first(lambda: check_target(output))  # once more: --out may be the folder that has just been made
         file = common.read_pair_file(pairs, skip_bad_rows=skip_bad_rows, ignore=ignore)
         wrapped = common.load_model(model, dtype, device, device_map, date, base)
-        common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
         hp = choose_hp(wrapped)
         fitted_pairs, examples, skipped = checked_examples(wrapped, file.pairs, skip_bad_rows=skip_bad_rows)
         common.report_skipped(skipped)
+        common.note_plain_texts(wrapped, (pair.prompt for pair in file.pairs), instead=common.AS_MESSAGES)
         finished = 0
         with console.progress_bar() as progress:
             bar = progress.add_task("examples", total=len(examples))

@@ -102,8 +102,8 @@ def attribute(
     wrapped = common.load_model(model, dtype, device, device_map, date, base)
     hp = choose_hp(wrapped)
     pair = PreferencePair("", common.as_prompt(prompt, chat=chat), chosen, rejected, "command line", _paths(images))
-    common.note_plain_texts(wrapped, [pair.prompt], instead="add --chat.")
     _, (example,), _ = checked_examples(wrapped, [pair], skip_bad_rows=False)
+    common.note_plain_texts(wrapped, [pair.prompt], instead="add --chat.")
     if overlay:
         _check_boxes(example.encoded)
     attribution = explained(wrapped, lambda: engine_of(chosen_engine, wrapped).attribute(example, hp))

@@ -158,6 +158,8 @@ def _refuse_foreign(data: bytes, file: Path) -> None:
         if data.startswith(start):
             message = advice.format(file=quoted, name=file.name)
             raise PairFileError(f"{file}: neither JSONL, a JSON array, CSV nor Parquet. {message}")
+    if data[5:9] == b"\0\0\0{":  # the header's length in eight bytes, then its JSON
+        raise PairFileError(f"{file}: it is a safetensors file, of vectors or weights; give the file of pairs or tasks")
     encoding = ""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         encoding = "UTF-32"

@@ -337,6 +337,8 @@ def choose_under_limit(
 
     def admissible(candidate: OfAnyMethod) -> bool:
         def count() -> int:
+            if not rows:
+                return 0
             with candidate.steering(model):
                 return wrong_answers(model, rows, allowed=allowed)
 

@@ -55,10 +55,14 @@ def load(
     Raises:
         UnsupportedModelError: no decoder, it fails the proof (`proof.prove`), a file lacks some of its weights, or an
             adapter was trained on another base.
-        ValueError: a weight is NaN or infinite, the date is none, or a base is given for what is no adapter.
+        ValueError: a weight is NaN or infinite, the date is none, a base is given for what is no adapter, there is no
+            such dtype, or no such device here.
         OSError: nothing was found there, or something that is missing or no model of transformers.
         ImportError: a package for adapters or GGUF is missing.
     """
+    _check_dtype(dtype)
+    if device_map is None:
+        _check_device(device)
     how = {"dtype": dtype, "device": device, "device_map": device_map, **options}
     where = os.fspath(path_or_hub_id)
     if is_adapter(where):
@@ -171,6 +175,37 @@ def _read_adapter(folder: Path, *, base: str | None, how: dict[str, Any]) -> Par
 
 
 _SAFE = {"trust_remote_code": False}
+
+
+def _check_dtype(dtype: str | torch.dtype) -> None:
+    """Raise ValueError at names that are no type of weights."""
+    if dtype == "auto" or isinstance(dtype, torch.dtype) or isinstance(getattr(torch, dtype, None), torch.dtype):
+        return
+    raise ValueError(f"dtype is {dtype!r}; expected auto (as the weights are stored), float32, bfloat16 or float16")
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise ValueError at devices that torch does not know or that are not here."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        advice = " A GPU of NVIDIA or AMD is called cuda." if str(device).startswith("gpu") else ""
+        raise ValueError(
+            f"device is {str(device)!r}; expected cpu, cuda, cuda:1 (the second GPU) or mps.{advice}"
+        ) from None
+    if asked.type == "cuda" and not torch.cuda.is_available():
+        build = torch.version.cuda or torch.version.hip
+        why = "finds no GPU or no driver" if build else "is a build for processors only"
+        raise ValueError(
+            f"device is {asked}, but torch {torch.__version__} {why}. Leave the device out to compute on the "
+            "processor, or install a build of torch for your GPU (pytorch.org)."
+        )
+    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {asked}, but the last of this machine is cuda:{torch.cuda.device_count() - 1}")
+    if asked.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device is mps, but this is no machine with Apple's GPU; leave the device out, or give another"
+        )
 
 
 def _check_place(place: str | Path) -> None:

@@ -225,7 +225,9 @@ def test_a_fit_without_a_direction_is_left_out_and_told(data: Path, tmp_path: Pa
 
 def test_the_table_of_a_sweep_marks_the_choice_and_warns_without_tasks(data: Path, tmp_path: Path) -> None:
     command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--aggregation", "mean"]
-    table = good(*command, "--lam", "6", "--out", tmp_path / "v")
+    result = run(*command, "--lam", "6", "--out", tmp_path / "v")
+    assert "nothing has been steered" not in result.stderr  # there are no tasks to steer
+    table = result.stdout
     (marked,) = [line for line in table.splitlines() if line.startswith("  * ")]
     assert marked.split()[1:7] == ["k", "3,", "mean,", "layers", "all", "6"]
     assert "No --tasks were given, so nothing stops a strength that ruins other skills." in table

@@ -256,6 +256,7 @@ def test_a_small_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkey
         (b"BZh9", "bunzip2 --keep 'my pairs.bin'"),
         (b"\xfd7zXZ\0", "unxz"),
         (b"\x28\xb5\x2f\xfd", "zstd -d"),
+        (b"\x68\x0c\0\0\0\0\0\0{}", "it is a safetensors file, of vectors or weights"),
         (b"ARROW1\0\0", "datasets.Dataset.from_file"),
         (b"SQLite format 3\0", "database"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

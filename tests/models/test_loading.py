@@ -104,6 +104,27 @@ def test_a_vision_model_without_its_processor_is_refused(tmp_path: Path) -> None
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dtype": "fp8"}, "dtype is 'fp8'; expected auto"),
+        ({"dtype": "nn"}, "dtype is 'nn'; expected auto"),
+        ({"device": "gpu"}, "device is 'gpu'; expected cpu, cuda.* A GPU of NVIDIA or AMD is called cuda"),
+        ({"device": "cuda"}, "device is cuda, but torch .* Leave the device out"),
+        ({"device": "cuda:2"}, "device is cuda:2, but the last of this machine is cuda:1"),
+        ({"device": "mps"}, "device is mps, but this is no machine with Apple's GPU"),
+    ],
+)
+def test_a_type_or_a_device_that_is_not_here_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], sentence: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: options.get("device") == "cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path / "nowhere", **options)
+
+
 def test_a_file_is_no_folder(text_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"model\.safetensors is a file; give the folder that it is in"):
         load(text_folder / "model.safetensors")
