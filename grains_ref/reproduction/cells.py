@@ -42,8 +42,12 @@ def tiny_lab(world: str, seed: int, folder: Path, *, engine: EngineName = "fast"
 
 
 def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
-    """Fill cells, several models side by side; each cell is written when it is done."""
-    processes.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
+    """Fill cells, several models side by side; each cell is written when it is done.
+
+    Models with most cells come first, so that no long one is left for a single worker at the end.
+    """
+    longest_first = sorted(units, key=lambda unit: len(unit[2]), reverse=True)
+    processes.run(functools.partial(_fill_unit, folder, make_lab), longest_first, tick, workers=workers)
 
 
 def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:

@@ -229,3 +229,11 @@ def test_the_engine_is_every_lab_s_of_either_kind(monkeypatch: pytest.MonkeyPatc
     double: Any = SimpleNamespace(model=None, facts=(), engine="reference")
     for curve in (curves.transfer, curves.habits_of):
         assert curve(double)["engine"] == "reference"
+
+
+def test_models_with_most_cells_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(cells.processes, "run", lambda work, units, tick, *, workers: begun.extend(u[0] for u in units))
+    units = [("a", 0, ("1",)), ("b", 0, ("1", "2", "3")), ("c", 0, ()), ("d", 0, ("1", "2")), ("e", 0, ("1", "2"))]
+    cells.run(tmp_path, units, make_lab=lambda *_: pytest.fail("no lab"), workers=2, tick=lambda *_: None)
+    assert begun == ["b", "d", "e", "a", "c"]
