@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Collection, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grains_ref.cli import reproduce_real
-from grains_ref.cli.common import IgnoreOption
+from grains_ref.cli.common import EngineOption, IgnoreOption, engine_name
 from grains_ref.cli.console import err, guarded, out, progress_bar, table_of
 from grains_ref.cli.report import ReportOption, check_page, write_report
 from grains_ref.files import FileError, only_writer, write_whole
@@ -110,6 +111,7 @@ def reproduce(
     ] = False,
     device: Annotated[str, typer.Option(help="Full rung: where the models run.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="Full rung: bfloat16, float16 or float32.")] = "bfloat16",
+    engine: EngineOption = "fast",
     report: ReportOption = None,
 ) -> None:
     """Re-enact tables and figures of the paper; finished cells are kept, so an interrupted run goes on."""
@@ -118,6 +120,7 @@ def reproduce(
         raise FileError(
             f"--out {output} is a file; expected a folder for cells and pages, which is made if it is missing"
         )
+    chosen_engine = engine_name(engine)
     if report and dry_run:
         raise ValueError("--dry-run runs nothing, so that there is nothing to --report")
     if rung == "real":
@@ -125,6 +128,8 @@ def reproduce(
             raise ValueError("--report is for the tiny and the full rung; the real one writes tables.md and curves.png")
         if table or figure or question or weights or data or judge_url or judge_model or ability or run_code:
             raise ValueError("--rung real has one table: give --all, or --quick for split 0 only")
+        if chosen_engine != "fast":
+            raise ValueError("--engine is for the tiny and the full rung; the real one computes with the fast engine")
         if not everything and not quick:
             raise ValueError("nothing to do: give --all, or --quick for split 0 only")
         reproduce_real.carry_out(output, quick=quick, workers=workers, dry_run=dry_run)
@@ -139,8 +144,9 @@ def reproduce(
         from grains_ref.reproduction.cells import tiny_lab
 
         workers = workers or os.cpu_count() or 1
-        inputs = {"rung": "tiny"}
-        _carry_out(plan, tiny_lab, inputs, output, workers=workers, dry_run=dry_run)
+        inputs = {"rung": "tiny", "engine": chosen_engine}
+        make_lab = functools.partial(tiny_lab, engine=chosen_engine)
+        _carry_out(plan, make_lab, inputs, output, workers=workers, dry_run=dry_run)
         _write_report(report, output, inputs)
         return
     if quick:
@@ -148,7 +154,9 @@ def reproduce(
     full_rung = _full_rung(
         weights or [], data or [], model or [], pairs or [], ignore or [], judge_url, judge_model, device, dtype, output
     )
-    full_rung = replace(full_rung, abilities=tuple(dict.fromkeys(ability or [])), run_code=run_code)
+    full_rung = replace(
+        full_rung, abilities=tuple(dict.fromkeys(ability or [])), run_code=run_code, engine=chosen_engine
+    )
     plan = _full_plan(everything, table or [], figure or [], question or [], full_rung)
     if _report_inventory(plan, full_rung) and not dry_run:
         raise ValueError("something is missing (see above); nothing was run")
@@ -318,6 +326,7 @@ def _report_inventory(plan: Plan, rung: FullRung) -> int:
 def _inputs(rung: FullRung) -> dict[str, str]:
     """What the cells of the full rung depend on beside their names."""
     inputs = {"rung": "full", "dtype": rung.dtype, "device": rung.device.partition(":")[0], "pairs": str(rung.n)}
+    inputs |= {"engine": rung.engine}
     inputs |= {"dev and test tasks": ", ".join(map(str, rung.n_tasks))}
     inputs |= {"further abilities": ", ".join(sorted(rung.abilities)) or "none"}
     inputs |= {f"weights of {name}": place for name, place in rung.weights.items()}
@@ -354,7 +363,7 @@ def _carry_out(
             if cell is None:
                 raise ValueError(f"cell {name!r} of {world}, seed {seed} was run and is not there; is the disk full?")
             finished[world, seed, name] = cell
-        _write(plan, finished, output)
+        _write(plan, finished, output, engine=inputs["engine"])
 
 
 def _tell_damage(problem: FileError) -> None:
@@ -387,7 +396,7 @@ def _run(units: Sequence[Unit], make_lab: MakeLab, output: Path, *, workers: int
             ) from None
 
 
-def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) -> None:
+def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path, *, engine: str) -> None:
     """The page, the record and the figures."""
     from grains_ref.reproduction import pages
     from grains_ref.reproduction.curves import CURVES
@@ -400,7 +409,7 @@ def _write(plan: Plan, cells: dict[tuple[str, int, str], Cell], output: Path) ->
     models = dict.fromkeys((world, seed) for world, seed, _ in cells)
     facts = {(world, seed): read_facts(output, world, seed) for world, seed in models}
     parts = [pages.LEGEND] if plan.tables else []
-    content: dict[str, Any] = {"seeds": list(plan.seeds), "versions": library_versions()}
+    content: dict[str, Any] = {"seeds": list(plan.seeds), "engine": engine, "versions": library_versions()}
     content |= {"tables": {}, "figures": {}, "curves": {}}
     for spec, worlds in plan.tables.items():
         of_table = results(spec, worlds, cells, facts, plan.seeds)

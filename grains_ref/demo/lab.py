@@ -12,15 +12,15 @@ from torch import Tensor
 
 from grains_ref.data import PreferencePair, Task
 from grains_ref.demo.bench import Bench
-from grains_ref.fast import Engine, EngineName, engine_of
+from grains_ref.fast import Engine, EngineName, engine_of, steering_by
 from grains_ref.grains import (
     Attribution,
     Example,
     Fit,
+    Hooks,
     HyperParameters,
     Selection,
     Shift,
-    Steering,
     contrast,
 )
 from grains_ref.methods.core import Setting
@@ -65,7 +65,8 @@ class Lab:
     _examples: dict[int, Example] = field(default_factory=dict, init=False)
     _attributions: dict[tuple[HyperParameters, int], Attribution] = field(default_factory=dict, init=False)
     _shifts: dict[tuple[HyperParameters, int], Shift] = field(default_factory=dict, init=False)
-    _grids: dict[tuple[HyperParameters, int], list[Setting]] = field(default_factory=dict, init=False)
+    _fits: dict[tuple[HyperParameters, int], Fit] = field(default_factory=dict, init=False)
+    _steerings: dict[tuple[object, ...], list[Callable[[], Hooks]]] = field(default_factory=dict, init=False)
     _made_once: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
@@ -117,20 +118,23 @@ class Lab:
         return self.stages.vectors([self.shift(hp, i) for i in range(n or len(self.steer))], hp)
 
     def strengths(self, label: str, v: Tensor, *, layers: Sequence[int] | None = None) -> list[Setting]:
-        """Equations (7) and (8) with v at every strength of the grid, gentlest first."""
-        blocks = self.model.blocks
-        steerings = [functools.partial(Steering, blocks, v, lam=lam, layers=layers) for lam in self.lams]
-        return [Setting(label, lam, steering) for lam, steering in zip(self.lams, steerings, strict=True)]
+        """Equations (7) and (8) with v at every strength of the grid, gentlest first.
+
+        The same bits of v at the same layers are the same steerings, whoever asks, which `Bench` measures once.
+        """
+        chosen = tuple(range(len(v))) if layers is None else tuple(layers)
+        key = (v.dtype, v.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes(), chosen)
+        if key not in self._steerings:
+            make = functools.partial(steering_by, self.engine, self.model.blocks, v, layers=chosen)
+            self._steerings[key] = [functools.partial(make, lam=lam) for lam in self.lams]
+        return [Setting(label, lam, steering) for lam, steering in zip(self.lams, self._steerings[key], strict=True)]
 
     def grains(self, label: str, hp: HyperParameters, *, n: int | None = None) -> list[Setting]:
-        """GrAInS with these hyper-parameters at every strength of the grid, gentlest first.
-
-        Asked again, also under another label, it returns the same steerings, which `Bench` measures once.
-        """
+        """GrAInS with these hyper-parameters at every strength of the grid, gentlest first."""
         key = (hp, n or len(self.steer))
-        if key not in self._grids:
-            self._grids[key] = self.strengths(label, self.fit(hp, n=n).v)
-        return [replace(setting, label=label) for setting in self._grids[key]]
+        if key not in self._fits:
+            self._fits[key] = self.fit(hp, n=n)
+        return self.strengths(label, self._fits[key].v)
 
     # ------------------------------------------------------------------ ground truth
     def planted_shifts(self) -> list[Shift]:

@@ -17,6 +17,7 @@ import transformers
 import grains_ref.tiny_models as tiny_models
 from grains_ref.data import PreferencePair, Task
 from grains_ref.demo.lab import Lab
+from grains_ref.fast import EngineName
 from grains_ref.files import write_whole
 from grains_ref.grains import PRESETS, Selection
 from grains_ref.methods.ict import Box
@@ -166,8 +167,11 @@ def planted_lab(world: str, seed: int, folder: Path) -> Lab:
     return lab
 
 
-def double_labs(model: HuggingFaceModel) -> dict[str, Lab]:
-    """One lab for each behaviour of the double world, on one model, with the same test prompts and tasks."""
+def double_labs(model: HuggingFaceModel, *, engine: EngineName = "fast") -> dict[str, Lab]:
+    """One lab for each behaviour of the double world, on one model, with the same test prompts and tasks.
+
+    engine: that computes the stages.
+    """
     world = build_double_world()
     labs = {}
     for behaviour in BEHAVIOURS:
@@ -182,6 +186,7 @@ def double_labs(model: HuggingFaceModel) -> dict[str, Lab]:
             test=(as_pairs(world.split("test", behaviour)), as_tasks(world.capability_split("test"))),
             facts=facts(world.split("test", behaviour)),
             causes=[causes(prompt) for prompt in prompts],
+            engine=engine,
         )
     return labs
 

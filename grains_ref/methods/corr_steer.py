@@ -110,8 +110,7 @@ def fit(
         )
     name = f"{features if isinstance(features, str) else 'autoencoder'}, {answers}, {pool}"
     if features == "trained":
-        states = _states_to_train_on(model, pairs)
-        features = sparse_autoencoder.train(states, features=FEATURES_PER_WIDTH * model.width)
+        features = trained(model, pairs)
     questions = [pair for pair in pairs for _ in range(len(texts) // len(pairs))]
     states_of = [_states(model, pair, text) for pair, text in zip(questions, texts, strict=True)]  # (L, R, d) each
     chosen, correlations, v = [], [], []
@@ -131,6 +130,12 @@ def fit(
             "and rejected differ."
         )
     return CorrSteer(torch.stack(v), tuple(chosen), tuple(correlations), name)
+
+
+def trained(model: HuggingFaceModel, pairs: Sequence[PreferencePair]) -> SparseAutoencoders:
+    """Small autoencoders, trained on the states of the pairs' prompts with either answer."""
+    states = _states_to_train_on(model, pairs)
+    return sparse_autoencoder.train(states, features=FEATURES_PER_WIDTH * model.width)
 
 
 def correlate(z: Tensor, right: Tensor) -> Tensor:

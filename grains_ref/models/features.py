@@ -54,9 +54,10 @@ def features_of(digest: str, kept: Features, compute: Callable[[], Entrance]) ->
         if replaced is kept:
             here = own
     features = here.pop(digest, None)  # put back as the most recent
-    if features is None:
-        features = compute()
-    here[digest] = features
+    if features is not None:
+        here[digest] = features
+        return features
+    here[digest] = features = compute()
     while len(here) > 1 and sum(entrance.nbytes for entrance in list(here.values())) > FEATURE_BYTES:
         here.popitem(last=False)
     return features

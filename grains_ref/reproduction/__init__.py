@@ -5,6 +5,7 @@
 | `rows` | what every row of a table does: which settings it tries |
 | `fair_fight` | every method at the same sites, positions and strengths |
 | `cells` | one row on one model is a cell; runs the missing ones, keeps each as soon as it is done |
+| `edit_fits` | the edit gradient at a site and positions, taken once for all that ask |
 | `cost` | seconds and peak memory of building steering vectors |
 | `curves` | cells that are no rows: figure 3, the geometry of the aggregations, how vectors move margins |
 | `habits` | two habits of one model at once: MAT-Steer trained on both and on each |

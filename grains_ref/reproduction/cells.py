@@ -16,6 +16,7 @@ from grains_ref.demo.workers import Tick
 from grains_ref.evaluation.choice import Choice
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import bleu
+from grains_ref.fast import EngineName
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import Setting
 from grains_ref.models import BATCH_TOKENS
@@ -28,16 +29,25 @@ from grains_ref.reproduction.rows import rows_of
 MakeLab: TypeAlias = Callable[[str, int, Path], Lab]  # world, training seed, a folder for data
 
 
-def tiny_lab(world: str, seed: int, folder: Path) -> Lab:
-    """The tiny rung: a planted world, whose pictures are written to the folder first."""
+def tiny_lab(world: str, seed: int, folder: Path, *, engine: EngineName = "fast") -> Lab:
+    """The tiny rung: a planted world, whose pictures are written to the folder first.
+
+    engine: that computes the stages.
+    """
     if world != "double":
         write_data(build(world), folder)
-    return planted_lab(world, seed, folder)
+    lab = planted_lab(world, seed, folder)
+    lab.engine = engine
+    return lab
 
 
 def run(folder: Path, units: Sequence[Unit], *, make_lab: MakeLab, workers: int, tick: Tick) -> None:
-    """Fill cells, several models side by side; each cell is written when it is done."""
-    processes.run(functools.partial(_fill_unit, folder, make_lab), units, tick, workers=workers)
+    """Fill cells, several models side by side; each cell is written when it is done.
+
+    Models with most cells come first, so that no long one is left for a single worker at the end.
+    """
+    longest_first = sorted(units, key=lambda unit: len(unit[2]), reverse=True)
+    processes.run(functools.partial(_fill_unit, folder, make_lab), longest_first, tick, workers=workers)
 
 
 def _fill_unit(folder: Path, make_lab: MakeLab, unit: Unit, tick: Tick) -> None:

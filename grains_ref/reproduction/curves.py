@@ -152,12 +152,12 @@ def moved(before: Tensor, change: Tensor) -> dict[str, float]:
 
 def transfer(lab: Lab) -> Any:
     """Two behaviours in one model: each one's vector on the other, and both together; the double world only."""
-    return {"facts": list(lab.facts)} | measure(double_labs(lab.model), lab.facts)
+    return {"facts": list(lab.facts)} | measure(double_labs(lab.model, engine=lab.engine), lab.facts)
 
 
 def habits_of(lab: Lab) -> Any:
     """Two habits in one model, steered by MAT-Steer together and alone; the double world only."""
-    return {"facts": list(lab.facts)} | habits.measure(double_labs(lab.model), lab.facts)
+    return {"facts": list(lab.facts)} | habits.measure(double_labs(lab.model, engine=lab.engine), lab.facts)
 
 
 CURVES: dict[str, Callable[[Lab], Any]] = {

@@ -29,9 +29,10 @@ from grains_ref.demo.lab import Lab
 from grains_ref.grains import Example, Hooks, Selection, log_prob
 from grains_ref.methods.any_site import scaled_to_state
 from grains_ref.methods.core import at_site, n_heads
-from grains_ref.methods.edit_gradient import fit, steer
+from grains_ref.methods.edit_gradient import steer
 from grains_ref.models import HuggingFaceModel
 from grains_ref.models.blocks import part_of
+from grains_ref.reproduction.edit_fits import fitted
 from grains_ref.reproduction.edit_questions import POSITIONS, SITE, beginning, gaussian_direction
 
 N_PROMPTS = 40  # the first of each dev fact
@@ -99,7 +100,7 @@ def at_tokens(model: HuggingFaceModel, v: Tensor, where: Callable[[int], bool]) 
 def _edits(lab: Lab) -> dict[str, AbstractContextManager[object]]:
     start, model = beginning(lab), lab.model
     noise = scaled_to_state(gaussian_direction(start.g, 0), start.scale)
-    residual = fit(model, lab.steer, site="residual", positions=POSITIONS)
+    residual = fitted(lab, "residual", POSITIONS)
     at_attention = scaled_to_state(start.g, start.scale)
     return {
         "attention output": steer(model, at_attention, site=SITE, positions=POSITIONS, lam=LAM),
@@ -110,7 +111,7 @@ def _edits(lab: Lab) -> dict[str, AbstractContextManager[object]]:
 
 def _shares_of_heads(lab: Lab) -> list[list[float]]:
     """Each head's share of |g|^2 at the heads' outputs, (L, K)."""
-    v = fit(lab.model, lab.steer, site="heads", positions=POSITIONS).v
+    v = fitted(lab, "heads", POSITIONS).v
     squares = v.unflatten(1, (n_heads(lab.model), -1)).square().sum(-1)
     shares: list[list[float]] = (squares / squares.sum()).tolist()
     return shares

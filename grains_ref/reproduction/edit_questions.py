@@ -37,12 +37,11 @@ from grains_ref.methods.edit_gradient import (
     EditPositions,
     EditSite,
     derivative,
-    fit,
     gradient_of,
-    scaled,
     steer,
 )
 from grains_ref.models import HuggingFaceModel, Item
+from grains_ref.reproduction import edit_fits
 
 SITE: EditSite = "attention_output"
 POSITIONS: EditPositions = "all"
@@ -73,11 +72,10 @@ def beginning(lab: Lab) -> Beginning:
     """The edit gradient of the steering pairs; taken once for all rows."""
 
     def make() -> Beginning:
-        examples = [lab.example(i) for i in range(len(lab.steer))]
-        derivatives = [derivative(lab.model, example, site=SITE, positions=POSITIONS) for example in examples]
-        fitted = scaled(derivatives, site=SITE, positions=POSITIONS)
-        sizes = torch.stack([of_pair.size for of_pair in derivatives]).double().mean(0)
-        return Beginning(derivatives, mean_gradient(derivatives), fitted.scale, sizes)
+        of_pairs = edit_fits.derivatives(lab, SITE, POSITIONS)
+        scale = edit_fits.fitted(lab, SITE, POSITIONS).scale
+        sizes = torch.stack([of_pair.size for of_pair in of_pairs]).double().mean(0)
+        return Beginning(of_pairs, mean_gradient(of_pairs), scale, sizes)
 
     return lab.once("the edit gradient that the questions begin with", make)
 
@@ -135,8 +133,8 @@ def _without_first_block(lab: Lab) -> Tensor:
 
 
 def _first_mlp(lab: Lab) -> Draws:
-    fitted = fit(lab.model, lab.steer, site="mlp", positions=POSITIONS)
-    return [_grid(lab, "MLP, first block only", only(fitted.v, [0]), site="mlp", scale=fitted.scale)]
+    at_mlp = edit_fits.fitted(lab, "mlp", POSITIONS)
+    return [_grid(lab, "MLP, first block only", only(at_mlp.v, [0]), site="mlp", scale=at_mlp.scale)]
 
 
 # ------------------------------------------------------------------------------------------- (b) a metric
@@ -246,10 +244,10 @@ def log_sigmoid_weights(f: Sequence[float]) -> list[float]:
 # ------------------------------------------------------------------------------------------- (d) tokens
 def of_tokens(lab: Lab, tokens: Sequence[Sequence[int]]) -> Tensor:
     """The gradient of an edit at these tokens of every steering prompt, (L, d)."""
-    derivatives = []
+    of_pairs = []
     for i, chosen in enumerate(tokens):
-        derivatives.append(derivative(lab.model, lab.example(i), site=SITE, positions=POSITIONS, tokens=chosen))
-    return mean_gradient(derivatives)
+        of_pairs.append(derivative(lab.model, lab.example(i), site=SITE, positions=POSITIONS, tokens=chosen))
+    return mean_gradient(of_pairs)
 
 
 def _attributed(lab: Lab) -> Tensor:

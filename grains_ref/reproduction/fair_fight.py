@@ -17,7 +17,6 @@ from torch import Tensor
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import Draws, Row
 from grains_ref.grains import DegenerateShiftsError, HyperParameters
-from grains_ref.methods import edit_gradient
 from grains_ref.methods.any_site import (
     Reading,
     SiteVectors,
@@ -30,6 +29,7 @@ from grains_ref.methods.any_site import (
 )
 from grains_ref.methods.core import Setting
 from grains_ref.methods.edit_gradient import EditPositions, EditSite
+from grains_ref.reproduction.edit_fits import fitted
 
 SITES: tuple[EditSite, ...] = ("residual", "attention_output", "mlp")
 POSITIONS: tuple[EditPositions, ...] = ("all", "after_prompt")
@@ -106,9 +106,8 @@ class FairFight:
         made = []
         for site in SITES:
             for positions in POSITIONS:
-                fitted = edit_gradient.fit(self._lab.model, self._lab.steer, site=site, positions=positions)
-                label = f"edit gradient, {site}, {positions}"
-                made.append(SiteVectors(label, fitted.v, site, positions))
+                v = fitted(self._lab, site, positions).v
+                made.append(SiteVectors(f"edit gradient, {site}, {positions}", v, site, positions))
         return made
 
     @functools.cached_property

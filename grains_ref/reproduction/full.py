@@ -32,6 +32,7 @@ from grains_ref.demo.lab import Lab
 from grains_ref.evaluation.judge import Case, Judge, judge_all, read_rating
 from grains_ref.evaluation.measures import generations
 from grains_ref.evaluation.metrics import hallucinated
+from grains_ref.fast import EngineName
 from grains_ref.grains import PRESETS
 from grains_ref.models import HuggingFaceModel, load
 from grains_ref.models.vision_families import family_class
@@ -109,6 +110,7 @@ class FullRung:
 
     weights: model -> folder or hub id.  data: dataset -> folder or hub id, with "mmlu" and "mmmu" for capability.
     judge: rates MMHal-Bench's answers.  n: steering pairs.  n_tasks: capability tasks in dev and in test.
+    engine: that computes the stages.
     pairs: one's own pairs, name -> file or folder (`local`).  ignore: columns of them to leave unread.
     abilities: further tests, of `abilities.ABILITIES`.  run_code: whether code that a model wrote may be run for them.
     Models with other names than the paper's are one's own.
@@ -119,6 +121,7 @@ class FullRung:
     judge: Judge | None
     device: str = "cuda"
     dtype: str = "bfloat16"
+    engine: EngineName = "fast"
     n: int = 50
     n_tasks: tuple[int, int] = (N_DEV_TASKS, N_TEST_TASKS)
     pairs: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +162,7 @@ class FullRung:
             facts=[pair.id for pair in test],
             judged=judged,
             abilities=self._abilities(column, model),
+            engine=self.engine,
         )
 
     def _abilities(self, column: str, model: HuggingFaceModel) -> dict[str, Ability]:

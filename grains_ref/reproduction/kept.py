@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| `inputs.json` | what cells depend on beside their names: the rung; of the full rung, weights, data and judge |
+| `inputs.json` | what cells depend on beside their names: rung and engine; of the full rung, weights, data and judge |
 | `cells/<world>/seed<seed>/<row>.json` | a cell: one row on one model |
 | `cells/<world>/seed<seed>/facts.json` | `facts`: which fact each test prompt is about |
 
@@ -204,10 +204,11 @@ def missing(
 
 
 def claim(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Begin a reproduction here, or go on with one of the same inputs; further inputs may be added.
+    """Begin a reproduction here, or go on with one of the same inputs; further inputs may be added, but no engine.
 
     Raises:
-        FileError: cells were made with other inputs, or their record is damaged, or the folder holds other files.
+        FileError: cells were made with other inputs, or by nobody knows which engine, or their record is damaged, or
+            the folder holds other files.
     """
     path = folder / "inputs.json"
     if not path.exists():
@@ -229,6 +230,11 @@ def claim(folder: Path, inputs: Mapping[str, str]) -> None:
         raise FileError(
             f"{folder} holds cells of other inputs.\n  there: {there}\n  now:   {now}\n"
             "Run the earlier command again to finish them, or name another folder with --out."
+        )
+    if "engine" in inputs and "engine" not in found:
+        raise FileError(
+            f"{path} does not say which engine made the cells beside it, and those of two engines are not mixed. "
+            f"Delete it if all of them were made with --engine {inputs['engine']}; or name another folder with --out."
         )
     if found.keys() != found.keys() | inputs.keys():
         write_record(path, found | dict(inputs))

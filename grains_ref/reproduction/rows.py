@@ -18,9 +18,9 @@ from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
 from grains_ref.fitting.additions import layer_agreement, less_random
 from grains_ref.grains import objective, shift, vectors
-from grains_ref.methods import attributions, caa, edit_gradient, ict, icv, iti, lora, repe, vti
+from grains_ref.methods import attributions, caa, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
-from grains_ref.reproduction import decoding_rows, edit_questions, systems
+from grains_ref.reproduction import decoding_rows, edit_fits, edit_questions, systems
 from grains_ref.reproduction.fair_fight import rows_of_the_fight
 
 PROTECT: dict[str, Any] = {"eligible": ("content", "not_last")}
@@ -195,15 +195,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {  # docs/reproduction_rules.md, "the hy
     "protect + neutral + mean": PROTECT | {"path_baseline": NEUTRAL, "aggregation": "mean"},
 }
 
-EDITS: dict[str, dict[str, Any]] = {  # where the edit gradient edits; the grid is `edit_gradient.LAMS` for all
-    "edit gradient, residual, all": {"site": "residual", "positions": "all"},
-    "edit gradient, attention output, all": {"site": "attention_output", "positions": "all"},
-    "edit gradient, attention output, after": {"site": "attention_output", "positions": "after_prompt"},
-    "edit gradient, heads, after": {"site": "heads", "positions": "after_prompt"},
-    "edit gradient, MLP, after": {"site": "mlp", "positions": "after_prompt"},
-    "edit gradient, residual, after": {"site": "residual", "positions": "after_prompt"},
-    "edit gradient, heads, all": {"site": "heads", "positions": "all"},
-    "edit gradient, MLP, all": {"site": "mlp", "positions": "all"},
+EDITS: dict[str, Row] = {  # where the edit gradient edits; the grid is `edit_gradient.LAMS` for all
+    "edit gradient, residual, all": edit_fits.row("residual", "all"),
+    "edit gradient, attention output, all": edit_fits.row("attention_output", "all"),
+    "edit gradient, attention output, after": edit_fits.row("attention_output", "after_prompt"),
+    "edit gradient, heads, after": edit_fits.row("heads", "after_prompt"),
+    "edit gradient, MLP, after": edit_fits.row("mlp", "after_prompt"),
+    "edit gradient, residual, after": edit_fits.row("residual", "after_prompt"),
+    "edit gradient, heads, all": edit_fits.row("heads", "all"),
+    "edit gradient, MLP, all": edit_fits.row("mlp", "all"),
 }
 
 SHARED: dict[str, Row] = {
@@ -244,7 +244,7 @@ SHARED |= {
     "masked one at a time": _masked_one_at_a_time,
 }
 SHARED |= {name: grains(**changes) for name, changes in CANDIDATES.items()}
-SHARED |= {name: _baseline(edit_gradient, **where) for name, where in EDITS.items()}
+SHARED |= EDITS
 SHARED |= edit_questions.ROWS
 
 TEXT: dict[str, Row] = SHARED | {

@@ -7,6 +7,7 @@ every row chooses one on dev.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from grains_ref.demo.lab import Lab
@@ -24,14 +25,26 @@ def _fitted(method: Any, **options: Any) -> Row:
     return row
 
 
+def _corr_steer_trained(answers: corr_steer.Answers) -> Row:
+    """CorrSteer with autoencoders that are trained on the steering pairs; once for all rows of a model."""
+
+    def row(lab: Lab) -> Draws:
+        features = lab.once("CorrSteer's autoencoders", lambda: corr_steer.trained(lab.model, lab.steer))
+        fitted = corr_steer.fit(lab.model, lab.steer, features=features, answers=answers)
+        fitted = replace(fitted, name=fitted.name.replace("autoencoder", "trained"))
+        return [fitted.settings(lab.model)]
+
+    return row
+
+
 STEERING: dict[str, Row] = {  # in worlds of both kinds
     "MAT-Steer": _fitted(mat_steer),
     "MAT-Steer, as its code has it": _fitted(mat_steer, options=mat_steer.CODE),
     "Nullu": _fitted(nullu),
     "Nullu, last token": _fitted(nullu, read="last"),
     "CorrSteer, raw activations": _fitted(corr_steer),
-    "CorrSteer, trained autoencoder": _fitted(corr_steer, features="trained"),
-    "CorrSteer, trained autoencoder, own answers": _fitted(corr_steer, features="trained", answers="greedy"),
+    "CorrSteer, trained autoencoder": _corr_steer_trained("pairs"),
+    "CorrSteer, trained autoencoder, own answers": _corr_steer_trained("greedy"),
 }
 
 TEXT: dict[str, Row] = {**STEERING}

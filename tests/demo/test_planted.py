@@ -118,9 +118,9 @@ def test_a_lab_with_other_data_has_computed_nothing_yet(tmp_path: Path) -> None:
 
     whole = planted_lab("simple", 0, tmp_path)
     few = replace(whole, steer=whole.steer[:3])
-    before = [setting.steering.args[1] for setting in few.grains("GrAInS", few.paper)]  # type: ignore[attr-defined]
+    before = [setting.steering.args[2] for setting in few.grains("GrAInS", few.paper)]  # type: ignore[attr-defined]
     other = replace(few, steer=whole.steer[3:6])
-    after = [setting.steering.args[1] for setting in other.grains("GrAInS", few.paper)]  # type: ignore[attr-defined]
+    after = [setting.steering.args[2] for setting in other.grains("GrAInS", few.paper)]  # type: ignore[attr-defined]
     assert not torch.equal(before[0], after[0])
     again = [setting.steering for setting in few.grains("elsewhere", few.paper)]
     assert again == [setting.steering for setting in few.grains("GrAInS", few.paper)]  # to be measured once

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -663,6 +664,25 @@ def test_forgetting_features_changes_no_result(vision_model: HuggingFaceModel, m
     assert len(runs) == 4  # picture 1 was used least recently when picture 2 came, and had to be seen again
     monkeypatch.setattr(features, "FEATURE_BYTES", 1)
     assert torch.equal(vision_model.encode(PROMPT, pictures[2]).embeds, kept[2])
+
+
+def test_a_kept_picture_is_found_without_measuring_all_others() -> None:
+    measured: list[str] = []
+
+    class Kept:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @property
+        def nbytes(self) -> int:
+            measured.append(self.name)
+            return 1
+
+    pictures: Any = OrderedDict((name, Kept(name)) for name in "ab")
+    assert features.features_of("a", pictures, lambda: pytest.fail("seen again")).name == "a"  # type: ignore[attr-defined]
+    assert (list(pictures), measured) == (["b", "a"], [])
+    features.features_of("c", pictures, lambda: Kept("c"))  # type: ignore[arg-type, return-value]
+    assert sorted(measured) == ["a", "b", "c"]
 
 
 def test_steering_does_not_change_what_a_picture_is(vision_model: HuggingFaceModel) -> None:

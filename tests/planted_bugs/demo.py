@@ -56,6 +56,8 @@ BUGS = (
         BENCH, "tuple(r.is_greedy for r in rejected)", "tuple(c.is_greedy for c in chosen)", "test_bench"),
     Bug("grids_shared_by_size", "demo", "fits on fewer examples are taken for the fit on all",
         LAB, "key = (hp, n or len(self.steer))", "key = (hp, len(self.steer))", "test_reproduction"),
+    Bug("steerings_of_any_layers", "demo", "a vector at some layers is taken for what was measured at all of them",
+        LAB, "numpy().tobytes(), chosen)", "numpy().tobytes())", "test_lab"),
     Bug("mask_everything_planted", "demo", "an object's patches are no causes of the colour seen",
         PLANTED, "pos=prompt.ground + prompt.object", "pos=prompt.ground", "test_planted"),
     Bug("choice_without_image", "demo", "dev cannot choose image tokens only",

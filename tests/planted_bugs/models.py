@@ -10,6 +10,7 @@ V = "grains_ref/models/vision_families.py"
 GRIDS = "grains_ref/models/grids.py"
 PROOF = "grains_ref/models/proof.py"
 BLOCKS = "grains_ref/models/blocks.py"
+FEATURES = "grains_ref/models/features.py"
 REPLAY = "grains_ref/models/replay.py"
 WEIGHTS = "grains_ref/models/weights.py"
 GENERATION = "grains_ref/models/generation.py"
@@ -245,6 +246,8 @@ BUGS = (
     Bug("deep_features_left_out", "replay", "what Qwen3-VL's picture adds behind the first blocks is not replayed",
         M, "return replay | entered.replay | at_tokens(entered.deep, is_image)", "return replay | entered.replay",
         "test_pictures"),
+    Bug("features_made_anew", "replay", "what a picture puts into a prompt is computed at every look",
+        FEATURES, "if features is not None:", "if False:", "test_families"),
     Bug("deep_features_of_the_first", "replay", "prompts without a picture make a batch with one impossible",
         REPLAY, "row.get(name, nothing).expand", "row[name].expand", "test_pictures"),
     Bug("deep_features_of_one_block", "replay", "of a list of deep-stack features only the last is played back",

@@ -11,6 +11,8 @@ TRANSFER = "grains_ref/reproduction/transfer.py"
 HABITS = "grains_ref/reproduction/habits.py"
 PAGES = "grains_ref/reproduction/pages.py"
 EDIT_QUESTIONS = "grains_ref/reproduction/edit_questions.py"
+SYSTEMS = "grains_ref/reproduction/systems.py"
+EDIT_FITS = "grains_ref/reproduction/edit_fits.py"
 EDIT_ATTENTION = "grains_ref/reproduction/edit_attention.py"
 EDIT_VERDICTS = "grains_ref/reproduction/edit_verdicts.py"
 ABILITIES = "grains_ref/reproduction/abilities.py"
@@ -47,6 +49,17 @@ BUGS = (
         KEPT, "if problem := problem_of(cell):", 'if problem := "":', "test_kept"),
     Bug("cells_of_other_weights", "reproduction", "cells that were made with other inputs are mixed in",
         KEPT, "name in found and found[name] != inputs[name]", "name in found and False", "test_kept"),
+    Bug("cells_of_any_engine", "reproduction", "cells of an engine that nobody knows are mixed in",
+        KEPT, 'if "engine" in inputs and "engine" not in found:', "if False:", "test_kept"),
+    Bug("engine_stays_fast", "reproduction", "the engine that was asked for is recorded, and the fast one computes",
+        CELLS, "lab.engine = engine", "lab.engine = lab.engine", "test_cells"),
+    Bug("gradients_of_any_positions", "reproduction", "the edit gradient at all positions is taken for that after it",
+        EDIT_FITS, 'f"derivatives of an edit of {site}, {positions}"', 'f"derivatives of an edit of {site}"',
+        "test_edit_questions"),
+    Bug("longest_last", "reproduction", "the models with fewest cells come first",
+        CELLS, "key=lambda unit: len(unit[2]), reverse=True", "key=lambda unit: len(unit[2])", "test_cells"),
+    Bug("own_answers_are_the_pairs", "reproduction", "CorrSteer on a model's own answers takes those of the pairs",
+        SYSTEMS, "features=features, answers=answers", 'features=features, answers="pairs"', "test_systems"),
     Bug("longest_answers_cut", "reproduction", "generations are as long as the shortest reference",
         CELLS, "new = max(len(row.response) for row in rows) + 2", "new = min(len(row.response) for row in rows)",
         "test_cells"),

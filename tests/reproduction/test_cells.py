@@ -215,3 +215,25 @@ def test_geometry_of_shifts_made_by_hand() -> None:
             scores = (d - mean) @ np.linalg.svd(d - mean)[2][0]
             explained = scores[3] ** 2 * 5 / 4 / (scores**2).sum()  # one against four, around a mean of zero
             assert row["explained_by_last_token"] == pytest.approx(explained if sign == "pos" else 0.0)
+
+
+def test_the_engine_is_every_lab_s_of_either_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cells, "write_data", lambda *_: None)
+    monkeypatch.setattr(cells, "planted_lab", lambda *_: SimpleNamespace(engine="fast"))
+    lab: Any = cells.tiny_lab("simple", 0, tmp_path, engine="reference")
+    assert lab.engine == "reference"
+
+    monkeypatch.setattr(curves, "double_labs", lambda model, *, engine: {"engine": engine})
+    monkeypatch.setattr(curves, "measure", lambda labs, facts: labs)
+    monkeypatch.setattr(curves.habits, "measure", lambda labs, facts: labs)
+    double: Any = SimpleNamespace(model=None, facts=(), engine="reference")
+    for curve in (curves.transfer, curves.habits_of):
+        assert curve(double)["engine"] == "reference"
+
+
+def test_models_with_most_cells_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(cells.processes, "run", lambda work, units, tick, *, workers: begun.extend(u[0] for u in units))
+    units = [("a", 0, ("1",)), ("b", 0, ("1", "2", "3")), ("c", 0, ()), ("d", 0, ("1", "2")), ("e", 0, ("1", "2"))]
+    cells.run(tmp_path, units, make_lab=lambda *_: pytest.fail("no lab"), workers=2, tick=lambda *_: None)
+    assert begun == ["b", "d", "e", "a", "c"]

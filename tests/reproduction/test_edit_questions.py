@@ -19,6 +19,7 @@ from grains_ref.evaluation.measures import margins
 from grains_ref.grains import Selection
 from grains_ref.methods.edit_gradient import derivative, fit, steer
 from grains_ref.models import HuggingFaceModel
+from grains_ref.reproduction import edit_fits
 from grains_ref.reproduction import edit_questions as questions
 from grains_ref.reproduction.edit_questions import ROWS, SHARES, START, beginning
 from grains_ref.reproduction.edit_verdicts import answer, verdicts_page
@@ -69,6 +70,27 @@ def vectors_of(settings: Any) -> Tensor:
     """v of the first setting, at strength 1."""
     v: Tensor = settings[0].steering.func.__self__.v
     return v
+
+
+# --- what is taken once
+
+
+def test_the_gradient_of_a_place_is_taken_once_whoever_asks(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, str]] = []
+
+    def counted(model: Any, example: Any, *, site: Any, positions: Any) -> Any:
+        taken.append((site, positions))
+        return derivative(model, example, site=site, positions=positions)
+
+    monkeypatch.setattr(edit_fits, "derivative", counted)
+    for place in (("mlp", "all"), ("mlp", "after_prompt"), ("heads", "all")):
+        (settings,) = edit_fits.row(*place)(lab)  # type: ignore[arg-type]
+        expected = fit(lab.model, PAIRS, site=place[0], positions=place[1])  # type: ignore[arg-type]
+        assert torch.equal(vectors_of(settings), expected.v)
+        assert edit_fits.fitted(lab, *place).scale == expected.scale  # type: ignore[arg-type]
+        assert taken.count(place) == len(PAIRS)
+    questions.beginning(lab)
+    assert len(taken) == 4 * len(PAIRS)
 
 
 # --- a metric

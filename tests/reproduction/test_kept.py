@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,11 +125,18 @@ def test_a_folder_of_other_inputs_is_refused_and_further_ones_are_added(tmp_path
         kept.claim(tmp_path, {"rung": "tiny"})
 
 
+def test_cells_of_an_unknown_engine_are_not_gone_on_with(tmp_path: Path) -> None:
+    kept.claim(tmp_path, {"rung": "tiny"})
+    with pytest.raises(FileError, match=r"does not say which engine .* made with --engine fast"):
+        kept.claim(tmp_path, {"rung": "tiny", "engine": "fast"})
+
+
 def test_inputs_name_what_the_full_rung_reads() -> None:
     rung = FullRung({"m": "/w"}, {"d": "/d"}, judge=SimpleNamespace(identity="someone"), device="cuda:1")  # type: ignore[arg-type]
     inputs = _inputs(rung)
     assert (inputs["weights of m"], inputs["data of d"], inputs["judge"]) == ("/w", "/d", "someone")
     assert inputs["device"] == "cuda"
+    assert _inputs(replace(rung, engine="reference"))["engine"] == "reference"
 
 
 @pytest.mark.parametrize("name", ["tables.md", "record.json"])
@@ -153,7 +161,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(cells, "fill", measured)
     monkeypatch.setattr(workers, "run", in_this_process)
-    monkeypatch.setattr(cells, "tiny_lab", lambda *_: SimpleNamespace(facts=FACTS))
+    monkeypatch.setattr(cells, "tiny_lab", lambda *_, engine: SimpleNamespace(facts=FACTS))
     return ["reproduce", "--quick", "--question", "candidates", "--out", str(tmp_path / "out")]
 
 
@@ -167,6 +175,27 @@ def test_cells_that_are_no_objects_are_run_again_and_said(command: list[str], tm
     assert done.exit_code == 0, done.output
     assert done.output.count("is run again") == 6
     assert {name: (tmp_path / "out" / name).read_bytes() for name in pages} == pages
+
+
+def test_each_engine_has_a_folder_of_its_own(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[str] = []
+
+    def lab(*_: Any, engine: str) -> Any:
+        engines.append(engine)
+        return SimpleNamespace(facts=FACTS)
+
+    monkeypatch.setattr(cells, "tiny_lab", lab)
+    assert CliRunner().invoke(app, [*command, "--engine", "reference"]).exit_code == 0
+    assert set(engines) == {"reference"}
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["engine"] == "reference"
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "there: engine: reference" in done.output
+    assert "now:   engine: fast" in done.output
+    done = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "other"), "--engine", "quick"])
+    assert "--engine 'quick' does not exist; there are fast, reference" in done.output
 
 
 def test_a_second_run_in_a_folder_is_refused(command: list[str], tmp_path: Path) -> None:

@@ -487,7 +487,7 @@ def test_the_command_writes_page_record_and_figures_and_writes_them_again_from_f
 
     monkeypatch.setattr(cells, "fill", measured)
     monkeypatch.setattr(workers, "run", in_this_process)
-    monkeypatch.setattr(cells, "tiny_lab", lambda *_: SimpleNamespace(facts=["a", "a", "b", "c"]))
+    monkeypatch.setattr(cells, "tiny_lab", lambda *_, engine: SimpleNamespace(facts=["a", "a", "b", "c"]))
     command = ["reproduce", "--quick", "--table", "8", "--question", "cost", "--question", "margins"]
     command += [word for figure in "356" for word in ("--figure", figure)] + ["--out", str(tmp_path)]
     found = CliRunner().invoke(app, command)
@@ -554,6 +554,7 @@ def test_the_command_refuses_a_file_where_a_folder_is_expected(tmp_path: Path) -
         (["--rung", "full", "--all", "--quick"], "--quick is for the tiny rung"),
         (["--rung", "real"], "give --all, or --quick for split 0 only"),
         (["--rung", "real", "--table", "1"], "--rung real has one table"),
+        (["--rung", "real", "--all", "--engine", "reference"], "--engine is for the tiny and the full rung"),
         (["--rung", "full", "--table", "1", "--weights", "llama"], "expected NAME=FOLDER"),
         (["--rung", "full", "--table", "2", "--judge-url", "http://x"], "needs both"),
     ],
