@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py --config llama-3.1-8b --device cuda --output decoding.json
     python benchmarks/decoding.py --config tiny --device cpu               # tries the script, a few seconds
+    python benchmarks/decoding.py --config small --device cpu --only generated   # width 512, 8 blocks, one thread
 
 A step is what greedy decoding repeats: one token a row into a static cache, logits, the most likely token. Every part
 measures its variants in turn, round after round; a round's ratio is to the plain model in the same round. `plain again`
@@ -12,6 +13,7 @@ is the plain model once more: what differs from 1 there is noise. JSON is writte
 | checks | the fused kernel against the reference's edit; steered logits against the reference's, eager and captured |
 | captured | CUDA graphs of the step: plain, steered, each row its own vectors (needs CUDA) |
 | eager | the same with `grains.Steering`, the addition alone, hooks in the style of repeng and steering-vectors |
+| generated | whole answers by `generate`, also under nnsight where it is installed |
 | edit | the edit alone on 1, 16 and 1600 states |
 | compiled | with --compile: `torch.compile(mode="reduce-overhead")`, plain and steered |
 
@@ -37,6 +39,7 @@ from typing import Any
 
 import torch
 import transformers
+from building import small_model
 from torch import Tensor, nn
 from transformers import StaticCache
 
@@ -269,6 +272,9 @@ def make_model(options: argparse.Namespace) -> tuple[HuggingFaceModel, str]:
         torch.set_num_threads(1)
         config = shrunken("llama-3.1-8b", vocab_size=1009)
         return random_model(config, name="tiny", device=options.device, dtype=torch.bfloat16), "random"
+    if options.config == "small":
+        torch.set_num_threads(1)
+        return small_model(), "random"
     return full_model(options.config, device=options.device)
 
 
@@ -378,6 +384,68 @@ def eager(run: Run, batch: int) -> dict[str, Any]:
     return {"steps": steps, "variants": table(milliseconds)}
 
 
+def generated(run: Run, batch: int) -> dict[str, Any]:
+    """Greedy answers by `generate`, milliseconds a token, the prompt's pass included."""
+    steps, device = run.options.eager_steps, run.device
+    ids = Decoder(run.model, batch=batch, steps=1).prompt
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False}
+
+    def under(make: Variant) -> Callable[[], Tensor]:
+        def generate() -> Tensor:
+            with make():
+                answers: Tensor = run.model.hf.generate(**inputs, **asked)
+            return answers
+
+        return generate
+
+    ways = {name: under(make) for name, make in run.variants(batch).items()}
+    by_nnsight = nnsight_addition(run, inputs, asked)
+    if by_nnsight is None:
+        say("nnsight is not installed: left out")
+    else:
+        ways["nnsight, addition"] = by_nnsight
+        if not torch.equal(by_nnsight(), ways["addition alone"]()):
+            raise RuntimeError("nnsight's answers are not those of the addition by hooks")
+    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(run.options.rounds + 1):
+        for name, generate in ways.items():
+            start = clock(device)
+            generate()
+            if round_number > 0:  # the first round is the warm-up
+                milliseconds[name].append(1000 * (clock(device) - start) / steps)
+    return {"steps": steps, "variants": table(milliseconds)}
+
+
+def nnsight_addition(run: Run, inputs: dict[str, Tensor], asked: dict[str, Any]) -> Callable[[], Tensor] | None:
+    """Eq. (7) alone as nnsight's pages intervene in every step of a generation; None where it is not installed."""
+    try:
+        from nnsight import TransformersModel
+    except ImportError:
+        return None
+    wrapped = TransformersModel(run.model.hf, task="text-generation", tokenizer=run.model.tokenizer)
+    places = [name for name, module in run.model.hf.named_modules() if module in run.model.blocks]
+    shifts = (run.lam * run.v).to(run.device, run.model.hf.dtype)
+
+    def generate() -> Tensor:
+        with wrapped.generate(inputs, **asked) as tracer:
+            for _ in tracer.iter[: asked["max_new_tokens"]]:
+                for place, shift in zip(places, shifts, strict=True):
+                    layer = wrapped.get(place)
+                    layer.output = layer.output + shift
+            answers = tracer.result.save()
+        result: Tensor = answers
+        return result
+
+    return generate
+
+
+def clock(device: torch.device) -> float:
+    """Processor seconds on a CPU, which other programs use as well; elsewhere wall time."""
+    wait(device)
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
 def edit(run: Run) -> dict[str, Any]:
     """The edit of one layer alone, in microseconds: the reference's with v where it was made, and the one of `fast`."""
     found = {}
@@ -441,6 +509,8 @@ def main(arguments: list[str] | None = None) -> int:
             parts.append((f"captured, batch {batch}", lambda batch=batch: captured(run, batch)))
     for batch in options.batches:
         parts.append((f"eager, batch {batch}", lambda batch=batch: eager(run, batch)))
+    for batch in options.batches:
+        parts.append((f"generated, batch {batch}", lambda batch=batch: generated(run, batch)))
     parts.append(("edit, microseconds", lambda: edit(run)))
     if options.compile:
         parts += [(f"compiled, batch {batch}", lambda batch=batch: compiled(run, batch)) for batch in options.batches]
@@ -479,13 +549,13 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = sorted(file.stem for file in CONFIGS.glob("*.json"))
-    options.add_argument("--config", choices=["tiny", *known], required=True)
+    options.add_argument("--config", choices=["tiny", "small", *known], required=True)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--captured-steps", type=int, default=60)
     options.add_argument("--eager-steps", type=int, default=10)
-    options.add_argument("--only", nargs="+", choices=["checks", "captured", "eager", "edit", "compiled"])
+    options.add_argument("--only", nargs="+", choices=["checks", "captured", "eager", "generated", "edit", "compiled"])
     options.add_argument(
         "--compile", action="store_true", help="also measure torch.compile, which compiles for minutes"
     )

@@ -1,15 +1,15 @@
 """How the time to build vectors grows with examples, prompt tokens, steps, blocks and width.
 
-    python benchmarks/growth.py --output growth.json                       # two processor cores, about five minutes
+    python benchmarks/growth.py --threads 1 --output growth.json --figure docs/img/growth.svg     # about a minute
     python benchmarks/growth.py --device cuda --dtype bfloat16 --output growth.json
-    python benchmarks/growth.py --quick                                    # two sizes each
+    python benchmarks/growth.py --quick                                                          # two sizes each
 
 One quantity changes and the others stay at the middle setting.  Every size is run in turn, several rounds, so that
-other load on the machine falls on all of them, and the median of a size is kept.  The exponent is the slope of
-log(seconds) over log(size), by least squares: 1 is linear growth, and less means that a fixed cost or larger matrices
-pay.
+other load on the machine falls on all of them, and the least time of a size is kept: processor time on a CPU, wall time
+on a GPU.  The exponent is the slope of log(seconds) over log(size), by least squares: 1 is linear growth, and less
+means that a fixed cost or larger matrices pay.
 
-Prints one table; --output writes the seconds, the exponents and facts about the machine as JSON.
+Prints one table; --output writes the seconds, the exponents and facts about the machine as JSON, --figure a plot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -43,19 +43,19 @@ RESPONSE = 10  # tokens
 class Size(NamedTuple):
     """One job: steering vectors from `examples` pairs."""
 
-    examples: int = 8
-    tokens: int = 128
+    examples: int = 4
+    tokens: int = 64
     steps: int = 5
-    blocks: int = 6
-    width: int = 256
+    blocks: int = 4
+    width: int = 192
 
 
 SERIES: dict[str, Sequence[int]] = {
-    "examples": (4, 8, 16, 32),
-    "tokens": (64, 128, 256, 512),
+    "examples": (2, 4, 8, 16),
+    "tokens": (32, 64, 128, 256),
     "steps": (3, 5, 10, 20),
-    "blocks": (3, 6, 12, 24),
-    "width": (128, 256, 512),
+    "blocks": (2, 4, 8, 16),
+    "width": (96, 192, 384),
 }
 
 
@@ -87,16 +87,17 @@ def job(size: Size, *, device: str, dtype: torch.dtype) -> tuple[HuggingFaceMode
 
 
 def seconds(model: HuggingFaceModel, engine: fast.Engine, examples: Sequence[Example], hp: HyperParameters) -> float:
-    """Wall time of all stages, the budget's measurement left out."""
+    """Time of all stages, the budget's measurement left out."""
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     _finish(model.device)
-    started = time.perf_counter()
+    started = clock()
     shifts = {}
     for batch in engine.batches(examples, hp):
         of_batch = [examples[i] for i in batch]
         shifts.update(zip(batch, engine.shifts(of_batch, engine.scores(of_batch, hp), hp), strict=True))
     engine.vectors([shifts[i] for i in range(len(examples))], hp)
     _finish(model.device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _finish(device: torch.device) -> None:
@@ -105,16 +106,16 @@ def _finish(device: torch.device) -> None:
 
 
 def series(name: str, values: Sequence[int], *, rounds: int, device: str, dtype: torch.dtype) -> dict[int, float]:
-    """The median seconds of each value, in turns."""
+    """The least seconds of each value, in turns."""
     jobs = {value: job(Size()._replace(**{name: value}), device=device, dtype=dtype) for value in values}
     engines = {value: fast.engine_of("fast", model, examples, hp) for value, (model, examples, hp) in jobs.items()}
     runs: dict[int, list[float]] = defaultdict(list)
-    for round_number in range(rounds + 1):
+    smallest = min(values)
+    seconds(jobs[smallest][0], engines[smallest], *jobs[smallest][1:])  # warm-up
+    for _ in range(rounds):
         for value, (model, examples, hp) in jobs.items():
-            spent = seconds(model, engines[value], examples, hp)
-            if round_number > 0:  # the first round is the warm-up
-                runs[value].append(spent)
-    return {value: statistics.median(spent) for value, spent in runs.items()}
+            runs[value].append(seconds(model, engines[value], examples, hp))
+    return {value: min(spent) for value, spent in runs.items()}
 
 
 def exponent(of_sizes: dict[int, float]) -> float:
@@ -123,17 +124,45 @@ def exponent(of_sizes: dict[int, float]) -> float:
     return statistics.linear_regression([x for x, _ in logs], [y for _, y in logs]).slope
 
 
+def draw(of_series: dict[str, dict[str, Any]], path: Path) -> None:
+    """Time over size, both in units of the smallest, with the exponents and a line of slope 1."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "growth"
+    figure, axis = plt.subplots(figsize=(5.4, 4.2))
+    for name, measured in of_series.items():
+        sizes, spent = list(measured["seconds"]), list(measured["seconds"].values())
+        label = f"{name} ({sizes[0]} to {sizes[-1]}): {measured['exponent']:.2f}"
+        axis.plot([size / sizes[0] for size in sizes], [t / spent[0] for t in spent], "o-", label=label)
+    axis.plot([1, 8], [1, 8], color="#888888", lw=0.7, label="linear")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.set_xlabel("size, in units of the smallest")
+    axis.set_ylabel("time, in units of the smallest size's")
+    axis.legend(title="exponent", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its own number")
     parser.add_argument("--only", choices=SERIES, action="append", help="one quantity; may be repeated")
     parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each, one round")
     parser.add_argument("--output", type=Path, help="where to write the JSON record")
+    parser.add_argument("--figure", type=Path, help="where to draw the plot (needs matplotlib)")
     options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
-    record = {
+    record: dict[str, Any] = {
         "device": device_name(torch.device(options.device)),
         "dtype": options.dtype,
         "threads": torch.get_num_threads(),
@@ -154,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:10} exponent {slope:5.2f}   {steps}", flush=True)
         if options.output is not None:
             options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if options.figure is not None:
+        draw(record["series"], options.figure)
     return 0
 
 

@@ -9,6 +9,7 @@ included, and sums are formed in the same order, so that scores differ from the 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -113,8 +114,9 @@ def _values(model: Model, rows: Sequence[Row], hp: HyperParameters, memory: Memo
 
 
 def _pass_by_pass(rows: Sequence[Row], run: Callable[[Sequence[Row]], list[Result]], memory: Memory) -> list[Result]:
-    """Rows in their order, as many at a time as one pass may hold."""
-    at_once = max(1, memory.pass_tokens // max(example_tokens(row.example) for row in rows))
+    """Rows in their order, in as few passes as they fit into, of about the same size."""
+    at_most = max(1, memory.pass_tokens // max(example_tokens(row.example) for row in rows))
+    at_once = math.ceil(len(rows) / math.ceil(len(rows) / at_most))
     results: list[Result] = []
     for start in range(0, len(rows), at_once):
         results += run_in_parts(rows[start : start + at_once], run, tokens=row_tokens, memory=memory)

@@ -3,12 +3,7 @@
 A row is a prompt, its embeddings at one point of a path, and the responses to be scored behind it.  Three ways give
 the same numbers:
 
-    packed   prompt, y_1 and y_2 stand in one sequence; positions start again behind the prompt for y_2, and a mask
-             hides y_1 from y_2:
-
-                 sequence   . x x x x 1 1 1 2 2        .  padding on the left, up to the longest row
-                 position   0 0 1 2 3 4 5 6 4 5        x  prompt   1, 2  responses without their last token
-
+    packed   prompt and responses stand in one sequence (`grains_ref.models.packed_rows`)
     cached   the prompts run once, left-padded; the responses run behind them on their keys and values
     apart    every response behind its own copy of the prompt, as `HuggingFaceModel.logits` does
 
@@ -31,7 +26,10 @@ from torch import Tensor, nn
 
 from grains_ref.data import excess_tokens
 from grains_ref.grains import Encoded, at_least_float32
+from grains_ref.models import packed_rows
 from grains_ref.models.blocks import hooked, state_of
+from grains_ref.models.last_rows import OnlyLast, Shortcuts, shortcuts_of
+from grains_ref.models.packed_rows import Row
 from grains_ref.models.replay import left_pad, padded_replay, run
 from grains_ref.models.scoring import check_ids, select_rows
 
@@ -57,14 +55,6 @@ TOLERANCES = {
 }
 
 
-class Row(NamedTuple):
-    """One prompt at one point of a path, and what may follow it."""
-
-    encoded: Encoded
-    embeds: Tensor  # (T, d)
-    responses: tuple[Tensor, ...]  # token ids, (R,) each; as many in every row of a batch
-
-
 class Branches:
     """What `grains_ref.fast` needs beside the four things of `grains.Model`; `model.branches`."""
 
@@ -73,6 +63,7 @@ class Branches:
         self._is_right: dict[Way, bool] = {"apart": True}  # the ways that have been tried
         self._with_padding: set[Way] = set()  # those tried on rows of different lengths
         self._pads_states: bool | None = None  # whether padding leaves last states alone, once tried
+        self._shortcuts: Shortcuts | None = None  # what can be spared, once tried
 
     # ------------------------------------------------------------------ what the engine asks
     def log_probs(
@@ -90,7 +81,7 @@ class Branches:
         for row in rows:
             self._check(row)
         way = self._choose(rows)
-        has_padding = len({_packed_length(row) for row in rows}) > 1
+        has_padding = len({packed_rows.length(row) for row in rows}) > 1
         if way not in self._is_right or (has_padding and self._is_right[way] and way not in self._with_padding):
             self._prove(way, rows)
         if not self._is_right[way]:
@@ -108,19 +99,20 @@ class Branches:
 
     def _last_states(self, encoded: Sequence[Encoded], embeds: Sequence[Tensor]) -> Tensor:
         """All prompts in one pass, left-padded."""
+        shortcuts = self._spared(encoded[0], embeds[0])
         last: list[Tensor] = []
 
         def record(block: nn.Module, inputs: Any, output: Any) -> None:
             last.append(state_of(output)[:, -1].detach().to(embeds[0].device))  # (B, d)
 
-        with hooked(self._model.blocks, record):
+        with hooked(self._model.blocks, record), OnlyLast(shortcuts, 1):
             run(self._model, _padded(embeds), self._replay(encoded), logits_to_keep=1, use_cache=False)
         return torch.stack(last, dim=1)
 
     # ------------------------------------------------------------------ which way
     def _choose(self, rows: Sequence[Row]) -> Way:
         """The fastest way that the rows and the model's masks allow."""
-        longest = max(_packed_length(row) for row in rows)
+        longest = max(packed_rows.length(row) for row in rows)
         is_plain = all(self._has_plain_masks(row) for row in rows)
         return "packed" if is_plain and longest <= LONGEST_PACKED else "cached"
 
@@ -136,9 +128,9 @@ class Branches:
 
     def _prove(self, way: Way, rows: Sequence[Row]) -> None:
         """Compute the shortest and the longest row this way and apart; a way that differs is not used again."""
-        shortest, longest = min(rows, key=_packed_length), max(rows, key=_packed_length)
+        shortest, longest = min(rows, key=packed_rows.length), max(rows, key=packed_rows.length)
         tried = [shortest]
-        if _packed_length(shortest) != _packed_length(longest):
+        if packed_rows.length(shortest) != packed_rows.length(longest):
             tried = [shortest, longest]
             self._with_padding.add(way)
         expected, expected_gradients = self._with_gradients("apart", tried)
@@ -236,44 +228,46 @@ class Branches:
     def _packed(self, rows: Sequence[Row]) -> Tensor:
         """One sequence for each row, one pass for all."""
         device, dtype = rows[0].embeds.device, rows[0].embeds.dtype
-        fed_ids = [torch.cat([y[:-1] for y in row.responses]) for row in rows]  # nothing follows a last token
+        fed_ids = [packed_rows.fed(row).ids() for row in rows]
         fed = self._model.embed(torch.cat(fed_ids).to(self._model.device)).to(dtype).split([*map(len, fed_ids)])
         sequences = [torch.cat([row.embeds, behind.to(device)]) for row, behind in zip(rows, fed, strict=True)]
         longest = max(map(len, sequences))
         # The scored positions are a row's last ones: of the last prompt token, and of all response tokens that are fed.
         n_kept = 1 + max(map(len, fed_ids))
-        out = self._model.hf(
-            inputs_embeds=_padded(sequences),
-            attention_mask=_additive(_visible(rows, longest), dtype, device),
-            position_ids=left_pad([_packed_positions(row) for row in rows], value=0).to(device),
-            logits_to_keep=n_kept,
-            use_cache=False,
-        )
-        log_p = out.logits.to(at_least_float32(out.logits)).log_softmax(-1)  # (B, n_kept, V)
-        which_row, column, token, branch = [], [], [], []
+        shortcuts = self._spared(rows[0].encoded, rows[0].embeds)
+        with OnlyLast(shortcuts, n_kept) as last:
+            out = self._model.hf(
+                inputs_embeds=_padded(sequences),
+                attention_mask=_additive(packed_rows.visible(rows, longest), dtype, device),
+                position_ids=left_pad([packed_rows.positions(row) for row in rows], value=0).to(device),
+                logits_to_keep=n_kept,
+                use_cache=False,
+            )
+        kept = last.states(out)  # (B, n_kept, d)
+        states = torch.cat([of_row[n_kept - 1 - len(ids) :] for of_row, ids in zip(kept, fed_ids, strict=True)])
+        which, tokens, responses = [], [], []
+        first_state = 0
         for b, row in enumerate(rows):
-            last_of_prompt = n_kept - 1 - len(fed_ids[b])
-            start = last_of_prompt + 1  # where the fed tokens of a response begin
-            for i, y in enumerate(row.responses):
-                column += [last_of_prompt, *range(start, start + len(y) - 1)]
-                start += len(y) - 1
-                which_row += [b] * len(y)
-                token += y.tolist()
-                branch += [b * len(row.responses) + i] * len(y)
-        picked = log_p[tuple(torch.tensor([which_row, column, token], device=log_p.device))]
-        sums = picked.new_zeros(len(rows) * len(rows[0].responses))
-        return sums.index_add(0, torch.tensor(branch, device=log_p.device), picked).view(len(rows), -1)
+            scored = packed_rows.scored(row)
+            which += [first_state + state for state in scored.states]
+            tokens += scored.tokens
+            responses += [b * len(row.responses) + i for i in scored.responses]
+            first_state += 1 + len(fed_ids[b])
+        log_p = shortcuts.log_probs(states, torch.tensor(which), torch.tensor(tokens))
+        return _summed(log_p, torch.tensor(responses), len(rows) * len(rows[0].responses)).view(len(rows), -1)
 
     def _cached(self, rows: Sequence[Row]) -> Tensor:
         """All prompts, then all responses on their keys and values."""
         replay = self._replay([row.encoded for row in rows])
-        out = run(self._model, _padded([row.embeds for row in rows]), replay, logits_to_keep=1, use_cache=True)
+        shortcuts = self._spared(rows[0].encoded, rows[0].embeds)
+        with OnlyLast(shortcuts, 1) as last:
+            out = run(self._model, _padded([row.embeds for row in rows]), replay, logits_to_keep=1, use_cache=True)
         n = len(rows[0].responses)
         responses = [y for row in rows for y in row.responses]  # (B * n,), those of one prompt beside each other
         longest = max(map(len, responses))
+        states = last.states(out).repeat_interleave(n, dim=0)  # (B * n, 1, d), of each response's first token
         padded = torch.stack([nn.functional.pad(y, (0, longest - len(y))) for y in responses])
-        target = padded.to(out.logits.device)  # (B * n, R); what follows a response cannot change its score
-        logits = out.logits.repeat_interleave(n, dim=0)  # (B * n, 1, V), of each response's first token
+        target = padded.to(states.device)  # (B * n, R)
         if longest > 1:
             cache = out.past_key_values
             select_rows(cache, torch.arange(len(rows), device=target.device).repeat_interleave(n))
@@ -283,59 +277,35 @@ class Branches:
             after_prompt = positions.reshape(-1, *positions.shape[-2:]).amax(dim=(0, 2)) + 1  # (B,)
             behind = torch.arange(longest - 1, device=mask.device)
             behind_prompt = after_prompt.repeat_interleave(n)[:, None] + behind  # (B * n, R - 1)
-            others = self._model.hf(
-                input_ids=target[:, :-1],
-                attention_mask=torch.cat([mask, mask.new_ones(len(target), longest - 1)], dim=1),
-                position_ids=behind_prompt.expand(*axes, -1, -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = torch.cat([logits, others.logits], dim=1)
-        log_p = logits.to(at_least_float32(logits)).log_softmax(-1).gather(2, target[..., None])[..., 0]
+            with OnlyLast(shortcuts, longest - 1) as last:
+                others = self._model.hf(
+                    input_ids=target[:, :-1],
+                    attention_mask=torch.cat([mask, mask.new_ones(len(target), longest - 1)], dim=1),
+                    position_ids=behind_prompt.expand(*axes, -1, -1),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            states = torch.cat([states, last.states(others)], dim=1)
         lengths = torch.tensor([len(y) for y in responses], device=target.device)
-        is_token = torch.arange(longest, device=target.device) < lengths[:, None]
-        return log_p.masked_fill(~is_token, 0).sum(-1).view(len(rows), n)
+        is_token = torch.arange(longest, device=target.device) < lengths[:, None]  # (B * n, R)
+        log_p = shortcuts.log_probs(states[is_token], torch.arange(int(lengths.sum())), target[is_token])
+        return _summed(log_p, torch.arange(len(target)).repeat_interleave(lengths.cpu()), len(target)).view(-1, n)
+
+    def _spared(self, encoded: Encoded, embeds: Tensor) -> Shortcuts:
+        """What passes of this model need not compute, tried on the first prompt in which it can be told."""
+        if self._shortcuts is None and len(embeds) > 1:
+            self._shortcuts = shortcuts_of(self._model, encoded, embeds)
+        return self._shortcuts or Shortcuts()
 
     def _replay(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Masks, positions and token types of the prompts, left-padded: (..., B, T)."""
         return padded_replay([prompt.replay for prompt in encoded], device=self._model.device)
 
 
-# ------------------------------------------------------------------------------------------- one packed row
-def _packed_length(row: Row) -> int:
-    return len(row.embeds) + sum(len(y) - 1 for y in row.responses)
-
-
-def _packed_positions(row: Row) -> Tensor:
-    """(..., T) -> (..., T + R - 1 + R' - 1): every response begins behind the prompt."""
-    of_prompt = row.encoded.replay["position_ids"]
-    parts = [of_prompt]
-    for y in row.responses:
-        behind = int(of_prompt.max()) + 1 + torch.arange(len(y) - 1)
-        parts.append(behind.expand(*of_prompt.shape[:-1], -1))
-    return torch.cat(parts, dim=-1)
-
-
-def _visible(rows: Sequence[Row], longest: int) -> Tensor:
-    """(B, 1, longest, longest) bool; the points of one path have one mask."""
-    masks: dict[int, Tensor] = {}
-    for row in rows:
-        if id(row.encoded) not in masks:
-            masks[id(row.encoded)] = _may_see(row, longest)
-    return torch.stack([masks[id(row.encoded)] for row in rows])[:, None]
-
-
-def _may_see(row: Row, longest: int) -> Tensor:
-    """(longest, longest) bool: which token (row) sees which (column); padding is seen by nobody."""
-    n_prompt, length = len(row.embeds), _packed_length(row)
-    sees = torch.ones(length, length, dtype=torch.bool).tril()
-    start = n_prompt
-    for y in row.responses:
-        stop = start + len(y) - 1
-        sees[stop:, start:stop] = False  # the next response does not see this one
-        start = stop
-    sees[:, :n_prompt] &= row.encoded.replay["attention_mask"].bool()
-    return nn.functional.pad(sees, (longest - length, 0, longest - length, 0))
+# --------------------------------------------------------------------------------------------- helpers
+def _summed(log_p: Tensor, responses: Tensor, n: int) -> Tensor:
+    """Sums of the tokens' log-probabilities, (n,) for as many responses."""
+    return log_p.new_zeros(n).index_add(0, responses.to(log_p.device), log_p)
 
 
 def _additive(may_see: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from grains_ref.grains import Example, objective
 from grains_ref.grains import HyperParameters as Settings
-from grains_ref.models import HuggingFaceModel, branches
-from grains_ref.models.branches import Branches, Row
+from grains_ref.models import HuggingFaceModel, branches, packed_rows
+from grains_ref.models.branches import Branches
+from grains_ref.models.packed_rows import Row
 from grains_ref.tiny_models.random_models import random_llama, random_qwen2
 from grains_ref.tiny_models.random_vision_models import (
     noise_picture,
@@ -105,14 +106,14 @@ def test_a_way_that_is_wrong_is_told_once_and_not_used(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("fault", ["sees", "positions", "last token", "padding", "raises", "no gradient"])
 def test_the_proof_finds_every_kind_of_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_llama()
-    may_see, packed = branches._may_see, Branches._packed
+    may_see, packed = packed_rows._may_see, Branches._packed
 
     def sees_all(row: Row, longest: int) -> Tensor:
-        n, length = longest, branches._packed_length(row)
+        n, length = longest, packed_rows.length(row)
         return torch.ones(n, n, dtype=torch.bool).tril() & (torch.arange(n) >= n - length)
 
     def straight_on(row: Row) -> Tensor:
-        return torch.arange(branches._packed_length(row))
+        return torch.arange(packed_rows.length(row))
 
     def with_padding(row: Row, longest: int) -> Tensor:
         seen = may_see(row, longest)
@@ -127,11 +128,11 @@ def test_the_proof_finds_every_kind_of_fault(fault: str, monkeypatch: pytest.Mon
         return log_p.detach() + 0 * sum(row.embeds.sum() for row in rows)
 
     if fault == "sees":
-        monkeypatch.setattr(branches, "_may_see", sees_all)
+        monkeypatch.setattr(packed_rows, "_may_see", sees_all)
     elif fault == "positions":
-        monkeypatch.setattr(branches, "_packed_positions", straight_on)
+        monkeypatch.setattr(packed_rows, "positions", straight_on)
     elif fault == "padding":
-        monkeypatch.setattr(branches, "_may_see", with_padding)
+        monkeypatch.setattr(packed_rows, "_may_see", with_padding)
     elif fault == "raises":
         monkeypatch.setattr(Branches, "_packed", raising)
     elif fault == "no gradient":

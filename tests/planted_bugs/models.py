@@ -18,6 +18,8 @@ DIAGNOSIS = "grains_ref/models/diagnosis.py"
 PAIRS = "grains_ref/data/pairs.py"
 FITTING = "grains_ref/fitting/resumable.py"
 BRANCHES = "grains_ref/models/branches.py"
+PACKED, LAST_ROWS = "grains_ref/models/packed_rows.py", "grains_ref/models/last_rows.py"
+VOCABULARY = "grains_ref/models/vocabulary.py"
 VECTORS = "grains_ref/vectors/steering_vectors.py"
 LOADING = "grains_ref/models/loading.py"
 ADAPTERS = "grains_ref/models/adapters.py"
@@ -188,17 +190,28 @@ BUGS = (
     Bug("offloaded_is_empty", "loading", "offloaded weights are hashed as zeros",
         WEIGHTS, "value: Tensor = stored[name]", "value = torch.zeros(parameter.shape)", "test_loading"),
     Bug("packed_responses_see_each_other", "objective", "in a packed sequence y_neg sees y_pos",
-        BRANCHES, "sees[stop:, start:stop] = False", "pass", "test_branches"),
+        PACKED, "sees[stop:, start:stop] = False", "pass", "test_branches"),
     Bug("packed_positions_go_on", "objective", "in a packed sequence y_neg's positions go on behind y_pos",
-        BRANCHES, "behind = int(of_prompt.max()) + 1 + torch.arange(len(y) - 1)",
-        "behind = int(parts[-1].max()) + 1 + torch.arange(len(y) - 1)", "test_branches"),
+        PACKED, "parts.append((start + torch.arange(len(ids)))",
+        "parts.append((int(parts[-1].max()) + 1 + torch.arange(len(ids)))", "test_branches"),
     Bug("packed_last_token_kept", "objective", "the last token of a response is fed, and shifts what follows",
-        BRANCHES, "fed_ids = [torch.cat([y[:-1] for y in row.responses])",
-        "fed_ids = [torch.cat([y[1:] for y in row.responses])", "test_branches"),
+        PACKED, "without_last = [y[:-1] for y in row.responses]",
+        "without_last = [y[1:] for y in row.responses]", "test_branches"),
     Bug("packed_padding_attended", "objective", "a prompt's own padding is seen in a packed sequence",
-        BRANCHES, 'sees[:, :n_prompt] &= row.encoded.replay["attention_mask"].bool()', "pass", "test_branches"),
-    Bug("cached_padding_counted", "objective", "what pads the shorter answers is scored behind the cache",
-        BRANCHES, "log_p.masked_fill(~is_token, 0).sum(-1)", "log_p.sum(-1)", "test_branches"),
+        PACKED, 'sees[:, :n_prompt] &= row.encoded.replay["attention_mask"].bool()', "pass", "test_branches"),
+    Bug("common_middle_taken_for_common_beginning", "objective",
+        "tokens that answers share behind different ones stand once in a packed row",
+        PACKED, "if len(set(ids)) > 1: break", "if len(set(ids)) > 1: continue", "test_last_rows"),
+    Bug("parts_relative_to_the_last_maximum", "objective", "sums over parts of the vocabulary keep an old scale",
+        VOCABULARY, "total = total * shrinking + exponentials.sum(1)", "total = total + exponentials.sum(1)",
+        "test_last_rows"),
+    Bug("mean_of_the_last_part", "attribution", "the gradient of a softmax over parts forgets the new scale",
+        VOCABULARY, "mean.mul_(shrinking[:, None]).add_(", "mean.add_(", "test_last_rows"),
+    Bug("capped_logits_spared", "objective", "an output layer whose logits are capped behind it is spared",
+        LAST_ROWS, "and torch.equal(seen[head][0][1], out.logits)", "", "test_last_rows"),
+    Bug("mixing_part_spared", "objective", "a part of the last block that mixes tokens is given the last ones alone",
+        LAST_ROWS, "return bool((alone - among_others).norm() <= CLOSE * among_others.norm())", "return True",
+        "test_last_rows"),
     Bug("cached_positions_from_zero", "objective", "answers behind the cache begin at the last prompt token's position",
         BRANCHES, "amax(dim=(0, 2)) + 1", "amax(dim=(0, 2))", "test_branches"),
     Bug("packing_unproved", "objective", "a way of sharing a prompt is used whatever the proof says",
