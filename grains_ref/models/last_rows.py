@@ -12,6 +12,7 @@ treat each token alone, or an output layer whose logits are still scaled or capp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ class OnlyLast(Hooks):
         self._n = n
         self._lengths: dict[nn.Module, int] = {}
         self._entered: Tensor | None = None
-        before = [(part, self._shorten) for part in shortcuts.per_token]
+        before: list[tuple[nn.Module, Callable[..., Any]]] = [(part, self._shorten) for part in shortcuts.per_token]
         if shortcuts.head is not None:
             before.append((shortcuts.head, self._keep))
         super().__init__([(part, self._lengthen) for part in shortcuts.per_token], before=before)
