@@ -45,7 +45,7 @@ def measure(way: str, n: int, vocabulary_size: int, width: int) -> dict[str, flo
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    weight = 0.05 * torch.randn(vocabulary_size, width, generator=generator)
+    weight = torch.randn(vocabulary_size, width, generator=generator).mul_(0.05)
     states = torch.randn(n, width, generator=generator).requires_grad_()
     which, tokens = torch.arange(n), torch.randint(vocabulary_size, (n,), generator=generator)
     before, seconds = peak_mb(), []
