@@ -244,7 +244,8 @@ def test_an_embedded_model_that_does_not_exist_is_refused_with_those_that_do() -
 def test_loading_a_folder_draws_no_progress_bar(other_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(other_model, tmp_path / "fresh")  # no other test has loaded it
     transformers.utils.logging.enable_progress_bar()
-    result = run("attribute", "--model", folder, "--prompt", "Q", "--chosen", "a", "--rejected", "b", "--m", "1")
+    asked = ["--prompt", "Q", "--chosen", "a", "--rejected", "b", "--m", "1", "--chat"]
+    result = run("attribute", "--model", folder, *asked)
     assert (result.exit_code, result.stderr) == (0, "")
 
 

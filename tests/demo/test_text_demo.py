@@ -53,7 +53,7 @@ class Small:
 
     def vectors(self, row: str) -> list[list[torch.Tensor]]:
         """The vectors that a row chose among, gentlest first, for each of its draws."""
-        return [[setting.steering.args[1] for setting in draw] for draw in self.tried[row]]  # type: ignore[attr-defined]
+        return [[setting.steering.args[2] for setting in draw] for draw in self.tried[row]]  # type: ignore[attr-defined]
 
     def examples(self) -> list[Any]:
         return [self.lab.model.example(p.prompt, p.chosen, p.rejected) for p in self.lab.steer]

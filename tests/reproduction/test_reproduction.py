@@ -262,13 +262,13 @@ def test_layers_and_examples_are_what_their_rows_say(simple: Lab) -> None:
     assert settings[0].steering.keywords["layers"] == [2]  # type: ignore[attr-defined]
     (settings,) = rows.TEXT["5 examples"](simple)
     five = [simple.model.example(p.prompt, p.chosen, p.rejected) for p in simple.steer[:5]]
-    v = settings[0].steering.args[1]  # type: ignore[attr-defined]
+    v = settings[0].steering.args[2]  # type: ignore[attr-defined]
     assert torch.allclose(v, fit(simple.model, five, simple.paper).v, rtol=0, atol=1e-5)
 
 
 def vectors_of(lab: Lab, row: str) -> list[torch.Tensor]:
     """The vectors (L, d) of every draw of a row."""
-    return [settings[0].steering.args[1] for settings in rows.TEXT[row](lab)]  # type: ignore[attr-defined]
+    return [settings[0].steering.args[2] for settings in rows.TEXT[row](lab)]  # type: ignore[attr-defined]
 
 
 def test_controls_of_direction_are_reversed_random_or_less_the_planted_part(simple: Lab) -> None:
