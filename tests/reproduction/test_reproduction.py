@@ -259,7 +259,7 @@ def test_the_unsteered_model_is_a_row_and_is_among_the_settings_of_every_row(sim
 @pytest.mark.thorough
 def test_layers_and_examples_are_what_their_rows_say(simple: Lab) -> None:
     (settings,) = rows.TEXT["layer 2"](simple)
-    assert settings[0].steering.keywords["layers"] == [2]  # type: ignore[attr-defined]
+    assert settings[0].steering.keywords["layers"] == (2,)  # type: ignore[attr-defined]
     (settings,) = rows.TEXT["5 examples"](simple)
     five = [simple.model.example(p.prompt, p.chosen, p.rejected) for p in simple.steer[:5]]
     v = settings[0].steering.args[2]  # type: ignore[attr-defined]
