@@ -101,7 +101,7 @@ def test_the_citation_is_of_this_version_and_this_paper() -> None:
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["authors"] == PROJECT["project"]["authors"]
     paper = citation["preferred-citation"]
-    (entry,) = re.findall(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
     fields = dict(
         re.findall(
             r"(\w+) +?= \{(.*)\}",
