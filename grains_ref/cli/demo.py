@@ -38,14 +38,15 @@ def demo(
 ) -> None:
     """Diagnose, steer and measure models with a bad habit. A few minutes; without --real nothing is downloaded."""
     if real:
-        if vision or report or world != "simple" or seeds != "0,1,2" or engine != "fast":
-            raise ValueError("--real takes --behaviour, --out and --json; the other options are of the planted worlds")
-        _demo_real(behaviour, output or Path("demo_real_out"), as_json=as_json)
+        if vision or world != "simple" or seeds != "0,1,2" or engine != "fast":
+            raise ValueError(
+                "--real takes --behaviour, --out, --report and --json; the other options are of the planted worlds"
+            )
+        _demo_real(behaviour, output or Path("demo_real_out"), report, as_json=as_json)
         return
     if behaviour != "lie":
         raise ValueError("--behaviour is for --real; the planted worlds have --world")
     from grains_ref.demo.show import Terminal, show_text_demo, show_vision_demo
-    from grains_ref.report.folder import folder_report
 
     chosen_engine = common.engine_name(engine)
     numbers = parse_whole_numbers(seeds, "--seeds", least=0)
@@ -64,12 +65,19 @@ def demo(
         show_text_demo(world, numbers, folder, as_json=as_json, terminal=terminal, engine=chosen_engine)
     title = "Why does the model name a colour that is not there?" if vision else "What makes the model say the myth?"
     lead = f"Tiny models of the planted world '{world}', diagnosed, steered and measured."
+    _write_page(page, folder, title, lead)
+
+
+def _write_page(page: Path, folder: Path, title: str, lead: str) -> None:
+    """The report of what a demo wrote into its folder."""
+    from grains_ref.report.folder import folder_report
+
     made, _ = folder_report(folder, command=typed_command(), title=title, lead=lead)
     made.write(page)
     console.err.print(f"the report: {page}")
 
 
-def _demo_real(name: str, folder: Path, *, as_json: bool) -> None:
+def _demo_real(name: str, folder: Path, report: Path | None, *, as_json: bool) -> None:
     """The demo on a released model, which is fetched and converted first where it is missing."""
     from grains_ref.demo.real import BEHAVIOURS
     from grains_ref.demo.real.packages import prepare
@@ -77,8 +85,10 @@ def _demo_real(name: str, folder: Path, *, as_json: bool) -> None:
 
     if name not in BEHAVIOURS:
         raise ValueError(f"--behaviour {name!r}: expected one of {', '.join(BEHAVIOURS)}")
-    place = prepare(console.err.print)
     folder.mkdir(parents=True, exist_ok=True)
+    page = report or folder / "report.html"
+    check_page(page)
+    place = prepare(console.err.print)
     show_real_demo(
         lambda: common.load_model(str(place), "float32", "cpu", ""),
         BEHAVIOURS[name],
@@ -88,3 +98,5 @@ def _demo_real(name: str, folder: Path, *, as_json: bool) -> None:
         out=console.out,
         progress=console.progress_bar(),
     )
+    lead = f"{BEHAVIOURS[name].title}. One small model, one split: this says nothing about larger ones."
+    _write_page(page, folder, "What does steering change in a released model?", lead)

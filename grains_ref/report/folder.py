@@ -242,6 +242,34 @@ def _demo(record: Records, folder: Path) -> Iterator[Section]:
         yield Strengths(tried, limit_words=words)
 
 
+def _real_demo(record: Records, folder: Path) -> Iterator[Section]:
+    """The `report.json` of a demo on a released model: its table of methods."""
+    unsteered, pairs = record["unsteered"], record["pairs"]
+    text = [
+        f"Model {record['model']}, behaviour {record['behaviour']}, split {int(record['split'])}: "
+        f"{int(pairs['steer'])} steering pairs, {int(pairs['dev'])} to choose a strength on, {int(pairs['test'])} test "
+        f"pairs and {int(pairs['test_controls'])} controls. Intervals are over subjects, at 95 %. A strength of 0 is "
+        "the unsteered model: no other was better on dev within the limits.",
+        "",
+        "| row | strength | right | gain, points | margin, nats | controls right | everyday, nats | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| unsteered | | {100 * unsteered['right']:.0f} % | | | {100 * unsteered['controls']:.0f} % | | |",
+    ]
+    for row in record["rows"]:
+        cells = [
+            str(row["row"]).replace("|", "/"),
+            f"{float(row['strength']):g}",
+            f"{100 * row['accuracy'][0]:.0f} %",
+            "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * float(share) for share in row["gain"])),
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["margin"]),
+            f"{100 * row['controls'][0]:.0f} %",
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["everyday"]),
+            str(row["verdict"]).replace("|", "/") if row["strength"] else "never chosen",
+        ]
+        text.append(f"| {' | '.join(cells)} |")
+    yield Prose("\n".join(text), title="Methods")
+
+
 def tables_of(folder: Path) -> Prose:
     """A reproduction's page, with its figures.
 
@@ -272,6 +300,7 @@ READERS: tuple[tuple[set[str], Callable[[Records, Path], Iterator[Section]]], ..
     ({"attributions", "answers", "margins"}, _examples),
     ({"best", "tried"}, _sweep),
     ({"rows", "per_seed", "training_seeds"}, _demo),
+    ({"rows", "behaviour", "pairs", "unsteered"}, _real_demo),
     ({"unsteered"}, _evaluation),
     ({"side_effects"}, _side_effects),
 )

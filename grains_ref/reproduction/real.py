@@ -25,9 +25,8 @@ from grains_ref.demo import workers as processes
 from grains_ref.demo.real import BEHAVIOURS
 from grains_ref.demo.real.causes import recall
 from grains_ref.demo.real.rows import ROWS
-from grains_ref.demo.real.show import question_of
 from grains_ref.demo.real.signals import SIGNALS
-from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen, Trial, share_right
+from grains_ref.demo.real.trial import Chosen, DevRung, TestSeen, Trial, question_of, share_right
 from grains_ref.demo.real.verdict import Gains, gains
 from grains_ref.demo.real.words import accuracy_by_words
 from grains_ref.demo.workers import Tick

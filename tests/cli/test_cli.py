@@ -293,7 +293,7 @@ def test_damaged_weights_are_an_error_without_a_traceback(other_model: Path, tmp
         (["--seeds", "0,3"], "--seeds '0,3': there is no model of training seed 3; there are 0, 1 and 2"),
         (["--seeds", "1,1"], "--seeds: 1 is named twice"),
         (["--seeds", ""], "--seeds '' cannot be read"),
-        (["--real", "--world", "graded"], "--real takes --behaviour, --out and --json"),
+        (["--real", "--world", "graded"], "--real takes --behaviour, --out, --report and --json"),
         (["--real", "--behaviour", "kind"], "--behaviour 'kind': expected one of lie, prose, caution"),
         (["--behaviour", "prose"], "--behaviour is for --real"),
     ],

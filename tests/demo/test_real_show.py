@@ -15,6 +15,11 @@ from rich.progress import Progress
 from grains_ref.demo.real import show
 from grains_ref.demo.real.show import DEMO_ROWS, best_on_dev, conclusions, one_line, show_real_demo
 from grains_ref.demo.real.trial import Trial
+from grains_ref.report.answers import Answers, Margins
+from grains_ref.report.attributions import Attributions
+from grains_ref.report.folder import folder_report
+from grains_ref.report.layers import Layers
+from grains_ref.report.prose import Prose
 from grains_ref.vectors import SteeringVectors
 
 pytestmark = pytest.mark.cpu
@@ -71,6 +76,29 @@ def test_the_record_holds_every_row_and_every_text(written: tuple[Path, str]) ->
     assert set(content["texts"][0]) == {"asked", "unsteered", *ROWS}
     vectors = SteeringVectors.load(folder / "vectors.safetensors")
     assert vectors.header.signal is not None
+
+
+def test_the_report_has_every_row_the_claim_that_is_a_lie_and_what_the_best_row_says(written: tuple[Path, str]) -> None:
+    folder, _ = written
+    page, left_out = folder_report(folder)
+    assert left_out == []
+    attributions, answers, margins, methods, layers, _ = page.sections
+    assert isinstance(attributions, Attributions)
+    for example in attributions.examples:
+        assert [example.tokens[j] for j, mark in example.marks.items() if mark == "C"]
+    assert isinstance(answers, Answers)
+    assert isinstance(margins, Margins)
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    best = max(content["rows"], key=lambda row: max(tuple(tried[2:4]) for tried in row["tried"]))["row"]
+    texts = [(text["asked"], text["unsteered"], text[best]) for text in content["texts"]]
+    assert [(answer.prompt, answer.base, answer.steered) for answer in answers.answers] == texts
+    assert isinstance(methods, Prose)
+    lines = methods.text.splitlines()
+    for row in content["rows"]:
+        (line,) = [line for line in lines if line.startswith(f"| {row['row']} |")]
+        assert f"| {100 * row['gain'][0]:+.0f} [" in line
+        assert line.endswith(f"| {row['verdict'] if row['strength'] else 'never chosen'} |")
+    assert isinstance(layers, Layers)
 
 
 def test_lists_are_shown_in_one_line() -> None:

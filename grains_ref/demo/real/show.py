@@ -14,12 +14,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from grains_ref.data import PreferencePair, Task, content_digest
+from grains_ref.data import Task, content_digest
 from grains_ref.demo.real.behaviours import Behaviour
 from grains_ref.demo.real.causes import Recall, places_of, recall
+from grains_ref.demo.real.exhibits import write_examples
 from grains_ref.demo.real.rows import CONTENT, ROWS, grains_fit
 from grains_ref.demo.real.signals import grains_signal
-from grains_ref.demo.real.trial import Chosen, Trial, share_right
+from grains_ref.demo.real.trial import Chosen, Trial, question_of, share_right
 from grains_ref.demo.real.verdict import Gains, gains
 from grains_ref.demo.real.words import accuracy_by_words
 from grains_ref.files import printable, write_whole
@@ -106,6 +107,8 @@ def show_real_demo(
         outcome = run(Trial(load(), behaviour, seed), tick)
     content = record(outcome)
     write_whole(output / "report.json", json.dumps(content, indent=2) + "\n")
+    best = best_on_dev(outcome)
+    write_examples(output, outcome.trial, outcome.chosen[best], name=DEMO_ROWS[best].strip())
     vectors_of(outcome).save(output / "vectors.safetensors")
     if as_json:
         out.print_json(data=content)
@@ -119,7 +122,7 @@ def show_real_demo(
     for line in conclusions(outcome):
         out.print(line)
     out.print(f"\n{NOT_SAID}", style="dim")
-    out.print(f"\nWritten to {output}/: report.json, vectors.safetensors (the paper's setting)")
+    out.print(f"\nWritten to {output}/: report.json, examples.json, vectors.safetensors (the paper's setting)")
     out.print(f"Next: grains-ref inspect {output}/vectors.safetensors")
 
 
@@ -253,11 +256,6 @@ def in_words(of_row: Gains) -> str:
 def best_on_dev(outcome: DemoOutcome) -> str:
     """The row that was best on dev, by the rule that chooses strengths."""
     return max(DEMO_ROWS, key=lambda row: (outcome.chosen[row].best.accuracy, outcome.chosen[row].best.margin))
-
-
-def question_of(asked: PreferencePair | Task) -> str:
-    """The user's turn."""
-    return asked.prompt if isinstance(asked.prompt, str) else asked.prompt[-1]["content"]
 
 
 def one_line(text: str) -> str:

@@ -105,6 +105,11 @@ class Chosen:
     seen: TestSeen
 
 
+def question_of(asked: PreferencePair | Task) -> str:
+    """The user's turn."""
+    return asked.prompt if isinstance(asked.prompt, str) else asked.prompt[-1]["content"]
+
+
 def share_right(margins: Sequence[float]) -> float:
     """The share of positive margins."""
     return sum(margin > 0 for margin in margins) / len(margins)
