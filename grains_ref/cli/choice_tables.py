@@ -112,3 +112,10 @@ def print_choice(choice: LimitedChoice[Any], layer_names: LayerNames, *, title: 
         console.out.print(
             "No steered setting beat the unsteered model within the limit: lam = 0 was chosen.", style="yellow"
         )
+        gentlest = min((abs(tried.setting.lam) for tried in choice.tried if tried.setting.lam), default=0.0)
+        of_gentlest = [tried.accuracy for tried in choice.tried if abs(tried.setting.lam) == gentlest]
+        if gentlest and max(of_gentlest) > choice.accuracy_unsteered:  # so the tasks forbade it
+            advice = (
+                f"Even the gentlest, lam {gentlest:g}, is better on dev and costs too many tasks: try smaller --lam."
+            )
+            console.out.print(advice, style="yellow")

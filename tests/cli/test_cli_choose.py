@@ -244,6 +244,17 @@ def test_the_table_of_a_sweep_marks_the_choice_and_warns_without_tasks(data: Pat
     assert "No --tasks were given" not in quiet
     assert "No steered setting beat the unsteered model within the limit: lam = 0 was chosen." in quiet
     assert "Tasks (40): 100.0 % with the chosen setting, 100.0 % unsteered; 0.5 points may be lost." in quiet
+    assert "try smaller --lam" not in quiet  # it is not better on dev
+
+
+def test_where_the_gentlest_strength_costs_too_much_smaller_ones_are_advised(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = iter([40, 40, 0])  # of both strengths, and of the unsteered model
+    monkeypatch.setattr(grains_ref.evaluation.choice, "wrong_answers", lambda *given, **more: next(wrong))
+    command = ["sweep", *SIMPLE, "--pairs", data / "steer.jsonl", "--dev", data / "dev.jsonl", "--aggregation", "mean"]
+    table = " ".join(good(*command, "--lam", "6,10", "--tasks", data / "dev_tasks.jsonl").split())
+    assert "Even the gentlest, lam 6, is better on dev and costs too many tasks: try smaller --lam." in table
 
 
 @pytest.mark.usefixtures("no_model")
