@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from small_pairs import PAIRS, normal
 from torch import Tensor
 
 from grains_ref.data import PreferencePair
@@ -18,19 +19,6 @@ from grains_ref.methods.corr_steer import MULTIPLIERS, CorrSteer, correlate, fit
 from grains_ref.models import HuggingFaceModel
 
 pytestmark = pytest.mark.cpu
-
-PAIRS = [
-    PreferencePair(prompt, prompt, chosen, rejected, where="made up")
-    for prompt, chosen, rejected in (
-        ("Q: What is the capital of France? A:", "Paris.", "Rome, of course!"),
-        ("Is the earth flat?", "No, it is round", "Yes"),
-        ("The moon is made of", "rock", "green cheese"),
-    )
-]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 # --- correlation

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_pairs import PAIRS, normal
 from torch import Tensor
 
-from grains_ref.data import PreferencePair
 from grains_ref.evaluation.measures import margins
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods import mat_steer
@@ -19,19 +19,6 @@ from grains_ref.methods.mat_steer import ADAPTED, CODE, MULTIPLIERS, Kernel, Mat
 from grains_ref.models import HuggingFaceModel
 
 pytestmark = pytest.mark.cpu
-
-PAIRS = [
-    PreferencePair(prompt, prompt, chosen, rejected, where="made up")
-    for prompt, chosen, rejected in (
-        ("Q: What is the capital of France? A:", "Paris.", "Rome, of course!"),
-        ("Is the earth flat?", "No, it is round", "Yes"),
-        ("The moon is made of", "rock", "green cheese"),
-    )
-]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def token_by_token(x: Tensor, v: Tensor, w: Tensor, b: Tensor, c: float) -> Tensor:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from shared import first_quick
+from small_pairs import PAIRS, normal
 from torch import Tensor
 
-from grains_ref.data import PreferencePair
 from grains_ref.evaluation.measures import margins
 from grains_ref.grains import DegenerateShiftsError
 from grains_ref.methods.core import Edit, capture
@@ -26,20 +26,6 @@ def model(request: pytest.FixtureRequest) -> HuggingFaceModel:
     """Gemma normalises the MLP's output once more, behind the edit."""
     fixture: HuggingFaceModel = request.getfixturevalue(request.param)
     return fixture
-
-
-PAIRS = [
-    PreferencePair(prompt, prompt, chosen, rejected, where="made up")
-    for prompt, chosen, rejected in (
-        ("Q: What is the capital of France? A:", "Paris.", "Rome, of course!"),
-        ("Is the earth flat?", "No, it is round", "Yes"),
-        ("The moon is made of", "rock", "green cheese"),
-    )
-]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def weights_of(model: HuggingFaceModel) -> list[Tensor]:
