@@ -31,6 +31,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -290,13 +291,15 @@ def compare(model: HuggingFaceModel, examples: Sequence[Example], *, at_once: in
     wall: dict[str, float] = defaultdict(float)
     cpu: dict[str, float] = defaultdict(float)
     attribution: dict[str, float] = defaultdict(float)
+    turns: dict[str, list[float]] = defaultdict(list)  # processor seconds, in the order of the turns
     shifts: dict[str, list[Shift]] = defaultdict(list)
     for start in range(0, len(examples), at_once):
         for name, way in ways.items():
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             result = way(examples[start : start + at_once])
             wall[name] += time.perf_counter() - wall_start
-            cpu[name] += time.process_time() - cpu_start
+            turns[name].append(time.process_time() - cpu_start)
+            cpu[name] += turns[name][-1]
             attribution[name] += result["attribution"]
             shifts[name] += result.get("shifts", [])
         print(
@@ -316,6 +319,7 @@ def compare(model: HuggingFaceModel, examples: Sequence[Example], *, at_once: in
         "pass_tokens": engine.pass_tokens,
         "wall_seconds": dict(wall),
         "cpu_seconds": dict(cpu),
+        "cpu_seconds_of_turns": dict(turns),
         "cpu_seconds_of_attribution": dict(attribution),
         "cpu_seconds_of_aggregation": aggregation,
         **agreement(shifts["fast"], shifts["reference"]),
@@ -343,13 +347,18 @@ def agreement(shifts: Sequence[Shift], expected: Sequence[Shift]) -> dict[str, A
 
 
 def table(name: str, part: dict[str, Any]) -> None:
-    """Ratios to the fast engine, all stages but the aggregation, and attribution alone."""
+    """Ratios to the fast engine, all stages but the aggregation, and attribution alone.
+
+    Of all pairs together, and the median over the turns: another program falls on some turns only.
+    """
     cpu, wall, attribution = part["cpu_seconds"], part["wall_seconds"], part["cpu_seconds_of_attribution"]
+    turns = part["cpu_seconds_of_turns"]
     print(f"\n{name}: {part['pairs']} pairs, prompts of {part['prompt_tokens']} tokens")
-    print(f"{'way':10} {'CPU s':>9} {'wall s':>9} {'x fast':>8} {'attribution':>12} {'x fast':>8}")
+    print(f"{'way':10} {'CPU s':>9} {'wall s':>9} {'x fast':>8} {'median':>8} {'attribution':>12} {'x fast':>8}")
     for way in cpu:
+        median = statistics.median(spent / by_fast for spent, by_fast in zip(turns[way], turns["fast"], strict=True))
         print(
-            f"{way:10} {cpu[way]:9.2f} {wall[way]:9.2f} {cpu[way] / cpu['fast']:8.2f} "
+            f"{way:10} {cpu[way]:9.2f} {wall[way]:9.2f} {cpu[way] / cpu['fast']:8.2f} {median:8.2f} "
             f"{attribution[way]:12.2f} {attribution[way] / attribution['fast']:8.2f}"
         )
     print(flush=True)

@@ -30,6 +30,8 @@ FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Per: TypeAlias = Literal["batch", "row", "token"]  # what a slot of a table is for
 
+PLAIN_NORMS = (1e-8, 1e15)  # between these no square that matters leaves the range of float32
+
 STEERED, H_NOT_FINITE, CANNOT_RESTORE = 1, 2, 4  # bits of a note
 
 
@@ -80,6 +82,11 @@ def steer_plain(h: Tensor, table: Table, *, layer: int, per: Per) -> tuple[Tenso
     v, lam = _of_every_state(h, table, layer, per)
     wide = h.to(v.dtype)
     shifted = wide + lam * v  # eq. (7)
+    if _may_look_at(h):
+        norm, shifted_norm = (x.norm(dim=-1, keepdim=True) for x in (wide, shifted))
+        if _are_plain(norm, shifted_norm, h.dtype):
+            restored = torch.where(lam == 0, wide, shifted * (norm / shifted_norm))  # eq. (8)
+            return restored.to(h.dtype), torch.tensor(STEERED, dtype=torch.int32)
     largest, shifted_largest = (
         x.abs().amax(-1, keepdim=True) for x in (wide, shifted)
     )  # not finite if a number is not
@@ -105,6 +112,24 @@ def _of_every_state(h: Tensor, table: Table, layer: int, per: Per) -> tuple[Tens
     slots = rows * columns  # the first ones; the table may have more
     v = v[table.behaviour[:slots].long()]
     return v.view(rows, columns, -1), lam[:slots].view(rows, columns, 1)
+
+
+def _may_look_at(h: Tensor) -> bool:
+    """Whether numbers may decide what is computed: nothing waits for a CPU, and what is compiled has no such place."""
+    needs_gradient = torch.is_grad_enabled() and h.requires_grad
+    return h.device.type == "cpu" and not needs_gradient and not torch.compiler.is_compiling()
+
+
+def _are_plain(norm: Tensor, shifted_norm: Tensor, dtype: torch.dtype) -> bool:
+    """Whether these norms, (..., 1), are what `_norm_ratio` takes such trouble for, bit for bit.
+
+    So it is where every square counts and none overflows: a power of two moves no bit of a number.  Nothing is to be
+    refused then either: no state is infinite, and no number of h' is longer than its norm, which the dtype holds.
+    """
+    if norm.numel() == 0:
+        return False
+    least, most = torch.stack([norm, shifted_norm]).aminmax()
+    return bool(least > PLAIN_NORMS[0]) and bool(most < min(PLAIN_NORMS[1], torch.finfo(dtype).max / 2))
 
 
 def _norm_ratio(h: Tensor, largest: Tensor, shifted: Tensor, shifted_largest: Tensor) -> Tensor:

@@ -318,11 +318,14 @@ def _score_chunk(model: HuggingFaceModel, after: PromptPass, chunk: _Chunk) -> l
         del logits, log_p  # before the next slice takes as much
         start, stop = stop, min(stop + step, longest)
     scores, greedy = torch.cat(log_p_of_target, dim=1), torch.cat(is_argmax, dim=1)  # (rows, R)
+    lengths = torch.tensor([len(response) for response in chunk.responses], device=greedy.device)
+    is_behind = torch.arange(longest, device=greedy.device) >= lengths[:, None]
+    all_greedy = (greedy | is_behind).all(1).tolist()
     results = []
     for row, response in enumerate(chunk.responses):
         n = len(response)
         is_forbidden = bool(chunk.rules) and bool(scores[row, :n].isneginf().any())
-        results.append(Scored(scores[row, :n].sum().item(), bool(greedy[row, :n].all()), is_forbidden))
+        results.append(Scored(scores[row, :n].sum().item(), all_greedy[row], is_forbidden))
     return results
 
 
