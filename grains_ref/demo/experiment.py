@@ -97,7 +97,7 @@ def run_lab(demo: Demo, lab: Lab, seed: int, tick: Tick) -> SeedResult:
     detection = {}
     for method, hp in attribution_settings(lab.paper).items():
         note(f"attribution: {method}")
-        scores = [lab.attribution(hp, i).a for i in examples]
+        scores = [lab.scores(hp, i) for i in examples]
         of_examples = [demo.detection(lab.example(i).encoded, scores[i], lab.causes[i]) for i in examples]
         detection[method] = _means(of_examples)
     rows = VISUAL if lab.is_visual else TEXT

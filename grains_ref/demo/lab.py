@@ -33,6 +33,7 @@ Made = TypeVar("Made")
 PLAIN = HyperParameters()
 AFTER_ATTRIBUTION = ("k", "mask_baseline", "eligible", "aggregation", "components")  # what scores do not depend on
 AFTER_SHIFT = ("aggregation", "components")  # what shifts do not depend on
+NEIGHBOURS = 10  # examples that may go through the model together
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Lab:
     unsteered: dict[str, str] = field(default_factory=dict, init=False)  # its outcomes on test, once measured
     _examples: dict[int, Example] = field(default_factory=dict, init=False)
     _attributions: dict[tuple[HyperParameters, int], Attribution] = field(default_factory=dict, init=False)
+    _scores: dict[tuple[HyperParameters, int], Tensor] = field(default_factory=dict, init=False)
     _shifts: dict[tuple[HyperParameters, int], Shift] = field(default_factory=dict, init=False)
     _fits: dict[tuple[HyperParameters, int], Fit] = field(default_factory=dict, init=False)
     _steerings: dict[tuple[object, ...], list[Callable[[], Hooks]]] = field(default_factory=dict, init=False)
@@ -100,18 +102,38 @@ class Lab:
         return self._examples[i]
 
     def attribution(self, hp: HyperParameters, i: int) -> Attribution:
-        """The scores of steering example i; what hp says about later stages does not matter here."""
-        hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_ATTRIBUTION})
+        """The scores of example i with f at both ends of the path; what hp says about later stages does not matter."""
+        hp = _with_defaults(hp, AFTER_ATTRIBUTION)
         if (hp, i) not in self._attributions:
             self._attributions[hp, i] = self.stages.attribute(self.example(i), hp)
         return self._attributions[hp, i]
 
+    def scores(self, hp: HyperParameters, i: int) -> Tensor:
+        """The scores of example i, (T,); what hp says about later stages does not matter."""
+        hp = _with_defaults(hp, AFTER_ATTRIBUTION)
+        if (hp, i) not in self._scores:
+            for numbers in self._batches(hp, i):
+                scores = self.stages.scores([self.example(j) for j in numbers], hp)
+                self._scores |= {(hp, j): a for j, a in zip(numbers, scores, strict=True)}
+        return self._scores[hp, i]
+
     def shift(self, hp: HyperParameters, i: int) -> Shift:
-        """The two shifts of steering example i; what hp says about aggregation does not matter here."""
-        hp = replace(hp, **{name: getattr(PLAIN, name) for name in AFTER_SHIFT})
+        """The two shifts of example i; what hp says about aggregation does not matter."""
+        hp = _with_defaults(hp, AFTER_SHIFT)
         if (hp, i) not in self._shifts:
-            (self._shifts[hp, i],) = self.stages.shifts([self.example(i)], [self.attribution(hp, i).a], hp)
+            for numbers in self._batches(hp, i):
+                scores = [self.scores(hp, j) for j in numbers]
+                shifts = self.stages.shifts([self.example(j) for j in numbers], scores, hp)
+                self._shifts |= {(hp, j): shift for j, shift in zip(numbers, shifts, strict=True)}
         return self._shifts[hp, i]
+
+    def _batches(self, hp: HyperParameters, i: int) -> list[list[int]]:
+        """Which examples are computed together with example i: a matter of their numbers, not of what is known."""
+        first = i - i % NEIGHBOURS
+        last = len(self.steer) if i < len(self.steer) else len(self.steer) + len(self.more)
+        numbers = range(first, min(first + NEIGHBOURS, last))
+        batches = self.stages.batches([self.example(j) for j in numbers], hp)
+        return [[numbers[j] for j in batch] for batch in batches]
 
     def fit(self, hp: HyperParameters, *, n: int | None = None) -> Fit:
         """Equations (1) to (6) on the first n examples; by default all steering pairs."""
@@ -147,3 +169,8 @@ class Lab:
         baseline = self.model.baseline(example.encoded, self.paper.mask_baseline)
         delta_pos, delta_neg = contrast(self.model, example.encoded, causes, baseline)
         return Shift(torch.zeros(len(example.encoded.ids)), causes, delta_pos, delta_neg)
+
+
+def _with_defaults(hp: HyperParameters, names: Sequence[str]) -> HyperParameters:
+    """The same, but these as they are by default."""
+    return replace(hp, **{name: getattr(PLAIN, name) for name in names})

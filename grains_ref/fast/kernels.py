@@ -84,7 +84,7 @@ def steer_plain(h: Tensor, table: Table, *, layer: int, per: Per) -> tuple[Tenso
     shifted = wide + lam * v  # eq. (7)
     if _may_look_at(h):
         norm, shifted_norm = (x.norm(dim=-1, keepdim=True) for x in (wide, shifted))
-        if _are_plain(norm, shifted_norm, h.dtype):
+        if _are_plain(wide, norm, shifted_norm, h.dtype):
             restored = torch.where(lam == 0, wide, shifted * (norm / shifted_norm))  # eq. (8)
             return restored.to(h.dtype), torch.tensor(STEERED, dtype=torch.int32)
     largest, shifted_largest = (
@@ -120,15 +120,21 @@ def _may_look_at(h: Tensor) -> bool:
     return h.device.type == "cpu" and not needs_gradient and not torch.compiler.is_compiling()
 
 
-def _are_plain(norm: Tensor, shifted_norm: Tensor, dtype: torch.dtype) -> bool:
+def _are_plain(h: Tensor, norm: Tensor, shifted_norm: Tensor, dtype: torch.dtype) -> bool:
     """Whether these norms, (..., 1), are what `_norm_ratio` takes such trouble for, bit for bit.
 
     So it is where every square counts and none overflows: a power of two moves no bit of a number.  Nothing is to be
     refused then either: no state is infinite, and no number of h' is longer than its norm, which the dtype holds.
+    States that are zero, as padding's are, stay it.
     """
     if norm.numel() == 0:
         return False
     least, most = torch.stack([norm, shifted_norm]).aminmax()
+    if least == 0 and (norm == 0).any():
+        is_short = norm == 0
+        if (h * is_short).any():
+            return False  # not zero; its squares are
+        least = torch.minimum(norm.masked_fill(is_short, most).amin(), shifted_norm.amin())
     return bool(least > PLAIN_NORMS[0]) and bool(most < min(PLAIN_NORMS[1], torch.finfo(dtype).max / 2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from grains_ref import fast, grains
-from grains_ref.demo.lab import Lab
+from grains_ref.demo.lab import NEIGHBOURS, Lab
+from grains_ref.demo.planted import planted_lab
 from grains_ref.grains import HyperParameters
 
 pytestmark = pytest.mark.cpu
@@ -50,3 +52,22 @@ def test_the_engine_of_the_lab_steers(lab: Lab) -> None:
         with strong:
             torch.testing.assert_close(block(state), grains.steer_hidden(plain, V[1], lam=2.0))
             assert torch.equal(lab.model.blocks[0](state), lab.model.blocks[0](state))
+
+
+def test_examples_computed_together_are_those_computed_alone_whoever_asks_first(tmp_path: Path) -> None:
+    lab, other = planted_lab("simple", 0, tmp_path), planted_lab("simple", 0, tmp_path)
+    hp = replace(lab.paper, m=2)
+    numbers = [0, NEIGHBOURS - 1, NEIGHBOURS + 1]
+    for i in numbers:
+        alone = lab.attribution(hp, i).a
+        torch.testing.assert_close(lab.scores(hp, i), alone, rtol=1e-4, atol=1e-4)
+        expected = grains.shift(lab.model, lab.example(i), alone, hp)
+        got = lab.shift(hp, i)
+        assert got.selection == expected.selection
+        torch.testing.assert_close(got.delta_pos, expected.delta_pos, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got.delta_neg, expected.delta_neg, rtol=1e-4, atol=1e-4)
+    for i in range(NEIGHBOURS):
+        assert lab._batches(hp, i) == lab._batches(hp, 0)
+    for i in reversed(numbers):
+        assert torch.equal(other.shift(hp, i).delta_pos, lab.shift(hp, i).delta_pos)
+        assert torch.equal(other.scores(hp, i), lab.scores(hp, i))

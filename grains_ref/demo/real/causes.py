@@ -28,7 +28,7 @@ def recall(trial: Trial) -> Recall | None:
     rules: tuple[tuple[EligibleRule, ...], ...] = ((), ("content",))
     missed_by_chance = []
     for i, cause in enumerate(trial.sets.causes):
-        encoded, a = trial.lab.example(i).encoded, trial.lab.attribution(trial.lab.paper, i).a
+        encoded, a = trial.lab.example(i).encoded, trial.lab.scores(trial.lab.paper, i)
         places = places_of(encoded, cause)
         for rule in rules:
             strongest = select(a, k=TOP, eligible=eligible_tokens(encoded, rule)).neg

@@ -162,7 +162,7 @@ def _print_attribution(outcome: DemoOutcome, out: Console) -> None:
     out.print("\nWhich tokens push?", style="bold", end="")
     out.print(f"  Green toward chosen, red toward rejected; the {k} strongest of each sign are underlined.")
     for i in range(N_EXHIBITS):
-        encoded, a = trial.lab.example(i).encoded, trial.lab.attribution(trial.lab.paper, i).a
+        encoded, a = trial.lab.example(i).encoded, trial.lab.scores(trial.lab.paper, i)
         selection = select(a, k=k, eligible=eligible_tokens(encoded, ()))
         cause = places_of(encoded, trial.sets.causes[i]) if trial.sets.causes else set()
         first_word = encoded.kinds.index("text")
