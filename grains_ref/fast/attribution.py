@@ -19,7 +19,7 @@ from torch import Tensor
 from grains_ref import grains
 from grains_ref.fast.memory import Memory, run_in_parts
 from grains_ref.fast.rows import Row, branches_of, example_tokens, responses_of, row_tokens
-from grains_ref.grains import Attribution, Example, HyperParameters, Model, at_least_float32, finite_gradient
+from grains_ref.grains import Attribution, Example, Function, HyperParameters, Model, at_least_float32, finite_gradient
 
 Result = TypeVar("Result")
 
@@ -47,6 +47,15 @@ def path_of(example: Example, baseline: Tensor, hp: HyperParameters) -> Path:
         points = [x + (scale * torch.randn(x.shape, generator=generator)).to(x) for _ in range(hp.n)]
         return Path(points, [1 / hp.n] * hp.n, [f"noisy sample {i}" for i in range(hp.n)])
     return Path([x], [1.0], ["x"])
+
+
+def objective(model: Model, example: Example, hp: HyperParameters) -> Function:
+    """`grains.objective`, f of eq. (1): (B, T, d) -> (B,) nats; every prompt is run once for both responses."""
+
+    def f(embeds: Tensor) -> Tensor:
+        return _objectives(model, [Row(example, point, f"row {i}") for i, point in enumerate(embeds)], hp)
+
+    return f
 
 
 def integrals(model: Model, examples: Sequence[Example], hp: HyperParameters, *, memory: Memory) -> list[Tensor]:

@@ -19,7 +19,7 @@ from grains_ref import grains
 from grains_ref.fast import aggregation, attribution, contrast, steering
 from grains_ref.fast.memory import DEFAULT_SHARE, Memory, measured, parse_share
 from grains_ref.fast.rows import batches, branches_of, example_tokens, responses_of
-from grains_ref.grains import Attribution, Example, Fit, Hooks, HyperParameters, Model, Shift
+from grains_ref.grains import Attribution, Example, Fit, Function, Hooks, HyperParameters, Model, Shift
 
 EngineName = Literal["fast", "reference"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -36,6 +36,9 @@ class Engine(Protocol):
 
     def batches(self, examples: Sequence[Example], hp: HyperParameters) -> list[list[int]]:
         """Which examples are computed together; every number once."""
+
+    def objective(self, example: Example, hp: HyperParameters) -> Function:
+        """Eq. (1): f of one example."""
 
     def attribute(self, example: Example, hp: HyperParameters) -> Attribution:
         """Eq. (1), (2) of one example, with f at both ends of the path."""
@@ -62,6 +65,10 @@ class Reference:
     def batches(self, examples: Sequence[Example], hp: HyperParameters) -> list[list[int]]:
         """See `Engine`."""
         return [[i] for i in range(len(examples))]
+
+    def objective(self, example: Example, hp: HyperParameters) -> Function:
+        """See `Engine`."""
+        return grains.objective(self._model, example, hp)
 
     def attribute(self, example: Example, hp: HyperParameters) -> Attribution:
         """See `Engine`."""
@@ -97,6 +104,10 @@ class Fast:
     def batches(self, examples: Sequence[Example], hp: HyperParameters) -> list[list[int]]:
         """See `Engine`."""
         return batches(examples, hp, pass_tokens=self.pass_tokens)
+
+    def objective(self, example: Example, hp: HyperParameters) -> Function:
+        """See `Engine`."""
+        return attribution.objective(self._model, example, hp)
 
     def attribute(self, example: Example, hp: HyperParameters) -> Attribution:
         """See `Engine`."""

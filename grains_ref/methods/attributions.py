@@ -50,19 +50,23 @@ POINTS_AT_ONCE = 16  # masked prompts in one pass
 CLOSE = 1e-9  # share of the whole way that counts as arrived
 
 
-def attribute_by(name: Name, model: Model, example: Example, hp: HyperParameters) -> Attribution:
+def attribute_by(
+    name: Name, model: Model, example: Example, hp: HyperParameters, *, f: Function | None = None
+) -> Attribution:
     """Scores of one example by name; objective, m, seed and baselines are `hp`'s, `hp.attribution` is not read.
 
     Guided IG starts at the path's baseline; the others put the mask's baseline in a token's place, as eq. (4) does.
     The wide band is one step, 1 / m, to either side of the straight path: beside a step of m = 5 the band of the public
     code leaves no choice.
 
+    f: the example's objective where it is not to be `grains.objective`'s, such as that of `grains_ref.fast`.
+
     Raises:
         ValueError: the name is unknown.
     """
     if name not in get_args(Name):
         raise ValueError(f"attribution {name!r} is unknown; choose one of {', '.join(get_args(Name))}")
-    f, x = objective(model, example, hp), example.encoded.embeds
+    f, x = f or objective(model, example, hp), example.encoded.embeds
     if name == "guided_ig":
         return guided_integrated_gradients(f, x, model.baseline(example.encoded, hp.path_baseline), m=hp.m)
     if name == "guided_ig_wide":

@@ -17,7 +17,7 @@ from grains_ref.demo import rows as demo_rows
 from grains_ref.demo.lab import Lab
 from grains_ref.demo.rows import NEUTRAL, RANDOM_DRAWS, Draws, Row, grains, planted_tokens
 from grains_ref.fitting.additions import layer_agreement, less_random
-from grains_ref.grains import objective, shift, vectors
+from grains_ref.grains import shift, vectors
 from grains_ref.methods import attributions, caa, ict, icv, iti, lora, repe, vti
 from grains_ref.methods.core import Setting
 from grains_ref.reproduction import decoding_rows, edit_fits, edit_questions, systems
@@ -47,7 +47,8 @@ def _scored_by(name: attributions.Name) -> Row:
     def row(lab: Lab) -> Draws:
         shifts = []
         for example in map(lab.example, range(len(lab.steer))):
-            scores = attributions.attribute_by(name, lab.model, example, lab.paper)
+            f = lab.stages.objective(example, lab.paper)
+            scores = attributions.attribute_by(name, lab.model, example, lab.paper, f=f)
             shifts += lab.stages.shifts([example], [scores.a], lab.paper)
         return [lab.strengths("GrAInS", lab.stages.vectors(shifts, lab.paper).v)]
 
@@ -162,7 +163,7 @@ def _graded_in_log_alpha(m: int) -> Row:
     def row(lab: Lab) -> Draws:
         shifts = []
         for example in map(lab.example, range(len(lab.steer))):
-            f, x = objective(lab.model, example, lab.paper), example.encoded.embeds
+            f, x = lab.stages.objective(example, lab.paper), example.encoded.embeds
             scores = log_graded_scores(f, x, m=m)
             shifts.append(shift(lab.model, example, scores, lab.paper))
         return [lab.strengths("log-graded nodes", vectors(shifts, lab.paper).v)]

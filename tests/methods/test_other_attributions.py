@@ -231,6 +231,15 @@ def test_methods_are_found_by_name_on_a_model(name: Name) -> None:
     assert scores.f_x == pytest.approx(grains.attribute(model, example, HyperParameters()).f_x)
 
 
+@pytest.mark.parametrize("name", get_args(Name))
+def test_another_objective_takes_the_place_of_the_models(name: Name) -> None:
+    model, example = _example()
+    f = grains.objective(model, example, HyperParameters())
+    twice = attribute_by(name, model, example, HyperParameters(), f=lambda embeds: 2 * f(embeds))
+    once = attribute_by(name, model, example, HyperParameters())
+    torch.testing.assert_close(twice.a, 2 * once.a, rtol=1e-4, atol=1e-4)
+
+
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
     model, example = _example()
     with pytest.raises(ValueError, match="choose one of guided_ig"):

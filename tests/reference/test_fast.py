@@ -102,6 +102,24 @@ def test_every_method_gives_the_references_scores_whatever_the_batch(
             assert ig / right.abs().max() == pytest.approx(right / right.abs().max(), abs=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["preference", "likelihood"])
+def test_the_objective_is_the_references_with_its_gradient(
+    llama64: HuggingFaceModel, examples: list[Example], kind: Any
+) -> None:
+    hp, example = replace(PAPER, objective=kind), examples[0]
+    x = example.encoded.embeds
+    versions = torch.stack([x, 0.5 * x, x.flip(0)])
+    values, gradients = [], []
+    for engine in (fast.Reference(llama64), fast.Fast(llama64)):
+        points = versions.clone().requires_grad_()
+        f = engine.objective(example, hp)(points)
+        values.append(f.tolist())
+        gradients.append(torch.autograd.grad(f @ torch.tensor([1.0, -2.0, 3.0], dtype=f.dtype), points)[0])
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    scale = gradients[0].abs().max()
+    assert gradients[1] / scale == pytest.approx(gradients[0] / scale, abs=2e-6)
+
+
 def agrees(found: grains.Attribution, expected: grains.Attribution) -> None:
     scale = expected.ig.abs().max()
     # Softmax and rotary angles are float32 in transformers whatever the weights' type: hence not 1e-14.
