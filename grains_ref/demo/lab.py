@@ -129,9 +129,12 @@ class Lab:
 
     def _batches(self, hp: HyperParameters, i: int) -> list[list[int]]:
         """Which examples are computed together with example i: a matter of their numbers, not of what is known."""
-        first = i - i % NEIGHBOURS
-        last = len(self.steer) if i < len(self.steer) else len(self.steer) + len(self.more)
-        numbers = range(first, min(first + NEIGHBOURS, last))
+        n_steer = len(self.steer)
+        begin, end = (
+            (0, n_steer) if i < n_steer else (n_steer, n_steer + len(self.more))
+        )  # steering pairs by themselves
+        first = i - (i - begin) % NEIGHBOURS
+        numbers = range(first, min(first + NEIGHBOURS, end))
         batches = self.stages.batches([self.example(j) for j in numbers], hp)
         return [[numbers[j] for j in batch] for batch in batches]
 

@@ -68,6 +68,12 @@ def test_examples_computed_together_are_those_computed_alone_whoever_asks_first(
         torch.testing.assert_close(got.delta_neg, expected.delta_neg, rtol=1e-4, atol=1e-4)
     for i in range(NEIGHBOURS):
         assert lab._batches(hp, i) == lab._batches(hp, 0)
+    few = replace(lab, steer=lab.steer[:12], more=lab.steer[12:24])
+    for i in range(24):
+        together = sorted(j for batch in few._batches(hp, i) for j in batch)
+        assert i in together
+        assert all((j < 12) == (i < 12) for j in together)
+        assert few._batches(hp, together[0]) == few._batches(hp, i)
     for i in reversed(numbers):
         assert torch.equal(other.shift(hp, i).delta_pos, lab.shift(hp, i).delta_pos)
         assert torch.equal(other.scores(hp, i), lab.scores(hp, i))
