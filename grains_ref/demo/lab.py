@@ -129,10 +129,9 @@ class Lab:
 
     def _batches(self, hp: HyperParameters, i: int) -> list[list[int]]:
         """Which examples are computed together with example i: a matter of their numbers, not of what is known."""
-        n_steer = len(self.steer)
-        begin, end = (
-            (0, n_steer) if i < n_steer else (n_steer, n_steer + len(self.more))
-        )  # steering pairs by themselves
+        begin, end = 0, len(self.steer)
+        if i >= end:  # further pairs never share a pass with steering pairs
+            begin, end = end, end + len(self.more)
         first = i - (i - begin) % NEIGHBOURS
         numbers = range(first, min(first + NEIGHBOURS, end))
         batches = self.stages.batches([self.example(j) for j in numbers], hp)

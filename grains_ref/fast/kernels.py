@@ -11,7 +11,7 @@ becomes a note, to be looked at when there is time.
 |---|---|---|
 | where | everywhere, every dtype, differentiable | CUDA with Triton; float32, float16, bfloat16; no gradient |
 | values | the reference's, bit for bit on the same device | a rounding away, but where h and lam * v cancel |
-| norms | float32 (float64 for float64), scaled by a power of two where squares could be lost | squares added up in float64: none overflows |
+| norms | float32 (float64 for float64), scaled where squares need it | squares added up in float64: none overflows |
 """
 
 from __future__ import annotations
