@@ -47,6 +47,8 @@ BUGS = (
         ATTRIBUTIONS, "(h[0] - h[1:]).mean(0)", "(h[0] - h[1:]).sum(0)", "test_other_attributions"),
     Bug("pairs_are_summed", "baselines", "a token that is in two windows has both falls, not their mean",
         ATTRIBUTIONS, "total / times", "total", "test_other_attributions"),
+    Bug("edits_of_what_is_not_finite", "baselines", "a state that is not finite is edited",
+        CORE, "if not old.abs().amax().isfinite():", "if False:", "test_refusals"),
     Bug("another_objective_ignored", "attribution", "an objective that is given is not used",
         ATTRIBUTIONS, "f or objective(model, example, hp)", "objective(model, example, hp)",
         "test_other_attributions"),

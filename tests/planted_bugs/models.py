@@ -153,6 +153,8 @@ BUGS = (
     Bug("all_roles_stripped_alike", "text", "a template that strips some roles only is refused",
         PROMPTS, "itertools.product(_STRIPPINGS, repeat=len(names))", "[[way] * len(names) for way in _STRIPPINGS]",
         "test_templates"),
+    Bug("padding_is_not_greedy", "text", "a response that is shorter than its neighbours is never the greedy answer",
+        "grains_ref/models/scoring.py", "(greedy | is_behind).all(1)", "greedy.all(1)", "test_7_generation"),
     Bug("space_is_an_answer", "text", "an empty answer is the space in front of it",
         PROMPTS, "if not response:", "if False:", "test_scoring"),
     Bug("same_tokens_are_a_pair", "text", "two answers that become the same tokens are a pair",
